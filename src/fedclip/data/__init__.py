@@ -1,0 +1,1 @@
+"""Images, labels, prompts, and how they are shared out between clients."""

@@ -1,0 +1,1 @@
+"""Where local training happens: one client after another, or elsewhere."""

@@ -1,0 +1,21 @@
+"""What can go wrong, and the exit code that each kind ends a command with."""
+
+from __future__ import annotations
+
+
+class FedclipError(Exception):
+    """A failure that a user reads as one message, without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(FedclipError):
+    """Something that the user can mend: a key, a file, an adapter that does not fit."""
+
+    exit_code = 2
+
+
+class TrainingFailed(FedclipError):
+    """A round that could not be finished; the last good state is kept."""
+
+    exit_code = 1

@@ -1,0 +1,1 @@
+"""CLIP, its LoRA adapters and its heads."""

@@ -1,0 +1,1 @@
+"""Import path of the guide; everything lives in `fedclip.models`."""
