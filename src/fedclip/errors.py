@@ -19,3 +19,7 @@ class TrainingFailed(FedclipError):
     """A round that could not be finished; the last good state is kept."""
 
     exit_code = 1
+
+
+class FedclipWarning(UserWarning):
+    """Advice that does not stop a run; the command line shows it as one line."""
