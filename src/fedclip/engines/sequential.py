@@ -1,0 +1,76 @@
+"""The sequential engine: clients one after another on one resident model.
+
+It is the readable reference that every faster engine is compared with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fedclip.errors import TrainingFailed
+from fedclip.federated.client import LocalSettings, TrainableModel, local_train
+from fedclip.records import ClientReport, Cohort, TrainRequest
+from fedclip.seeding import seed_for
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class SequentialEngine:
+    """Trains one client at a time; between clients only the trainable tensors are exchanged."""
+
+    def __init__(
+        self,
+        model: TrainableModel,
+        pixels: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        clients: Mapping[str, NDArray[np.int64]],
+        settings: LocalSettings,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """Takes the images `[n, 3, size, size]`, labels `[n]` and each client's example indices."""
+        self._model = model
+        self._pixels = pixels
+        self._labels = labels
+        self._clients = clients
+        self._settings = settings
+        self._seed = seed
+        self._device = device
+
+    def train(self, request: TrainRequest) -> Iterator[Cohort]:
+        """Yields a cohort of one per client, in the order of `request.client_ids`."""
+        for client_id in request.client_ids:
+            started = time.perf_counter()
+            parameters = self._model.trainable()
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.copy_(request.state[name])
+            indices = self._clients[client_id]
+            try:
+                result = local_train(
+                    self._model,
+                    self._pixels,
+                    self._labels,
+                    indices,
+                    self._settings,
+                    seed=seed_for(self._seed, "client", request.server_round, client_id),
+                    device=self._device,
+                    progress=request.progress,
+                    round_share=request.round_share,
+                )
+            except TrainingFailed as error:
+                raise TrainingFailed(
+                    f"client {client_id}, round {request.server_round}: {error}"
+                ) from error
+            # float32 copies on the CPU are what travels, here as over a network.
+            update = {n: p.detach().float().cpu().clone()[None] for n, p in parameters.items()}
+            seconds = time.perf_counter() - started
+            report = ClientReport(client_id, len(indices), result.loss, result.steps, seconds)
+            yield Cohort((report,), update)

@@ -1,0 +1,164 @@
+"""Local training: one client's loss and optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from fedclip.compute import autocast
+from fedclip.errors import TrainingFailed
+from fedclip.seeding import seed_for
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class TrainableModel(Protocol):
+    """What local training needs of a model."""
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits `[batch, classes]` of pixels `[batch, 3, size, size]`."""
+        ...
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The tensors to train, by name."""
+        ...
+
+    def set_dropout_key(self, key: int | None) -> None:
+        """Fixes the dropout masks of the forward passes to come."""
+        ...
+
+    def train(self, mode: bool = True) -> object:
+        """Switches dropout on or off."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """How every client trains; the optimizer starts afresh each round."""
+
+    local_epochs: int = 1
+    batch_size: int = 32
+    accumulation_steps: int = 1
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    max_grad_norm: float | None = 1.0
+    schedule: str = "constant"
+    proximal_mu: float = 0.0
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """Mean loss over all examples seen, and optimizer steps taken."""
+
+    loss: float
+    steps: int
+
+
+def local_train(
+    model: TrainableModel,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    indices: NDArray[np.int64],
+    settings: LocalSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    progress: float = 0.0,
+    round_share: float = 1.0,
+) -> LocalResult:
+    """Trains the model in place on one client's examples.
+
+    `indices` picks them from `pixels` `[n, 3, size, size]` and `labels` `[n]`. `seed` fixes the
+    order of examples and the dropout masks. `progress` is the share of the run that lies behind
+    and `round_share` what this round takes of it; the learning-rate schedule spans the whole run.
+    A step averages the loss over `batch_size * accumulation_steps` examples, passed through the
+    model `batch_size` at a time. With `proximal_mu` the step also pulls towards the state that
+    training started from (FedProx, Li et al. 2020, arXiv:1812.06127, equation 2).
+    """
+    model.train()
+    parameters = list(model.trainable().values())
+    anchors = [p.detach().clone() for p in parameters] if settings.proximal_mu else []
+    optimizer = _optimizer(parameters, settings)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+    steps = list(_steps(indices, settings, seed))
+    loss_sum = torch.zeros((), dtype=torch.float64, device=_float64_home(device))
+
+    for step, micro_batches in enumerate(steps):
+        rate = settings.learning_rate * schedule_factor(
+            settings.schedule, progress + round_share * step / len(steps)
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        step_examples = sum(len(batch) for batch in micro_batches)
+        for part, batch in enumerate(micro_batches):
+            model.set_dropout_key(seed_for(seed, "dropout", step, part))
+            inputs = torch.from_numpy(pixels[batch]).to(device)
+            targets = torch.from_numpy(labels[batch]).to(device)
+            with autocast(settings.precision, device):
+                logits = model(inputs)  # [batch, classes]
+            loss = cross_entropy(logits.float(), targets, reduction="sum")
+            scaler.scale(loss / step_examples).backward()
+            loss_sum += loss.detach().to(loss_sum)
+        scaler.unscale_(optimizer)
+        for parameter, anchor in zip(parameters, anchors, strict=False):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - anchor, alpha=settings.proximal_mu)
+        if settings.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    model.set_dropout_key(None)
+    loss_mean = loss_sum.item() / (settings.local_epochs * len(indices))
+    if not (math.isfinite(loss_mean) and all(p.isfinite().all() for p in parameters)):
+        raise TrainingFailed(
+            f"the loss became {loss_mean}; a lower client.learning_rate or precision: fp32 may help"
+        )
+    return LocalResult(loss_mean, len(steps))
+
+
+def schedule_factor(schedule: str, progress: float) -> float:
+    """Share of the learning rate that is left at `progress` in [0, 1] of the run."""
+    return SCHEDULES[schedule](progress)
+
+
+def _optimizer(
+    parameters: list[torch.nn.Parameter], settings: LocalSettings
+) -> torch.optim.Optimizer:
+    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
+    return kind(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def _steps(
+    indices: NDArray[np.int64], settings: LocalSettings, seed: int
+) -> Iterator[list[NDArray[np.int64]]]:
+    """Yields each optimizer step's micro-batches of example indices, reshuffled every epoch."""
+    for epoch in range(settings.local_epochs):
+        rng = np.random.default_rng(seed_for(seed, "order", epoch))
+        shuffled = rng.permutation(indices)
+        size = settings.batch_size
+        batches = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
+        for first in range(0, len(batches), settings.accumulation_steps):
+            yield batches[first : first + settings.accumulation_steps]
+
+
+def _float64_home(device: torch.device) -> torch.device:
+    # Apple's GPU has no float64.
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+SCHEDULES = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+}
