@@ -1,0 +1,115 @@
+"""Checks that concern more than one key of a configuration.
+
+They read plain mappings, where any value may still be missing or of a wrong type (which is
+reported elsewhere), so that they can speak in the same breath as the checks of single keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MAY_HAVE_SITES = {"icons", "imagefolder", "hub"}
+"""Data sets that may come with sites, whose number then stands in for `num_clients`."""
+
+
+@dataclass(frozen=True)
+class CrossProblem:
+    """Keys that do not fit together: the one to blame first, and what to say."""
+
+    key: str
+    text: str
+
+
+def cross_problems(values: Mapping[str, Any]) -> list[CrossProblem]:
+    """Say what does not fit together in a configuration given as nested mappings."""
+    return [problem for check in CHECKS for problem in check(values)]
+
+
+def lookup(values: Any, key: str) -> Any:
+    """Value at `a.b.c`, or None where the way there ends."""
+    for part in key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return None
+        values = values[part]
+    return values
+
+
+def number(values: Mapping[str, Any], key: str) -> float | None:
+    """The number at a key; None for anything else."""
+    value = lookup(values, key)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _learning_rates(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    client = number(values, "client.learning_rate")
+    optimizer = number(values, "optimizer.learning_rate")
+    if client is not None and optimizer is not None and client != optimizer:
+        yield CrossProblem(
+            "client.learning_rate",
+            f"client.learning_rate is {client!r} and optimizer.learning_rate is {optimizer!r}, "
+            "but both mean the local learning rate; give one of them, or the same value twice",
+        )
+
+
+def _something_left_to_train_on(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    validation = number(values, "data.validation_fraction")
+    test = number(values, "data.test_fraction")
+    if validation is not None and test is not None and validation < 1 and test < 1:
+        if validation + test < 1:
+            return
+        yield CrossProblem(
+            "data.validation_fraction",
+            f"data.validation_fraction ({validation!r}) and data.test_fraction ({test!r}) leave "
+            "nothing to train on; their sum must be less than 1",
+        )
+
+
+def _cohort_fits(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    drawn = number(values, "federation.clients_per_round")
+    clients = number(values, "federation.num_clients")
+    partition = lookup(values, "data.partition.name")
+    may_be_natural = partition == "natural" or (
+        partition == "auto" and lookup(values, "data.name") in MAY_HAVE_SITES
+    )
+    if drawn is not None and clients is not None and drawn > clients and not may_be_natural:
+        yield CrossProblem(
+            "federation.clients_per_round",
+            f"federation.clients_per_round must be at most federation.num_clients ({clients}), "
+            f"got {drawn}",
+        )
+
+
+def _path_where_needed(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    name = lookup(values, "data.name")
+    if name in ("imagefolder", "hub") and lookup(values, "data.path") is None:
+        what = "the folder of images" if name == "imagefolder" else "a hub id or a local path"
+        yield CrossProblem("data.path", f"data.path must name {what} with data.name: {name}")
+
+
+def _classes_agree(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    names = lookup(values, "data.class_names")
+    if not isinstance(names, list | tuple) or not names:
+        return
+    count = number(values, "model.num_classes")
+    if count is not None and count != len(names):
+        yield CrossProblem(
+            "model.num_classes",
+            f"model.num_classes is {count}, but data.class_names has {len(names)} names; "
+            "leave num_classes out or make them agree",
+        )
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        yield CrossProblem(
+            "data.class_names", f"data.class_names names a class twice: {', '.join(twice)}"
+        )
+
+
+CHECKS = (
+    _learning_rates,
+    _something_left_to_train_on,
+    _cohort_fits,
+    _path_where_needed,
+    _classes_agree,
+)
