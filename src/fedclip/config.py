@@ -205,14 +205,14 @@ class FederationConfig(Section):
     num_clients: int = Field(
         10, ge=1, description="Clients; with natural sites, the sites say how many."
     )
-    clients_per_round: (
-        Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None
-    ) = Field(
-        None,
-        description="Clients drawn for a round: a number or a share; `null` takes all.",
-        json_schema_extra={
-            "expected": "a whole number >= 1 (clients), a share between 0 and 1, or null (all)"
-        },
+    clients_per_round: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = (
+        Field(
+            None,
+            description="Clients drawn for a round: a number or a share; `null` takes all.",
+            json_schema_extra={
+                "expected": "a whole number >= 1 (clients), a share between 0 and 1, or null (all)"
+            },
+        )
     )
 
 

@@ -1,0 +1,121 @@
+"""What a key expects, in words: for error messages and for the reference page."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+def expected(field: FieldInfo) -> str:
+    """Say what values a field takes: `a whole number from 1 to 64`."""
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "expected" in extra:
+        return str(extra["expected"])
+    return _kind(field.annotation, list(field.metadata))
+
+
+def expected_item(field: FieldInfo) -> str:
+    """Say what values an item of a list takes."""
+    annotation = field.annotation
+    while get_origin(annotation) is not tuple:
+        annotation = get_args(annotation)[0]  # through `| None` and Annotated
+    return _kind(get_args(annotation)[0], [])
+
+
+def _kind(annotation: Any, metadata: list[Any]) -> str:
+    if get_origin(annotation) is typing.Annotated:
+        inner, *more = get_args(annotation)
+        return _kind(inner, [*_flat(more), *metadata])
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [a for a in get_args(annotation) if a is not type(None)]
+        words = " or ".join(_kind(kind, metadata) for kind in kinds)
+        return words + (" or null" if type(None) in get_args(annotation) else "")
+    if get_origin(annotation) is Literal:
+        values = [str(value) for value in get_args(annotation)]
+        return values[0] if len(values) == 1 else "one of " + ", ".join(values)
+    if get_origin(annotation) is tuple:
+        return f"a list ({_kind(get_args(annotation)[0], [])})"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "a mapping with the keys " + ", ".join(annotation.model_fields)
+    names = {bool: "true or false", int: "a whole number", float: "a number"}
+    return names.get(annotation, _text(metadata)) + _bounds(metadata)
+
+
+def _flat(metadata: list[Any]) -> Iterator[Any]:
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            yield from item.metadata
+        else:
+            yield item
+
+
+def _text(metadata: list[Any]) -> str:
+    patterns = [m.pattern for m in metadata if getattr(m, "pattern", None)]
+    return "text with {} in it" if r"\{\}" in patterns else "text"
+
+
+def _bounds(metadata: list[Any]) -> str:
+    low = high = ""
+    for item in metadata:
+        match item:
+            case annotated_types.Ge(ge=value):
+                low = f">= {value}"
+            case annotated_types.Gt(gt=value):
+                low = f"> {value}"
+            case annotated_types.Le(le=value):
+                high = f"<= {value}"
+            case annotated_types.Lt(lt=value):
+                high = f"< {value}"
+    if low.startswith(">=") and high.startswith("<="):
+        return f" from {low[3:]} to {high[3:]}"
+    return " " + " and ".join(bound for bound in (low, high) if bound) if low or high else ""
+
+
+def default_words(field: FieldInfo) -> str:
+    """Say a field's default as YAML would have it."""
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "default" in extra:
+        return str(extra["default"])
+    default = field.get_default(call_default_factory=True)
+    if default is None or isinstance(default, bool):
+        return {None: "null", True: "true", False: "false"}[default]
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(str, default))}]"
+    return str(default)
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key below a model with its field, sections included, in order."""
+    for name, field in model.model_fields.items():
+        yield prefix + name, field
+        section = section_of(field)
+        if section:
+            yield from known_keys(section, f"{prefix}{name}.")
+
+
+def section_of(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The model of a key that is a mapping, else None."""
+    kind = field.annotation if field else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def nearest(key: str, root: type[BaseModel]) -> str | None:
+    """The known key that an unknown one most likely meant."""
+    keys = [known for known, _ in known_keys(root)]
+    parent, _, name = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == parent}
+    close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    if close:
+        return siblings[close[0]]
+    # The right name in the wrong place: `lora.r` instead of `model.lora.r`.
+    elsewhere = [k for k in keys if f".{k}".endswith(f".{key}") or k.rpartition(".")[2] == name]
+    if elsewhere:
+        return max(elsewhere, key=lambda k: difflib.SequenceMatcher(a=key, b=k).ratio())
+    return next(iter(difflib.get_close_matches(key, keys, n=1, cutoff=0.6)), None)
