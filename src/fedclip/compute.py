@@ -48,3 +48,8 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
         return nullcontext()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return torch.autocast(device.type, dtype=dtype)
+
+
+def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in fp32 where it came in a shorter format: losses are summed in full precision."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    State = Mapping[str, torch.Tensor]
-    """Trainable tensors by name: what travels, and what an aggregation works on."""
+State = Mapping[str, "torch.Tensor"]
+"""Trainable tensors by name: what travels, and what an aggregation works on."""
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ class SequentialEngine:
                 raise TrainingFailed(
                     f"client {client_id}, round {request.server_round}: {error}"
                 ) from error
-            # float32 copies on the CPU are what travels, here as over a network.
-            update = {n: p.detach().float().cpu().clone()[None] for n, p in parameters.items()}
+            # Copies on the CPU are what travels, here as over a network.
+            update = {n: p.detach().cpu().clone()[None] for n, p in parameters.items()}
             seconds = time.perf_counter() - started
             report = ClientReport(client_id, len(indices), result.loss, result.steps, seconds)
             yield Cohort((report,), update)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedclip.compute import autocast
+from fedclip.compute import at_least_fp32, autocast
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +70,7 @@ def score(
         with autocast(precision, device):
             logits = model(torch.from_numpy(pixels[batch]).to(device))  # [batch, classes]
         hits = (logits.argmax(dim=-1) == targets).tolist()
-        nats = cross_entropy(logits.float(), targets, reduction="none").tolist()
+        nats = cross_entropy(at_least_fp32(logits), targets, reduction="none").tolist()
         for index, hit, nat in zip(batch.tolist(), hits, nats, strict=True):
             correct[index] = hit
             losses[index] = nat

@@ -27,7 +27,7 @@ class RunningMean:
             if len(stacked) != len(weights):
                 raise ValueError(f"{name}: {len(stacked)} updates but {len(weights)} weights")
             if name not in self._sums:
-                self._sums[name] = torch.zeros_like(stacked[0], dtype=torch.float64)
+                self._sums[name] = stacked.new_zeros(stacked.shape[1:], dtype=torch.float64)
                 self._dtypes[name] = stacked.dtype
             elif self._sums[name].shape != stacked.shape[1:]:
                 # Without this check a rank-1 factor would silently broadcast over a larger one.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedclip.compute import autocast
+from fedclip.compute import at_least_fp32, autocast
 from fedclip.errors import TrainingFailed
 from fedclip.seeding import seed_for
 
@@ -105,7 +105,7 @@ def local_train(
             targets = torch.from_numpy(labels[batch]).to(device)
             with autocast(settings.precision, device):
                 logits = model(inputs)  # [batch, classes]
-            loss = cross_entropy(logits.float(), targets, reduction="sum")
+            loss = cross_entropy(at_least_fp32(logits), targets, reduction="sum")
             scaler.scale(loss / step_examples).backward()
             loss_sum += loss.detach().to(loss_sum)
         scaler.unscale_(optimizer)

@@ -1,0 +1,114 @@
+"""From a configuration to the parts of a run: model, data, engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedclip.compute import resolve_device, resolve_precision
+from fedclip.config import Config
+from fedclip.data.federation import FederatedData, load_federated
+from fedclip.engines.sequential import SequentialEngine
+from fedclip.errors import UsageError
+from fedclip.federated.client import LocalSettings
+from fedclip.federated.server import Engine
+from fedclip.models.base import load_base
+from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
+from fedclip.reports.progress import Listener
+from fedclip.seeding import seed_for
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    config: Config
+    model: CLIPLoRAWrapper
+    data: FederatedData
+    device: torch.device
+    precision: str
+
+    @property
+    def clients(self) -> dict[str, int]:
+        """Numbers of training examples by client id."""
+        return {c.client_id: len(c.train) for c in self.data.clients}
+
+    @property
+    def clients_per_round(self) -> int:
+        """How many clients take part in a round; a fraction is rounded, but never to none."""
+        share, all_clients = self.config.federation.clients_per_round, len(self.data.clients)
+        if share is None:
+            return all_clients
+        if isinstance(share, int):
+            return min(share, all_clients)
+        return max(1, round(share * all_clients))
+
+
+def assemble(config: Config, listener: Listener) -> Parts:
+    """Loads the base model and the data set, and builds the model that both call for."""
+    device = resolve_device(config.device)
+    listener.message(f"loading {config.model.model_name} and {config.data.name}")
+    base = load_base(config.model.model_name, seed=seed_for(config.seed, "base"))
+    data = load_federated(
+        config.data,
+        num_clients=config.federation.num_clients,
+        seed=config.seed,
+        to_pixels=base.to_pixels,
+        pixels_key=base.pixels_key,
+        progress=listener.images,
+    )
+    model = create_clip_model(
+        config.model.model_dump(),
+        class_names=data.class_names,
+        templates=data.templates,
+        seed=seed_for(config.seed, "adapter"),
+        base=base,
+    )
+    model.to(device)
+    return Parts(config, model, data, device, resolve_precision(config.precision, device))
+
+
+def local_settings(config: Config, precision: str) -> LocalSettings:
+    """How the configuration asks every client to train."""
+    assert config.client.learning_rate is not None  # the configuration fills it in
+    return LocalSettings(
+        local_epochs=config.client.local_epochs,
+        batch_size=config.data.batch_size,
+        accumulation_steps=config.data.accumulation_steps,
+        optimizer=config.optimizer.name,
+        learning_rate=config.client.learning_rate,
+        weight_decay=config.optimizer.weight_decay,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        schedule=config.optimizer.schedule,
+        proximal_mu=config.client.proximal_mu,
+        precision=precision,
+    )
+
+
+def create_engine(parts: Parts) -> Engine:
+    """The engine that the configuration names."""
+    name = parts.config.engine.name
+    if name not in ENGINES:
+        raise UsageError(
+            f"engine.name: unknown engine {name!r}; known: {', '.join(sorted(ENGINES))}"
+        )
+    return ENGINES[name](parts)
+
+
+def _sequential(parts: Parts) -> Engine:
+    return SequentialEngine(
+        parts.model,
+        parts.data.pixels,
+        parts.data.labels,
+        {c.client_id: c.train for c in parts.data.clients},
+        local_settings(parts.config, parts.precision),
+        seed=parts.config.seed,
+        device=parts.device,
+    )
+
+
+ENGINES: Mapping[str, Callable[[Parts], Engine]] = {"sequential": _sequential}

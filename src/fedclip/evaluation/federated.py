@@ -1,0 +1,58 @@
+"""The figures of a federation: one pass over every example that any figure needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedclip.data.federation import FederatedData
+from fedclip.evaluation.accuracy import Classifier, score, spread
+from fedclip.seeding import seed_for
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+
+def evaluate_federation(
+    model: Classifier,
+    data: FederatedData,
+    *,
+    max_examples: int | None,
+    seed: int,
+    device: torch.device,
+    precision: str,
+) -> dict[str, Any]:
+    """Accuracy and loss on the central test set, on validation, and on each client's test set.
+
+    `max_examples` caps each of these sets by a fixed seeded draw, the same in every round.
+    """
+    test = _at_most(data.test, max_examples, seed_for(seed, "evaluation", "test"))
+    validation = _at_most(data.validation, max_examples, seed_for(seed, "evaluation", "validation"))
+    by_client = {
+        c.client_id: _at_most(c.test, max_examples, seed_for(seed, "evaluation", c.client_id))
+        for c in data.clients
+    }
+    scores = score(
+        model,
+        data.pixels,
+        data.labels,
+        np.concatenate([test, validation, *by_client.values()]),
+        device=device,
+        precision=precision,
+    )
+    accuracies = {client_id: scores.accuracy(indices) for client_id, indices in by_client.items()}
+    return {
+        "accuracy": scores.accuracy(test),
+        "test_loss": scores.loss(test),
+        "validation_accuracy": scores.accuracy(validation),
+        "client_accuracy": spread(accuracies),
+        "accuracy_by_client": accuracies,
+    }
+
+
+def _at_most(indices: NDArray[np.int64], limit: int | None, seed: int) -> NDArray[np.int64]:
+    if limit is None or len(indices) <= limit:
+        return indices
+    return np.sort(np.random.default_rng(seed).choice(indices, size=limit, replace=False))

@@ -1,0 +1,47 @@
+"""Plots of a run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+def curves_png(metrics: Sequence[Mapping[str, Any]], zero_shot: float | None) -> bytes:
+    """Loss and accuracy by round as a PNG, with the clients' spread and the zero-shot line."""
+    # A Figure of its own, without pyplot: no global state and no window system.
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+
+    trained = [m for m in metrics if m.get("loss") is not None]
+    loss_axes.plot([m["round"] for m in trained], [m["loss"] for m in trained], label="training")
+    tested = [m for m in metrics if m.get("test_loss") is not None]
+    loss_axes.plot([m["round"] for m in tested], [m["test_loss"] for m in tested], label="test")
+    loss_axes.set(xlabel="round", ylabel="loss", title="Loss")
+
+    scored = [m for m in metrics if m.get("accuracy") is not None]
+    rounds = [m["round"] for m in scored]
+    accuracy_axes.plot(rounds, [m["accuracy"] for m in scored], label="central test set")
+    spreads = [m for m in scored if m.get("client_accuracy")]
+    if spreads:
+        accuracy_axes.fill_between(
+            [m["round"] for m in spreads],
+            [m["client_accuracy"]["min"] for m in spreads],
+            [m["client_accuracy"]["max"] for m in spreads],
+            alpha=0.2,
+            label="clients, lowest to highest",
+        )
+    if zero_shot is not None:
+        accuracy_axes.axhline(zero_shot, linestyle="--", color="grey", label="zero-shot")
+    accuracy_axes.set(xlabel="round", ylabel="accuracy", title="Accuracy", ylim=(0, 1))
+
+    for axes in (loss_axes, accuracy_axes):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

@@ -1,0 +1,172 @@
+"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fedclip.records import ClientReport
+from fedclip.reports.tables import partition_table
+
+
+class Listener:
+    """Hears of a run's events and shows nothing; the base of what does show something."""
+
+    def __enter__(self) -> Self:
+        """Starts the display."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Ends the display, also after an error."""
+
+    def message(self, text: str) -> None:
+        """A line worth reading, for example which stage begins."""
+
+    def images(self, done: int, total: int) -> None:
+        """So many images have been decoded."""
+
+    def partition(self, class_names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> None:
+        """How many training examples of each class each client holds."""
+
+    def rounds(self, finished: int, total: int, clients_per_round: int) -> None:
+        """The round loop begins, after so many finished rounds."""
+
+    def client(self, report: ClientReport) -> None:
+        """A client has finished its part of the current round."""
+
+    def round(self, record: Mapping[str, Any]) -> None:
+        """A round is finished; `record` is its line of `metrics.jsonl`."""
+
+
+class PlainProgress(Listener):
+    """One line per event, for logs and pipes."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Writes to the console, by default standard error."""
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._total = 0
+        self._left: _TimeLeft | None = None
+
+    def message(self, text: str) -> None:
+        """Prints the text."""
+        self._console.print(text, markup=False)
+
+    def partition(self, class_names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> None:
+        """Prints the table of examples per client and class."""
+        self._console.print(partition_table(class_names, counts))
+
+    def rounds(self, finished: int, total: int, clients_per_round: int) -> None:
+        """Remembers how much lies ahead, for the estimate of the time left."""
+        self._total = total
+        self._left = _TimeLeft(total - finished)
+
+    def round(self, record: Mapping[str, Any]) -> None:
+        """Prints the round's figures and the time left."""
+        left = self._left.after_one_more() if self._left and record["round"] else ""
+        number = f"round {record['round']}/{self._total}" if record["round"] else "before training"
+        self._console.print(f"{number}  {figures(record)}{left}", markup=False)
+
+
+class LiveProgress(PlainProgress):
+    """Bars that move: images decoded, rounds and the clients of the current round."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Draws on the console, by default standard error."""
+        super().__init__(console)
+        self._progress = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Starts drawing."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stops drawing and leaves the last state on the screen."""
+        self._progress.stop()
+
+    def images(self, done: int, total: int) -> None:
+        """Moves the bar of decoded images."""
+        self._move("images", done, total)
+
+    def rounds(self, finished: int, total: int, clients_per_round: int) -> None:
+        """Shows the bars of rounds and of the current round's clients."""
+        super().rounds(finished, total, clients_per_round)
+        self._move("rounds", finished, total)
+        self._move("clients", 0, clients_per_round)
+
+    def client(self, report: ClientReport) -> None:
+        """Moves the bar of the round's clients."""
+        self._progress.update(
+            self._tasks["clients"], advance=1, note=f"{report.client_id}: loss {report.loss:.3f}"
+        )
+
+    def round(self, record: Mapping[str, Any]) -> None:
+        """Moves the bar of rounds and starts the next round's clients."""
+        if record["round"] == 0:
+            self._console.print(f"before training  {figures(record)}", markup=False)
+            return
+        self._move("rounds", record["round"], self._total, note=figures(record))
+        last = record["round"] == self._total
+        self._progress.update(self._tasks["clients"], visible=not last, completed=0, note="")
+
+    def _move(self, name: str, done: int, total: int, note: str = "") -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, note="")
+        self._progress.update(self._tasks[name], completed=done, total=total, note=note)
+
+
+class _TimeLeft:
+    """Estimates the time left from the mean time of the rounds so far."""
+
+    def __init__(self, rounds_left: int) -> None:
+        self._started = time.monotonic()
+        self._left = rounds_left
+        self._done = 0
+
+    def after_one_more(self) -> str:
+        """The estimate as text, after one more round has finished."""
+        self._done += 1
+        self._left -= 1
+        seconds = (time.monotonic() - self._started) / self._done * self._left
+        return f"  {seconds:.0f} s left" if self._left else ""
+
+
+def figures(record: Mapping[str, Any]) -> str:
+    """A round's figures in one line."""
+    parts = []
+    if record.get("loss") is not None:
+        parts.append(f"loss {record['loss']:.3f}")
+    if record.get("accuracy") is not None:
+        parts.append(f"accuracy {record['accuracy']:.3f}")
+    if clients := record.get("client_accuracy"):
+        parts.append(f"clients {clients['min']:.2f}-{clients['max']:.2f}")
+    return "  ".join(parts)
+
+
+def make_progress(console: Console | None = None) -> Listener:
+    """The display that suits the console: live on a terminal, plain lines elsewhere."""
+    console = console or Console(stderr=True, highlight=False)
+    return LiveProgress(console) if console.is_terminal else PlainProgress()

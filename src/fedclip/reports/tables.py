@@ -1,0 +1,28 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+_WIDEST = 12
+
+
+def partition_table(class_names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Table:
+    """Training examples per client (rows) and class (columns).
+
+    With more classes than fit on a line, the columns are the number of classes present and the
+    sizes of the largest and smallest of them.
+    """
+    table = Table(title="training examples", title_justify="left", show_edge=False)
+    table.add_column("client", no_wrap=True)
+    many = len(class_names) > _WIDEST
+    columns = ["classes", "largest", "smallest"] if many else list(class_names)
+    for column in [*columns, "all"]:
+        table.add_column(column, justify="right", overflow="ellipsis", no_wrap=True)
+    for client_id, row in counts.items():
+        present = [n for n in row if n] or [0]
+        cells = [sum(n > 0 for n in row), max(present), min(present)] if many else list(row)
+        table.add_row(client_id, *(str(n) if n else "." for n in cells), str(sum(row)))
+    return table
