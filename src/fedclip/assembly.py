@@ -13,7 +13,7 @@ from fedclip.engines.sequential import SequentialEngine
 from fedclip.errors import UsageError
 from fedclip.federated.client import LocalSettings
 from fedclip.federated.server import Engine
-from fedclip.models.base import load_base
+from fedclip.models.base import load_pixels
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.reports.progress import Listener
 from fedclip.seeding import seed_for
@@ -52,29 +52,32 @@ def assemble(config: Config, listener: Listener) -> Parts:
     """Loads the base model and the data set, and builds the model that both call for."""
     device = resolve_device(config.device)
     listener.message(f"loading {config.model.model_name} and {config.data.name}")
-    base = load_base(config.model.model_name, seed=seed_for(config.seed, "base"))
+    pixels = load_pixels(config.model.model_name)
     data = load_federated(
         config.data,
         num_clients=config.federation.num_clients,
         seed=config.seed,
-        to_pixels=base.to_pixels,
-        pixels_key=base.pixels_key,
+        to_pixels=pixels.to_pixels,
+        pixels_key=pixels.key,
         progress=listener.images,
     )
     model = create_clip_model(
-        config.model.model_dump(),
+        config.model,
         class_names=data.class_names,
         templates=data.templates,
-        seed=seed_for(config.seed, "adapter"),
-        base=base,
+        seed=model_seed(config),
     )
     model.to(device)
     return Parts(config, model, data, device, resolve_precision(config.precision, device))
 
 
+def model_seed(config: Config) -> int:
+    """Seed of what is drawn when the model is made: adapter, linear head, random base weights."""
+    return seed_for(config.seed, "model")
+
+
 def local_settings(config: Config, precision: str) -> LocalSettings:
     """How the configuration asks every client to train."""
-    assert config.client.learning_rate is not None  # the configuration fills it in
     return LocalSettings(
         local_epochs=config.client.local_epochs,
         batch_size=config.data.batch_size,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedclip.assembly import Parts, assemble, create_engine
+from fedclip.checkpoint import Checkpoint
 from fedclip.config import Config
 from fedclip.config_io import config_from_dict, dump_config, load_config
 from fedclip.data.federation import FederatedData
@@ -22,10 +23,9 @@ from fedclip.evaluation.federated import evaluate_federation
 from fedclip.federated.server import RoundResult, run_rounds
 from fedclip.federated.strategies import create_strategy
 from fedclip.models.adapter_files import adapter_sha256
-from fedclip.records import State
 from fedclip.reports.curves import curves_png
 from fedclip.reports.progress import Listener
-from fedclip.runs import RunFolder
+from fedclip.runs import PARTITION, SUMMARY, RunFolder, next_folder
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,25 @@ def run(
     anything that the user can mend, before the folder is made.
     """
     name = Path(config).stem if isinstance(config, str | Path) else "run"
+    started = time.perf_counter()
     config = _as_config(config)
-    path = RunFolder.free_path(output, name)
+    path = Path(output) if output else next_folder(name)
+    RunFolder.check_free(path)  # before anything slow
     with listener or Listener() as listener:
         parts = assemble(config, listener)
         folder = RunFolder.create(path, dump_config(config))
-        return _execute(parts, folder, listener)
+        return _execute(parts, folder, listener, started)
 
 
 def resume(folder: str | Path, *, listener: Listener | None = None) -> Run:
     """Goes on with a run that was stopped; a finished one is returned as it is."""
     run_folder = RunFolder.open(Path(folder))
     if run_folder.is_finished():
-        return Run(run_folder.path, run_folder.read_json("summary.json"))
+        return Run(run_folder.path, run_folder.read_json(SUMMARY))
+    started = time.perf_counter()
     with listener or Listener() as listener:
         parts = assemble(load_config(run_folder.path / "config.yaml"), listener)
-        return _execute(parts, run_folder, listener)
+        return _execute(parts, run_folder, listener, started)
 
 
 def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
@@ -79,77 +82,49 @@ def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
     return load_config(Path(config))
 
 
-def _execute(parts: Parts, folder: RunFolder, listener: Listener) -> Run:
+def _execute(parts: Parts, folder: RunFolder, listener: Listener, started: float) -> Run:
     """The path of every run: partition, zero-shot, rounds, adapter, summary."""
     config, model = parts.config, parts.model
-    with folder.lock():
+    with folder.exclusive():
         _record_partition(parts.data, folder, listener)
-        progress = _Progress.load(folder, parts)
-        if progress.finished_rounds < 0:
-            _finish_round(parts, folder, progress, _before_training(parts), 0.0, listener)
+        checkpoint = Checkpoint.load(folder) or Checkpoint(-1, model.get_parameters())
+        folder.truncate_metrics(checkpoint.finished_rounds)
+        clock = Stopwatch(started)
+        if checkpoint.finished_rounds < 0:
+            _finish_round(parts, folder, checkpoint, clock, _before_training(parts), listener)
         listener.rounds(
-            progress.finished_rounds, config.federation.rounds, parts.clients_per_round
+            checkpoint.finished_rounds, config.federation.rounds, parts.clients_per_round
         )
         rounds = run_rounds(
-            progress.state,
+            checkpoint.state,
             create_engine(parts),
             create_strategy(config.federation.strategy),
             clients=parts.clients,
             rounds=config.federation.rounds,
             clients_per_round=parts.clients_per_round,
             seed=config.seed,
-            finished_rounds=progress.finished_rounds,
+            finished_rounds=checkpoint.finished_rounds,
             on_client=listener.client,
         )
-        started = time.perf_counter()
         for result in rounds:
-            training_seconds = time.perf_counter() - started
             model.set_parameters(result.state)
-            progress.state = result.state
-            record = _round_record(parts, result)
-            _finish_round(parts, folder, progress, record, training_seconds, listener)
-            started = time.perf_counter()
-        return _finish_run(parts, folder, progress)
+            checkpoint.state = result.state
+            _finish_round(parts, folder, checkpoint, clock, _round_record(parts, result), listener)
+        return _finish_run(parts, folder, checkpoint, clock)
 
 
-@dataclass
-class _Progress:
-    """How far a run has come: all that the next round needs."""
+class Stopwatch:
+    """Seconds from one lap to the next, the first since `started`."""
 
-    finished_rounds: int
-    state: State
-    best_state: State | None = None
-    best: dict[str, Any] | None = None
+    def __init__(self, started: float) -> None:
+        """Takes a reading of `time.perf_counter`."""
+        self._last = started
 
-    @classmethod
-    def load(cls, folder: RunFolder, parts: Parts) -> _Progress:
-        """The last checkpoint's, or the start's (-1 rounds) when there is none."""
-        checkpoint = folder.load_checkpoint()
-        if checkpoint is None:
-            folder.truncate_metrics(-1)
-            return cls(-1, parts.model.get_parameters())
-        tensors, meta = checkpoint
-        folder.truncate_metrics(meta["round"])
-        homes: dict[str, dict[str, Any]] = {"state": {}, "best": {}}
-        for path, tensor in tensors.items():
-            home, _, name = path.partition("/")
-            homes[home][name] = tensor
-        parts.model.set_parameters(homes["state"])
-        return cls(meta["round"], homes["state"], homes["best"] or None, meta["best"])
-
-    def save(self, folder: RunFolder) -> None:
-        """Writes the checkpoint, whole or not at all."""
-        tensors = {f"state/{name}": tensor for name, tensor in self.state.items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in (self.best_state or {}).items()}
-        folder.save_checkpoint(tensors, {"round": self.finished_rounds, "best": self.best})
-
-    def keep_if_best(self, record: Mapping[str, Any]) -> None:
-        """Remembers the state of the best validation accuracy, the earliest of equals."""
-        accuracy = record.get("validation_accuracy")
-        if accuracy is None or (self.best and accuracy <= self.best["validation_accuracy"]):
-            return
-        self.best = {"round": record["round"], "validation_accuracy": accuracy}
-        self.best_state = self.state
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
 
 
 def evaluate_parts(parts: Parts) -> dict[str, Any]:
@@ -171,12 +146,12 @@ def _before_training(parts: Parts) -> dict[str, Any]:
     if parts.model.head != "text":
         with parts.model.zero_shot():
             zero_shot = evaluate_parts(parts)["accuracy"]
-    return {"round": 0, "zero_shot_accuracy": zero_shot} | figures
+    return {"server_round": 0, "zero_shot_accuracy": zero_shot} | figures
 
 
 def _round_record(parts: Parts, result: RoundResult) -> dict[str, Any]:
     record = {
-        "round": result.server_round,
+        "server_round": result.server_round,
         "loss": result.loss,
         "num_examples": sum(r.num_examples for r in result.reports),
         "clients": {r.client_id: {"loss": r.loss, "steps": r.steps} for r in result.reports},
@@ -191,60 +166,62 @@ def _round_record(parts: Parts, result: RoundResult) -> dict[str, Any]:
 def _finish_round(
     parts: Parts,
     folder: RunFolder,
-    progress: _Progress,
+    checkpoint: Checkpoint,
+    clock: Stopwatch,
     record: dict[str, Any],
-    training_seconds: float,
     listener: Listener,
 ) -> None:
     """Writes a round's lines and its checkpoint; times go to a file of their own."""
-    timing = {
-        "round": record["round"],
-        "training_seconds": training_seconds,
-        "clients": record.pop("seconds_by_client", {}),
-    }
-    progress.finished_rounds = record["round"]
-    if parts.config.evaluation.keep_best and record["round"] > 0:
-        progress.keep_if_best(record)
-    # Metrics first: on resume they are cut back to the checkpoint, and never fall behind it.
+    by_client = record.pop("seconds_by_client", {})
+    checkpoint.finished_rounds = record["server_round"]
+    if parts.config.evaluation.keep_best and record["server_round"] > 0:
+        checkpoint.keep_if_best(record)
+    # Lines first: on resume they are cut back to the checkpoint, and never fall behind it.
     folder.append_metrics(record)
-    folder.append_timing(timing)
-    progress.save(folder)
+    folder.append_timing(
+        {
+            "server_round": record["server_round"],
+            "seconds": clock.lap(),
+            "training_seconds": sum(by_client.values()),
+            "clients": by_client,
+        }
+    )
+    checkpoint.save(folder)
     listener.round(record)
 
 
 def _record_partition(data: FederatedData, folder: RunFolder, listener: Listener) -> None:
     """Writes the partition, or checks that a resumed run still has the data it began with."""
     record = data.partition_record()
-    if not folder.has("partition.json"):
-        folder.write_json("partition.json", record)
-    elif folder.read_json("partition.json") != record:
+    if not (folder.path / PARTITION).exists():
+        folder.write_json(PARTITION, record)
+    elif folder.read_json(PARTITION) != record:
         raise UsageError(
             f"{folder.path / 'partition.json'}: the data or its partition has changed since the "
             "run began; put the data back as it was, or start a new run"
         )
-    listener.partition(data.class_names, data.table())
+    rows = zip((c.client_id for c in data.clients), data.table("train"), strict=True)
+    listener.partition(data.class_names, dict(rows))
 
 
-def _finish_run(parts: Parts, folder: RunFolder, progress: _Progress) -> Run:
+def _finish_run(parts: Parts, folder: RunFolder, checkpoint: Checkpoint, clock: Stopwatch) -> Run:
     """Writes adapters, curves and, last, the summary, whose presence says: finished."""
-    if progress.best_state:
-        parts.model.set_parameters(progress.best_state)
+    if checkpoint.best_state:
+        parts.model.set_parameters(checkpoint.best_state)
         parts.model.save_adapter(folder.path / "adapter_best")
-    parts.model.set_parameters(progress.state)
+    parts.model.set_parameters(checkpoint.state)
     parts.model.save_adapter(folder.path / "adapter")
     metrics = folder.read_metrics()
     folder.write_bytes("curves.png", curves_png(metrics, metrics[0]["zero_shot_accuracy"]))
-    summary = _summary(parts, progress, metrics)
-    summary["seconds"] = folder.seconds()
-    folder.write_json("summary.json", summary)
+    summary = _summary(parts, checkpoint, metrics)
+    summary["seconds"] = sum(line["seconds"] for line in folder.read_timing()) + clock.lap()
+    folder.write_json(SUMMARY, summary)
     return Run(folder.path, summary)
 
 
-def _summary(
-    parts: Parts, progress: _Progress, metrics: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _summary(parts: Parts, checkpoint: Checkpoint, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     config, counts, last = parts.config, parts.model.get_model_summary(), metrics[-1]
-    payload = sum(t.numel() * t.element_size() for t in progress.state.values())
+    payload = sum(t.numel() * t.element_size() for t in checkpoint.state.values())
     return {
         "model": config.model.model_name,
         "data": config.data.name,
@@ -259,7 +236,7 @@ def _summary(
         "accuracy": last["accuracy"],
         "validation_accuracy": last["validation_accuracy"],
         "client_accuracy": last["client_accuracy"],
-        "best": progress.best,
+        "best": checkpoint.best,
         "base_parameters": counts["base_parameters"],
         "total_parameters": counts["total_parameters"],
         "trainable_parameters": counts["trainable_parameters"],
@@ -268,7 +245,7 @@ def _summary(
         "device": str(parts.device),
         "precision": parts.precision,
         "bad_images": len(parts.data.bad_images),
-        "adapter_sha256": adapter_sha256(progress.state),
+        "adapter_sha256": adapter_sha256(checkpoint.state),
         "versions": {
             name: version(name) for name in ("fedclip", "torch", "transformers", "peft", "numpy")
         },

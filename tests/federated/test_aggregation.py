@@ -11,9 +11,7 @@ from fedclip.federated.aggregation import RunningMean, weighted_mean
 def test_two_clients_by_hand():
     updates = {"w": torch.tensor([[1.0, 2.0], [5.0, 10.0]])}
     # (3 * [1, 2] + 1 * [5, 10]) / 4
-    assert torch.equal(
-        weighted_mean(updates, torch.tensor([3, 1]))["w"], torch.tensor([2.0, 4.0])
-    )
+    assert torch.equal(weighted_mean(updates, torch.tensor([3, 1]))["w"], torch.tensor([2.0, 4.0]))
 
 
 def test_the_mean_keeps_the_dtype_of_the_updates():

@@ -19,7 +19,9 @@ def train(model, n=40, seed=1, progress=0.0, round_share=1.0, data_seed=0, **set
         pixels,
         labels,
         np.arange(n),
-        LocalSettings(**{"optimizer": "sgd", "weight_decay": 0.0, "max_grad_norm": None} | settings),
+        LocalSettings(
+            **{"optimizer": "sgd", "weight_decay": 0.0, "max_grad_norm": None} | settings
+        ),
         seed=seed,
         device=CPU,
         progress=progress,

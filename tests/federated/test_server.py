@@ -68,8 +68,7 @@ def test_one_client_is_centralised_training_with_the_optimizer_reset_each_round(
 
 def test_a_round_is_the_weighted_mean_of_clients_trained_alone():
     alone = {
-        c: next(iter(engine(Toy()).train(_request(c)))).tensors["linear.weight"][0]
-        for c in CLIENTS
+        c: next(iter(engine(Toy()).train(_request(c)))).tensors["linear.weight"][0] for c in CLIENTS
     }
     expected = (10 * alone["a"] + 30 * alone["b"] + 20 * alone["c"]) / 60
     together = rounds(count=3)[0].state["linear.weight"]

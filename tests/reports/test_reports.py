@@ -10,14 +10,19 @@ from fedclip.reports.curves import curves_png
 from fedclip.reports.progress import LiveProgress, PlainProgress, make_progress
 from fedclip.reports.tables import partition_table
 
-RECORD = {"round": 1, "loss": 1.5, "accuracy": 0.25, "client_accuracy": {"min": 0.1, "max": 0.4}}
+RECORD = {
+    "server_round": 1,
+    "loss": 1.5,
+    "accuracy": 0.25,
+    "client_accuracy": {"min": 0.1, "max": 0.4},
+}
 
 
 def test_plain_progress_prints_a_line_per_round():
     text = io.StringIO()
     progress = PlainProgress(Console(file=text, width=120))
     with progress:
-        progress.round({"round": 0, "accuracy": 0.2})
+        progress.round({"server_round": 0, "accuracy": 0.2})
         progress.rounds(0, 2, 3)
         progress.round(RECORD)
     before, first = text.getvalue().splitlines()
@@ -59,7 +64,7 @@ def test_the_partition_table_shows_counts_and_folds_many_classes():
 
 
 def test_the_curves_are_an_image_also_after_a_single_round():
-    for metrics in ([RECORD], [{"round": 0, "accuracy": None, "client_accuracy": None}]):
+    for metrics in ([RECORD], [{"server_round": 0, "accuracy": None, "client_accuracy": None}]):
         image = Image.open(io.BytesIO(curves_png(metrics, zero_shot=0.2)))
         assert image.format == "PNG"
         assert image.width > 800

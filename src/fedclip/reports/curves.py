@@ -16,18 +16,22 @@ def curves_png(metrics: Sequence[Mapping[str, Any]], zero_shot: float | None) ->
     loss_axes, accuracy_axes = figure.subplots(1, 2)
 
     trained = [m for m in metrics if m.get("loss") is not None]
-    loss_axes.plot([m["round"] for m in trained], [m["loss"] for m in trained], label="training")
+    loss_axes.plot(
+        [m["server_round"] for m in trained], [m["loss"] for m in trained], label="training"
+    )
     tested = [m for m in metrics if m.get("test_loss") is not None]
-    loss_axes.plot([m["round"] for m in tested], [m["test_loss"] for m in tested], label="test")
+    loss_axes.plot(
+        [m["server_round"] for m in tested], [m["test_loss"] for m in tested], label="test"
+    )
     loss_axes.set(xlabel="round", ylabel="loss", title="Loss")
 
     scored = [m for m in metrics if m.get("accuracy") is not None]
-    rounds = [m["round"] for m in scored]
+    rounds = [m["server_round"] for m in scored]
     accuracy_axes.plot(rounds, [m["accuracy"] for m in scored], label="central test set")
     spreads = [m for m in scored if m.get("client_accuracy")]
     if spreads:
         accuracy_axes.fill_between(
-            [m["round"] for m in spreads],
+            [m["server_round"] for m in spreads],
             [m["client_accuracy"]["min"] for m in spreads],
             [m["client_accuracy"]["max"] for m in spreads],
             alpha=0.2,

@@ -72,8 +72,12 @@ class PlainProgress(Listener):
 
     def round(self, record: Mapping[str, Any]) -> None:
         """Prints the round's figures and the time left."""
-        left = self._left.after_one_more() if self._left and record["round"] else ""
-        number = f"round {record['round']}/{self._total}" if record["round"] else "before training"
+        left = self._left.after_one_more() if self._left and record["server_round"] else ""
+        number = (
+            f"round {record['server_round']}/{self._total}"
+            if record["server_round"]
+            else "before training"
+        )
         self._console.print(f"{number}  {figures(record)}{left}", markup=False)
 
 
@@ -125,11 +129,11 @@ class LiveProgress(PlainProgress):
 
     def round(self, record: Mapping[str, Any]) -> None:
         """Moves the bar of rounds and starts the next round's clients."""
-        if record["round"] == 0:
+        if record["server_round"] == 0:
             self._console.print(f"before training  {figures(record)}", markup=False)
             return
-        self._move("rounds", record["round"], self._total, note=figures(record))
-        last = record["round"] == self._total
+        self._move("rounds", record["server_round"], self._total, note=figures(record))
+        last = record["server_round"] == self._total
         self._progress.update(self._tasks["clients"], visible=not last, completed=0, note="")
 
     def _move(self, name: str, done: int, total: int, note: str = "") -> None:
