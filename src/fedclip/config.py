@@ -200,7 +200,11 @@ class DataConfig(Section):
 class FederationConfig(Section):
     """Rounds, clients and how their updates are combined."""
 
-    strategy: Text = Field("fedavg", description="How updates become the next global state.")
+    # These names, and the engines' below, are those of the registries; a test holds them together.
+    # They stand here too so that `fedclip validate` knows them without loading torch.
+    strategy: Literal["fedavg"] = Field(
+        "fedavg", description="How updates become the next global state."
+    )
     rounds: int = Field(10, ge=1, description="Rounds of the run.")
     num_clients: int = Field(
         10, ge=1, description="Clients; with natural sites, the sites say how many."
@@ -219,7 +223,9 @@ class FederationConfig(Section):
 class EngineConfig(Section):
     """What carries a round out."""
 
-    name: Text = Field("sequential", description="`sequential`: one client after another.")
+    name: Literal["sequential"] = Field(
+        "sequential", description="`sequential`: one client after another."
+    )
 
 
 class EvaluationConfig(Section):

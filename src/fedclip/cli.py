@@ -1,0 +1,198 @@
+"""The `fedclip` command: each subcommand calls one function.
+
+What a command needs is imported inside it, so that `fedclip --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedclip.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedclip.config import Config
+
+app = typer.Typer(
+    name="fedclip",
+    help="Federated LoRA fine-tuning of CLIP: sites exchange small adapters, never images.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    suggest_commands=False,
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key; the same as a bare key=value."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `run` made.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"fedclip {version('fedclip')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="CONFIG [KEY=VALUE]...", help="A YAML file, then keys to change."),
+    ] = None,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The run folder [default: runs/<config>-<number>]."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped."),
+    ] = None,
+) -> None:
+    """Train an adapter over the federation, and write a run folder."""
+    if resume is not None:
+        if arguments or overrides or output:
+            raise UsageError(
+                "--resume takes only the run folder: a resumed run keeps its configuration "
+                f"({resume}/config.yaml) and its place"
+            )
+        from fedclip.cli_support import resume_run
+
+        resume_run(resume)
+        return
+    files, changes = _sorted_out(arguments, overrides)
+    config = _load(_only(files, "run"), changes)
+    from fedclip.cli_support import new_run
+
+    new_run(config, Path(files[0]).stem, output)
+
+
+@app.command()
+def validate(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(metavar="CONFIG... [KEY=VALUE]...", help="YAML files, keys to change."),
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Check configurations, and report everything that is wrong with them."""
+    files, changes = _sorted_out(arguments, overrides)
+    if not files:
+        raise UsageError("fedclip validate needs a CONFIG file, such as configs/quickstart.yaml")
+    problems = []
+    for file in files:
+        try:
+            _load(file, changes)
+            typer.echo(f"{file}: valid")
+        except UsageError as error:
+            problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+@app.command()
+def info(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(metavar="CONFIG|RUN [KEY=VALUE]...", help="A YAML file or a run folder."),
+    ],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show parameters, their trainable share, and the megabytes that travel."""
+    targets, changes = _sorted_out(arguments, overrides)
+    target = Path(_only(targets, "info"))
+    from fedclip.cli_support import show
+    from fedclip.experiment import info as describe
+
+    if target.is_dir() and changes:
+        raise UsageError(f"{target} is a run, whose configuration cannot be changed any more")
+    show(describe(target if target.is_dir() else _load(str(target), changes)), as_json)
+
+
+@app.command()
+def evaluate(folder: RunPath, as_json: AsJson = False) -> None:
+    """Measure a run's adapter again, on the test sets of its configuration."""
+    from fedclip.cli_support import show
+    from fedclip.experiment import evaluate as measure
+
+    show(measure(folder), as_json)
+
+
+@app.command()
+def predict(
+    folder: RunPath,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", metavar='"A,B,C"', help="Other class names, comma-separated."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify images with a run's adapter."""
+    names = None
+    if labels is not None:
+        names = [name.strip() for name in labels.split(",")]
+        if not all(names):
+            raise UsageError(f'--labels must be names separated by commas, got "{labels}"')
+        if len(set(names)) < len(names):
+            raise UsageError(f'--labels names a class twice: "{labels}"')
+    from fedclip.cli_support import show_rows
+    from fedclip.experiment import predict as classify
+
+    show_rows(classify(folder, images, names), as_json)
+
+
+def _sorted_out(
+    arguments: list[str] | None, overrides: list[str] | None
+) -> tuple[list[str], list[str]]:
+    """Files and `key=value` texts apart; a file whose name has a `=` in it is a file."""
+    arguments = arguments or []
+    files = [text for text in arguments if "=" not in text or Path(text).exists()]
+    return files, [text for text in arguments if text not in files] + (overrides or [])
+
+
+def _only(files: list[str], command: str) -> str:
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise UsageError(
+            f"fedclip {command} takes one CONFIG, got {', '.join(files)}; "
+            "keys are changed by key=value"
+        )
+    raise UsageError(f"fedclip {command} needs a CONFIG file, such as configs/quickstart.yaml")
+
+
+def _load(file: str, overrides: list[str]) -> Config:
+    from fedclip.config_io import load_config
+
+    return load_config(Path(file), overrides)
+
+
+def main() -> None:
+    """Run the command line, and end the process with the exit code that fits."""
+    from fedclip.cli_support import exit_code_of
+
+    raise SystemExit(exit_code_of(lambda: app(standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()

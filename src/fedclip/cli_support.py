@@ -1,0 +1,190 @@
+"""What the command line says and draws: results, warnings, errors, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedclip.errors import FedclipError, FedclipWarning
+
+if TYPE_CHECKING:
+    from fedclip.config import Config
+    from fedclip.experiment import Run
+
+
+class Stopped(Exception):
+    """Ctrl-C during a run, with the folder from which it can go on."""
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder."""
+        self.folder = folder
+
+
+def new_run(config: Config, stem: str, output: Path | None) -> None:
+    """Run a configuration into a new folder, with progress on standard error."""
+    from fedclip import experiment
+    from fedclip.reports.progress import make_progress
+    from fedclip.runs import next_folder
+
+    folder = output or next_folder(stem)
+    try:
+        _conclude(experiment.run(config, output=folder, listener=make_progress()))
+    except KeyboardInterrupt:
+        raise Stopped(folder) from None
+
+
+def resume_run(folder: Path) -> None:
+    """Go on with a run; one that is finished stays as it is."""
+    from fedclip import experiment
+    from fedclip.reports.progress import make_progress
+    from fedclip.runs import RunFolder
+
+    if RunFolder.open(folder).is_finished():
+        _say(f"{folder} is finished; there is nothing left to do")
+    try:
+        _conclude(experiment.resume(folder, listener=make_progress()))
+    except KeyboardInterrupt:
+        raise Stopped(folder) from None
+
+
+def _conclude(run: Run) -> None:
+    summary = run.summary
+    click.echo(
+        f"accuracy {summary['accuracy']:.3f} (zero-shot {summary['zero_shot_accuracy']:.3f}) "
+        f"after {summary['rounds']} rounds\nrun folder: {run.folder}"
+    )
+
+
+def show(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print facts as a table of two columns, or as JSON."""
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _flat(facts):
+        table.add_row(_plain_text(name), _plain_text(value))
+    Console(highlight=False).print(table)
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Print like-shaped facts as a table with a heading, or as JSON."""
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = [
+        name for name, value in (rows[0] if rows else {}).items() if not _nested(value)
+    ]  # what is nested is for --json
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_plain_text(row.get(name)) for name in columns))
+    Console(highlight=False).print(table)
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in facts.items():
+        words = prefix + str(name).replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{words}: ")
+        else:
+            yield words, value
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple)
+
+
+def _plain_text(value: Any) -> Any:
+    from rich.text import Text
+
+    if isinstance(value, int) and not isinstance(value, bool):
+        words = f"{value:,}"
+    elif isinstance(value, float):
+        words = f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
+    elif isinstance(value, list | tuple):
+        words = ", ".join(map(str, value))
+    else:
+        words = "-" if value is None else str(value)
+    return Text(words)  # not a string: brackets in names are no markup
+
+
+def exit_code_of(command: Callable[[], Any]) -> int:
+    """Call a command, say what went wrong, and give the process's exit code."""
+    warnings.simplefilter("always", FedclipWarning)
+    usual = warnings.showwarning
+
+    def show_warning(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, FedclipWarning):
+            _say(str(message), "warning: ", "yellow")
+        else:
+            usual(message, category, *place, **more)
+
+    warnings.showwarning = show_warning
+    try:
+        return int(command() or 0)
+    except BaseException as error:
+        return _explain(error)
+    finally:
+        warnings.showwarning = usual
+
+
+def _explain(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, BrokenPipeError):  # `fedclip info ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, Stopped):
+        _say(_how_to_go_on(error.folder))
+        return 130
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        _say("stopped")
+        return 130
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if os.environ.get("FEDCLIP_DEBUG") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, FedclipError):
+        _say(str(error), "error: ", "red")
+        return error.exit_code
+    what = " ".join(str(error).split())[:500]
+    _say(
+        f"{type(error).__name__}: {what} (unforeseen; FEDCLIP_DEBUG=1 shows the traceback)",
+        "error: ",
+        "red",
+    )
+    return 1
+
+
+def _how_to_go_on(folder: Path) -> str:
+    from fedclip.runs import RunFolder
+
+    if RunFolder(folder).is_run():
+        return f"stopped; the last finished round is kept. Go on by: fedclip run --resume {folder}"
+    return "stopped before the run began; nothing was written"
+
+
+def _say(text: str, label: str = "", colour: str = "") -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble((label, f"bold {colour}".strip()), text))
