@@ -1,0 +1,51 @@
+"""From a configuration to a model: the door of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedclip.config import ModelConfig
+from fedclip.config_io import validate_model
+from fedclip.models.base import load_base
+from fedclip.models.lora import LoraSettings
+from fedclip.models.state import adapter_sha256
+from fedclip.models.wrapper import CLIPLoRAWrapper
+
+__all__ = ["CLIPLoRAWrapper", "adapter_sha256", "create_clip_model"]
+
+
+def create_clip_model(
+    config: Mapping[str, Any] | ModelConfig,
+    *,
+    class_names: Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+    seed: int = 0,
+) -> CLIPLoRAWrapper:
+    """Build a CLIP with LoRA from the `model` part of a configuration.
+
+    `class_names` and prompt `templates` make the text classifier; without them `num_classes`
+    makes a linear one. `seed` decides all that is drawn: the adapter's start, a linear head,
+    random base weights. Raises `UsageError` for what a user can mend.
+    """
+    if not isinstance(config, ModelConfig):
+        config = validate_model(config, "create_clip_model")
+    lora = None
+    if config.lora.enabled:
+        targets = config.lora.target_modules
+        lora = LoraSettings(
+            config.lora.r,
+            config.lora.lora_alpha,
+            config.lora.lora_dropout,
+            {"vision_encoder": targets.vision_encoder, "text_encoder": targets.text_encoder},
+        )
+    return CLIPLoRAWrapper(
+        load_base(config.model_name, seed=seed),
+        lora=lora,
+        head=config.head,
+        num_classes=config.num_classes,
+        class_names=class_names,
+        templates=templates,
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=seed,
+    )

@@ -1,0 +1,38 @@
+"""A trained linear classifier on the projected image embedding."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import nn
+
+from fedclip.errors import FedclipWarning
+from fedclip.models.lora import LoraSettings
+from fedclip.seeding import seed_for
+
+
+def new_classifier(width: int, count: int, *, seed: int) -> nn.Linear:
+    """A layer from `width` features to `count` classes: small seeded weights, bias zero.
+
+    The weights are not zero, as the adapter would then get no gradient in the first step.
+    """
+    layer = nn.utils.skip_init(nn.Linear, width, count)
+    generator = torch.Generator().manual_seed(seed_for(seed, "head"))
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(count, width, generator=generator) / math.sqrt(width))
+        layer.bias.zero_()
+    return layer
+
+
+def warn_of_idle_text(lora: LoraSettings) -> None:
+    """Warn where the text tower has an adapter that a linear classifier never uses."""
+    if lora.target_modules.get("text_encoder"):
+        warnings.warn(
+            "model.lora.target_modules.text_encoder: the linear classifier does not use the text "
+            "tower, so its adapter is made and sent but gets no gradient; give class names for a "
+            "text classifier, or leave text_encoder out",
+            FedclipWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,154 @@
+"""LoRA on the towers of a CLIP, through PEFT: the only file that knows PEFT's key names."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import CLIPModel
+
+from fedclip.errors import UsageError
+from fedclip.models.dropout import KeyedDropout
+from fedclip.seeding import seed_for
+
+LAYERS = {
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "out_proj": "self_attn.out_proj",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
+TOWERS = {"vision_encoder": "vision_model", "text_encoder": "text_model"}
+_ADAPTER = "default"
+_FILE_PREFIX = "base_model.model."
+
+
+def target_regex(target_modules: Mapping[str, Sequence[str] | None]) -> str:
+    """One expression that matches exactly the layers asked for, tower by tower."""
+    towers = []
+    for tower, names in target_modules.items():
+        if tower not in TOWERS:
+            raise UsageError(_unknown("model.lora.target_modules", tower, TOWERS))
+        for name in names or ():
+            if name not in LAYERS:
+                raise UsageError(_unknown(f"model.lora.target_modules.{tower}", name, LAYERS))
+        if names:
+            layers = "|".join(LAYERS[name] for name in LAYERS if name in names).replace(".", r"\.")
+            towers.append(rf"{TOWERS[tower]}\.encoder\.layers\.\d+\.(?:{layers})")
+    if not towers:
+        raise UsageError(
+            "model.lora.target_modules names no layer, so nothing would be trained; name some of "
+            f"{', '.join(LAYERS)} under vision_encoder or text_encoder, or set lora.enabled: false"
+        )
+    return "|".join(towers)
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Rank, scale, dropout, and the layers by tower: `{"vision_encoder": ["q_proj", ...]}`."""
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    target_modules: Mapping[str, Sequence[str] | None]
+
+
+def add_lora(clip: CLIPModel, settings: LoraSettings, *, model_name: str, seed: int) -> PeftModel:
+    """Freeze a CLIP and add a LoRA adapter (Hu et al. 2021) to the layers named.
+
+    A is drawn by layer name from `seed`, so all who share the seed start from the same adapter,
+    whatever else they adapt; B is zero, so the adapter starts as no change.
+    """
+    alpha: Any = settings.lora_alpha  # PEFT declares an int and computes with a float as well
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=target_regex(settings.target_modules),
+        bias="none",
+    )
+    # PEFT draws its own start from the global generator first; that must leave no trace.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT asks transformers by a name that transformers calls deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        network = get_peft_model(clip, config)
+    config.base_model_name_or_path = model_name
+    for layer, module in _lora_layers(network).items():
+        generator = torch.Generator().manual_seed(seed_for(seed, "lora", layer))
+        # The start that PEFT and the LoRA authors use: uniform within 1 / sqrt(in_features).
+        nn.init.kaiming_uniform_(
+            module.lora_A[_ADAPTER].weight, a=math.sqrt(5), generator=generator
+        )
+        if settings.lora_dropout > 0.0:
+            module.lora_dropout[_ADAPTER] = KeyedDropout(settings.lora_dropout, layer)
+    return network  # type: ignore[return-value]
+
+
+def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Live LoRA parameters under the names of `adapter_model.safetensors`, sorted."""
+    found = {
+        name.replace(f".{_ADAPTER}.", "."): parameter
+        for name, parameter in network.named_parameters()
+        if ".lora_A." in name or ".lora_B." in name
+    }
+    return dict(sorted(found.items()))
+
+
+def base_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of the CLIP underneath, under CLIP's own names, sorted."""
+    found = {
+        name.removeprefix(_FILE_PREFIX).replace(".base_layer.", "."): parameter
+        for name, parameter in network.named_parameters()
+        if ".lora_A." not in name and ".lora_B." not in name
+    }
+    return dict(sorted(found.items()))
+
+
+def adapter_config(network: PeftModel) -> dict[str, Any]:
+    """What `adapter_config.json` holds, the same for the same adapter."""
+    values = network.peft_config[_ADAPTER].to_dict()
+    values["inference_mode"] = True
+    # PEFT itself writes this for a model without a task type; it names the class to load.
+    values["auto_mapping"] = {
+        "base_model_class": CLIPModel.__name__,
+        "parent_library": CLIPModel.__module__,
+    }
+    return {
+        name: sorted(value) if isinstance(value, set) else value for name, value in values.items()
+    }
+
+
+def tower_of(name: str) -> str:
+    """`vision_encoder`, `text_encoder`, or "" for a parameter that belongs to neither tower."""
+    for tower, module in TOWERS.items():
+        if f"{module}." in name:
+            return tower
+    if name.startswith("text_projection"):
+        return "text_encoder"
+    return "vision_encoder" if name.startswith("visual_projection") else ""
+
+
+def rank_of(tensors: Mapping[str, Any]) -> int | None:
+    """Rank of an adapter's tensors; None when there are none or they disagree."""
+    ranks = {value.shape[0] for name, value in tensors.items() if name.endswith("lora_A.weight")}
+    return ranks.pop() if len(ranks) == 1 else None
+
+
+def _lora_layers(network: nn.Module) -> dict[str, LoraLayer]:
+    return {
+        name.removeprefix(_FILE_PREFIX): module
+        for name, module in network.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def _unknown(key: str, name: str, known: Mapping[str, str]) -> str:
+    return f"{key}: {name!r} is not known; known are {', '.join(known)}"

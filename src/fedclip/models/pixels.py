@@ -1,0 +1,63 @@
+"""Images to uint8 pixels, and pixels to what a vision tower expects."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessorPil
+
+# What decides the uint8 pixels; rescaling and normalisation come later, on the device.
+_GEOMETRY = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_convert_rgb")
+
+
+class Pixels:
+    """A model's image preprocessing, cut in two.
+
+    Resizing and cropping happen once and give uint8; rescaling by `scale` and normalising by
+    `mean` and `std` (three floats each) happen with every batch, where the model is.
+    """
+
+    def __init__(self, processor: CLIPImageProcessorPil, image_size: int) -> None:
+        self._processor = processor
+        self.image_size = image_size
+        self.scale = float(processor.rescale_factor) if processor.do_rescale else 1.0
+        self.mean = tuple(processor.image_mean) if processor.do_normalize else (0.0, 0.0, 0.0)
+        self.std = tuple(processor.image_std) if processor.do_normalize else (1.0, 1.0, 1.0)
+
+    @property
+    def key(self) -> str:
+        """Names this preprocessing: two models with one key make the same uint8 pixels."""
+        settings: dict[str, Any] = {name: getattr(self._processor, name) for name in _GEOMETRY}
+        settings = {name: _plain(value) for name, value in settings.items()}
+        settings["image_size"] = self.image_size
+        text = json.dumps(settings, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_pixels(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
+        """Resize and crop images to uint8 `[n, 3, size, size]`; grey arrays become RGB."""
+        shape = (3, self.image_size, self.image_size)
+        pixels = np.empty((len(images), *shape), dtype=np.uint8)
+        for row, image in enumerate(images):
+            if not isinstance(image, Image.Image):
+                image = Image.fromarray(np.asarray(image))
+            if image.mode != "RGB":
+                image = image.convert("RGB")
+            made = self._processor(
+                image, do_rescale=False, do_normalize=False, return_tensors="np"
+            )["pixel_values"][0]
+            pixels[row] = made
+        return pixels
+
+
+def _plain(value: Any) -> Any:
+    """Settings as JSON sees them: sizes as dictionaries, filters as numbers."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return {name: side for name, side in dict(value).items() if side is not None}

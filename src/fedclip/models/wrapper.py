@@ -1,0 +1,296 @@
+"""CLIP with a LoRA adapter and a classifier: the model that sites fine-tune together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from PIL import Image
+from torch import nn
+from transformers import CLIPModel
+
+from fedclip.errors import UsageError
+from fedclip.models import adapter_files
+from fedclip.models.base import Base, load_base
+from fedclip.models.dropout import KeyedDropout
+from fedclip.models.linear_head import new_classifier, warn_of_idle_text
+from fedclip.models.lora import (
+    LoraSettings,
+    add_lora,
+    base_parameters,
+    lora_parameters,
+    tower_of,
+)
+from fedclip.models.state import checked_state
+from fedclip.models.text import TextHead, checked_classes
+
+
+class CLIPLoRAWrapper(nn.Module):
+    """A CLIP whose trainable part is small, named, and easy to take out and put back."""
+
+    def __init__(
+        self,
+        base: Base,
+        *,
+        lora: LoraSettings | None,
+        head: str = "auto",
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        templates: Sequence[str] | None = None,
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.base_name = base.name
+        self.lora = lora
+        self.num_classes = num_classes
+        self.head: str | None = None
+        self.classifier: nn.Linear | None = None
+        self.network: PeftModel | CLIPModel = base.model
+        if lora is not None:
+            self.network = add_lora(base.model, lora, model_name=base.name, seed=seed)
+        if gradient_checkpointing:
+            base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.image_size = base.pixels.image_size
+        self.pixels_key = base.pixels.key
+        self._pixels = base.pixels
+        self._text = TextHead(base.tokens)
+        self._asked_head = head
+        self._seed = seed
+        self._slot = "adapted"
+        for name, values in (("_mean", base.pixels.mean), ("_std", base.pixels.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        if class_names is not None:
+            names = checked_classes(class_names)
+            if num_classes is not None and num_classes != len(names):
+                raise UsageError(
+                    f"model.num_classes is {num_classes}, but there are {len(names)} class names "
+                    f"({', '.join(names[:3])}, ...); leave one of them out"
+                )
+            self._text.set_classes(names, templates)
+        self._settle_head()
+        self.eval()
+
+    # --- what it is ---
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._mean.device
+
+    @property
+    def clip(self) -> CLIPModel:
+        """The CLIP underneath, with the adapter's layers in place."""
+        return self.network.get_base_model() if self.lora is not None else self.network
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; empty when only their number is known."""
+        return self._text.class_names
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Prompt templates of the text classifier."""
+        return self._text.templates
+
+    def is_lora_enabled(self) -> bool:
+        """Whether an adapter is trained; False means full fine-tuning."""
+        return self.lora is not None
+
+    def get_lora_info(self) -> dict[str, Any]:
+        """Say what the adapter is; `trainable_parameters` counts LoRA alone."""
+        count = sum(p.numel() for p in lora_parameters(self.network).values())
+        if self.lora is None:
+            return {"enabled": False, "trainable_parameters": count}
+        targets = {tower: list(names) for tower, names in self.lora.target_modules.items() if names}
+        return {
+            "enabled": True,
+            "r": self.lora.r,
+            "lora_alpha": self.lora.lora_alpha,
+            "lora_dropout": self.lora.lora_dropout,
+            "target_modules": targets,
+            "trainable_parameters": count,
+        }
+
+    def get_model_summary(self) -> dict[str, Any]:
+        """Count parameters: the base, all (base, LoRA and head), and those that train."""
+        base = sum(p.numel() for p in base_parameters(self.network).values())
+        lora = self.get_lora_info()["trainable_parameters"]
+        head = sum(p.numel() for p in self._head_parameters().values())
+        total = base + lora + head
+        trainable = sum(p.numel() for p in self.trainable().values())
+        return {
+            "model_name": self.base_name,
+            "head": self.head,
+            "base_parameters": base,
+            "lora_parameters": lora,
+            "head_parameters": head,
+            "total_parameters": total,
+            "trainable_parameters": trainable,
+            "trainable_share": trainable / total,
+        }
+
+    # --- the trainable tensors ---
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Live trainable tensors, sorted by the names of `get_parameters`."""
+        return dict(self._trainable)
+
+    def get_parameters(self) -> dict[str, torch.Tensor]:
+        """Copy the trainable tensors, fp32 on the CPU, named as in `adapter_model.safetensors`."""
+        return {
+            name: parameter.detach().to("cpu", torch.float32, copy=True)
+            for name, parameter in self.trainable().items()
+        }
+
+    def set_parameters(self, state: Mapping[str, Any]) -> None:
+        """Put tensors (torch or numpy) in the place of the trainable ones.
+
+        Names, shapes and finiteness are checked before anything is written, so a `UsageError`
+        leaves the model as it was.
+        """
+        self._write(checked_state(state, self.trainable(), source="set_parameters: the state"))
+
+    def set_dropout_key(self, key: int | None) -> None:
+        """Draw LoRA dropout from `key` until another is set; None draws from the global state."""
+        for module in self.network.modules():
+            if isinstance(module, KeyedDropout):
+                module.key = key
+
+    # --- what it computes ---
+
+    def to_pixels(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
+        """Resize and crop images to uint8 `[n, 3, size, size]`, the input of this model."""
+        return self._pixels.to_pixels(images)
+
+    def set_classes(
+        self, class_names: Sequence[str], templates: Sequence[str] | None = None
+    ) -> None:
+        """Name the classes. A text classifier may take any; a linear one keeps its number."""
+        fixed = self.classifier.out_features if self.classifier is not None else None
+        if fixed is not None and len(class_names) != fixed:
+            raise UsageError(
+                f"the linear classifier has {fixed} classes, got {len(class_names)} class names"
+            )
+        self._text.set_classes(class_names, templates)
+        if self.head is None or (self.head == "linear" and self.classifier is None):
+            self._settle_head()
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """L2-normalised image features `[batch, dim]`, fp32, of what `forward` takes."""
+        return F.normalize(self._embed(pixels), dim=-1)
+
+    def text_features(self) -> torch.Tensor:
+        """L2-normalised text features `[classes, dim]`, fp32; kept while the text tower holds."""
+        trained = [p for name, p in self._trainable.items() if tower_of(name) == "text_encoder"]
+        reuse = not torch.is_grad_enabled() and not self.training
+        return self._text.features(self.clip, trained, slot=self._slot, reuse=reuse)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits `[batch, classes]`, fp32.
+
+        `pixels` is `[batch, 3, size, size]`: uint8 as from `to_pixels`, or floats that are
+        already normalised.
+        """
+        if self.head is None:
+            raise UsageError(
+                "the model has no classifier: it knows neither class names nor a number of "
+                "classes; call set_classes, or set model.num_classes"
+            )
+        if self.classifier is not None and self.head == "linear":
+            features = self._embed(pixels)
+            with self._full_precision():
+                return self.classifier(features)
+        images = self.encode_images(pixels)
+        texts = self.text_features()
+        with self._full_precision():
+            return self.clip.logit_scale.exp() * images @ texts.T  # [batch, classes]
+
+    @contextmanager
+    def zero_shot(self) -> Iterator[CLIPLoRAWrapper]:
+        """Inside, the model is the base model alone with its text classifier."""
+        if not self.class_names:
+            raise UsageError("zero-shot classification needs class names; call set_classes")
+        head, self.head, self._slot = self.head, "text", "base"
+        try:
+            if self.lora is not None:
+                with self.network.disable_adapter():
+                    yield self
+            else:
+                with self._base_weights():
+                    yield self
+        finally:
+            self.head, self._slot = head, "adapted"
+
+    # --- on disk ---
+
+    def save_adapter(self, folder: str | PathLike[str]) -> None:
+        """Write the trainable tensors as a PEFT adapter folder, whole or not at all."""
+        adapter_files.save(self, Path(folder))
+
+    def load_adapter(self, folder: str | PathLike[str]) -> None:
+        """Read what `save_adapter` or PEFT wrote; a misfit raises and changes nothing."""
+        adapter_files.load(self, Path(folder))
+
+    # --- inside ---
+
+    def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Projected image embeddings `[batch, dim]`, fp32, not normalised."""
+        pixels = pixels.to(self.device)
+        if not pixels.is_floating_point():
+            pixels = (pixels.float() * self._pixels.scale - self._mean) / self._std
+        pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
+        return self.clip.visual_projection(pooled).float()
+
+    def _settle_head(self) -> None:
+        """Choose the classifier by what is known, and with it what trains."""
+        self.head = self._asked_head
+        if self.head == "auto":
+            known = "text" if self.class_names else "linear" if self.num_classes else None
+            self.head = known
+        count = self.num_classes or len(self.class_names)
+        if self.head == "linear" and count:
+            width = self.clip.config.projection_dim
+            self.classifier = new_classifier(width, count, seed=self._seed).to(self.device)
+            if self.lora is not None:
+                warn_of_idle_text(self.lora)
+        if self.lora is None:
+            # A linear classifier sends no gradient to the text tower or the logit scale.
+            for name, parameter in base_parameters(self.network).items():
+                idle = self.head == "linear" and tower_of(name) != "vision_encoder"
+                parameter.requires_grad_(not idle)
+            body = {n: p for n, p in base_parameters(self.network).items() if p.requires_grad}
+        else:
+            body = lora_parameters(self.network)
+        self._trainable = dict(sorted((body | self._head_parameters()).items()))
+
+    def _head_parameters(self) -> dict[str, nn.Parameter]:
+        if self.classifier is None:
+            return {}
+        return {"head.bias": self.classifier.bias, "head.weight": self.classifier.weight}
+
+    def _write(self, state: Mapping[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._trainable.items():
+                parameter.copy_(state[name])
+
+    @contextmanager
+    def _base_weights(self) -> Iterator[None]:
+        """Put the base model's own weights in the place of fine-tuned ones for a while."""
+        fresh = base_parameters(load_base(self.base_name, seed=self._seed).model)
+        trained = self.get_parameters()
+        self._write(trained | {name: fresh[name] for name in trained if name in fresh})
+        try:
+            yield
+        finally:
+            self._write(trained)
+
+    def _full_precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=False)
