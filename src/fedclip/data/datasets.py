@@ -1,0 +1,77 @@
+"""A data set by name: its images, labels, class names, templates, splits and sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fedclip.data import sources_builtin
+from fedclip.data.hub import hub
+from fedclip.data.imagefolder import imagefolder
+from fedclip.data.prompts import check_templates, clean_class_name
+from fedclip.data.source import ImageSource
+from fedclip.errors import UsageError
+
+
+def load_source(
+    name: str,
+    *,
+    path: str | None = None,
+    layout: str = "auto",
+    class_names: Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+) -> ImageSource:
+    """The data set `name`, not decoded yet, under the given class names and templates."""
+    if name not in SOURCES:
+        raise UsageError(f"data.name must be one of {', '.join(SOURCES)}, got {name!r}")
+    source = SOURCES[name](path, layout)
+    if not len(source):
+        raise UsageError(f"data: {name} holds no images{f' (data.path: {path})' if path else ''}")
+    if class_names is not None:
+        source = _rename(source, [str(class_name) for class_name in class_names])
+    if templates is not None:
+        source = replace(source, templates=check_templates(templates))
+    return source
+
+
+def _rename(source: ImageSource, names: list[str]) -> ImageSource:
+    """Give the classes other names; names that the data set has itself only set the order."""
+    own = list(source.class_names)
+    if len(names) != len(own):
+        raise UsageError(
+            f"data.class_names must name the {len(own)} classes of {source.name} "
+            f"({_some(own)}), got {len(names)} ({_some(names)})"
+        )
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise UsageError(f"data.class_names names a class twice: {_some(twice)}")
+    given, known = [_plain(name) for name in names], [_plain(name) for name in own]
+    if sorted(given) == sorted(known):
+        new_index = np.array([given.index(name) for name in known], dtype=np.int64)
+        return replace(source, labels=new_index[source.labels], class_names=tuple(names))
+    moved = [name for i, name in enumerate(given) if name in known and known[i] != name]
+    if moved:
+        raise UsageError(
+            f"data.class_names does not match the classes of {source.name}: {_some(moved)} stands "
+            f"in another place there ({_some(own)}); keep that order"
+        )
+    return replace(source, class_names=tuple(names))
+
+
+def _plain(name: str) -> str:
+    return clean_class_name(name).casefold()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+
+
+SOURCES: dict[str, Callable[[str | None, str], ImageSource]] = {
+    "digits": sources_builtin.digits,
+    "fashion_mnist": sources_builtin.fashion_mnist,
+    "icons": sources_builtin.icons,
+    "imagefolder": imagefolder,
+    "hub": hub,
+}

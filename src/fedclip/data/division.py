@@ -1,0 +1,200 @@
+"""Examples to clients: who belongs to which site, and what each client keeps for which purpose."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedclip.config import DataConfig
+from fedclip.data.partition import partition
+from fedclip.data.source import ImageSource, Labels, Mask
+from fedclip.data.splits import ClientData, Indices, cap, split
+from fedclip.errors import FedclipWarning, UsageError
+from fedclip.seeding import seed_for
+
+OWN, TEST, VALIDATION = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is known of the decoded images, row by row; `usable` says which may be used."""
+
+    labels: Labels
+    role: Labels  # OWN: divided over clients; TEST, VALIDATION: the data set's own splits
+    usable: Mask
+    sites: Labels | None
+    groups: Labels | None
+    class_names: tuple[str, ...]
+    site_names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, source: ImageSource, used: Indices, bad: Sequence[int]) -> Examples:
+        """The rows `used` of a source, of which those at the places `bad` are unusable."""
+        usable = np.ones(len(used), dtype=bool)
+        usable[list(bad)] = False
+        return cls(
+            labels=source.labels[used],
+            role=_roles(source)[used],
+            usable=usable,
+            sites=None if source.sites is None else source.sites[used],
+            groups=None if source.groups is None else source.groups[used],
+            class_names=source.class_names,
+            site_names=source.site_names,
+        )
+
+    def having(self, role: int) -> Indices:
+        """Usable rows of one role."""
+        return np.flatnonzero(self.usable & (self.role == role))
+
+    def central(self, part: str, clients: Sequence[ClientData]) -> Indices:
+        """The central `test` or `validation` set: the data set's own, else the clients' union."""
+        own = self.having(TEST if part == "test" else VALIDATION)
+        if len(own):
+            return own
+        return np.sort(np.concatenate([getattr(client, part) for client in clients]))
+
+
+def choose(source: ImageSource, by_site: bool, max_examples: int | None, seed: int) -> Indices:
+    """Rows of a source that a run uses: the capped training pool and the own test splits."""
+    roles = _roles(source)
+    pool = np.flatnonzero(roles == OWN)
+    if not len(pool):
+        raise UsageError(f"data: {source.name} has no training images, only test or validation")
+    sites = source.sites[pool] if by_site and source.sites is not None else None
+    if sites is not None and max_examples is not None and max_examples < len(np.unique(sites)):
+        raise UsageError(
+            f"data.max_train_examples: {max_examples} examples cannot give each of "
+            f"{len(np.unique(sites))} sites one; raise it, or choose another data.partition.name"
+        )
+    kept = cap(source.labels[pool], sites, max_examples, seed_for(seed, "max_train_examples"))
+    return np.sort(np.concatenate([pool[kept], np.flatnonzero(roles != OWN)]))
+
+
+def divide(
+    examples: Examples, data: DataConfig, name: str, num_clients: int, seed: int
+) -> tuple[ClientData, ...]:
+    """The clients, in the order of sites or numbers, each with its three parts."""
+    if name == "natural" and examples.sites is not None:
+        examples = _without_empty_sites(examples, data.on_empty_site)
+    pool = examples.having(OWN)
+    scheme = data.partition
+    parts = partition(
+        examples.labels[pool],
+        name,
+        num_clients,
+        seed,
+        sites=None if examples.sites is None else examples.sites[pool],
+        groups=None if examples.groups is None else examples.groups[pool],
+        alpha=scheme.alpha,
+        min_size=scheme.min_size,
+        classes_per_client=scheme.classes_per_client,
+        shards_per_client=scheme.shards_per_client,
+        size_skew=scheme.size_skew,
+    )
+    width = max(2, len(str(len(parts) - 1)))
+    clients = []
+    for number, part in enumerate(parts):
+        site = None
+        client_id = f"client-{number:0{width}}"
+        if name == "natural" and examples.sites is not None:
+            site = int(examples.sites[pool[part[0]]])
+            client_id = examples.site_names[site]
+        clients.append(_client(client_id, pool[part], site, examples, data, seed))
+    _warn_of_gaps(examples, clients, natural=name == "natural")
+    return tuple(clients)
+
+
+def _client(
+    client_id: str,
+    indices: Indices,
+    site: int | None,
+    examples: Examples,
+    data: DataConfig,
+    seed: int,
+) -> ClientData:
+    """Split one client's examples; what the data set's own splits hold of its site is its own."""
+    own_test = _of_site(examples, site, TEST)
+    own_validation = _of_site(examples, site, VALIDATION)
+    train, validation, test = split(
+        indices,
+        examples.labels,
+        examples.groups,
+        validation_fraction=data.validation_fraction if own_validation is None else 0.0,
+        test_fraction=data.test_fraction if own_test is None else 0.0,
+        seed=seed_for(seed, "split", client_id),
+    )
+    return ClientData(
+        client_id=client_id,
+        train=train,
+        validation=validation if own_validation is None else own_validation,
+        test=test if own_test is None else own_test,
+    )
+
+
+def _of_site(examples: Examples, site: int | None, role: int) -> Indices | None:
+    """A site's part of an own split; None where that split is not divided by site."""
+    rows = examples.having(role)
+    if site is None or examples.sites is None or not (examples.sites[rows] >= 0).any():
+        return None
+    return rows[examples.sites[rows] == site]
+
+
+def _without_empty_sites(examples: Examples, on_empty_site: str) -> Examples:
+    """Leave out sites without a training image, or refuse them by name."""
+    assert examples.sites is not None
+    pool = examples.having(OWN)
+    filled = set(examples.sites[pool].tolist())
+    homeless = int((examples.sites[pool] < 0).sum())
+    if homeless:
+        _warn(f"data: {homeless} training images belong to no site and are left out")
+    empty = [i for i in range(len(examples.site_names)) if i not in filled]
+    named = ", ".join(_describe_empty(examples, i) for i in empty[:5])
+    named += f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+    if empty and (on_empty_site == "error" or not filled - {-1}):
+        raise UsageError(
+            f"data: sites without a usable training image: {named}; add images, remove their "
+            "folders, or leave them out with data.on_empty_site: skip"
+        )
+    if empty:
+        _warn(f"sites without a usable training image are left out: {named}")
+    gone = (examples.role == OWN) & (examples.sites < 0) | np.isin(examples.sites, empty)
+    return replace(examples, usable=examples.usable & ~gone)
+
+
+def _describe_empty(examples: Examples, site: int) -> str:
+    assert examples.sites is not None
+    unreadable = int(((examples.sites == site) & ~examples.usable & (examples.role == OWN)).sum())
+    more = f" ({unreadable} images, none readable)" if unreadable else ""
+    return f"{examples.site_names[site]}{more}"
+
+
+def _warn_of_gaps(examples: Examples, clients: Sequence[ClientData], natural: bool) -> None:
+    """Say what cannot be learned well: sites of one class, classes that nobody trains on."""
+    names = examples.class_names
+    if natural and len(names) > 1:
+        single = [c for c in clients if len(np.unique(examples.labels[c.train])) == 1]
+        for client in single:
+            only = names[int(examples.labels[client.train[0]])]
+            _warn(f"site {client.client_id} has images of one class only: {only}")
+    trained = np.concatenate([client.train for client in clients])
+    counts = np.bincount(examples.labels[trained], minlength=len(names))
+    missing = [name for name, count in zip(names, counts, strict=True) if count == 0]
+    if missing:
+        listed = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        _warn(f"{len(missing)} of {len(names)} classes have no training image: {listed}")
+
+
+def _roles(source: ImageSource) -> Labels:
+    role = np.full(len(source), OWN, dtype=np.int64)
+    if source.is_validation is not None:
+        role[source.is_validation] = VALIDATION
+    if source.is_test is not None:
+        role[source.is_test] = TEST
+    return role
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, FedclipWarning, stacklevel=4)

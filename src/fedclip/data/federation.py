@@ -1,0 +1,172 @@
+"""The federation's data: decoded once, divided over clients, split for training and testing."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedclip.config import DataConfig
+from fedclip.data.datasets import load_source
+from fedclip.data.division import Examples, choose, divide
+from fedclip.data.images import BadImage, Pixels, Progress, ToPixels, decode, describe_bad
+from fedclip.data.partition import partition_seed
+from fedclip.data.splits import ClientData, Indices
+from fedclip.errors import FedclipWarning, UsageError
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """Pixels `[n, 3, size, size]` uint8 and labels `[n]`, and who uses which.
+
+    All index arrays point into `pixels` and `labels`; `validation` and `test` are the central
+    sets. A bad image keeps a row of zeros that no index points at.
+    """
+
+    name: str
+    pixels: Pixels
+    labels: Indices
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    clients: tuple[ClientData, ...]
+    validation: Indices
+    test: Indices
+    bad_images: tuple[str, ...]
+    fingerprint: str
+    partition: dict[str, Any]
+
+    def counts(self, indices: Indices) -> list[int]:
+        """Examples by class among `indices`."""
+        return np.bincount(self.labels[indices], minlength=len(self.class_names)).tolist()
+
+    def table(self, part: str | None = None) -> list[list[int]]:
+        """Examples per client and class, `[clients, classes]`, of one part or of all three."""
+        names = PARTS if part is None else (part,)
+        return [
+            self.counts(np.concatenate([getattr(client, name) for name in names]))
+            for client in self.clients
+        ]
+
+    def partition_record(self) -> dict[str, Any]:
+        """What `partition.json` holds: enough to see the division and to notice another one.
+
+        Index lists are recorded by size and hash; the seed and the data give them again.
+        """
+        return {
+            "data": self.name,
+            "fingerprint": self.fingerprint,
+            "partition": self.partition,
+            "class_names": list(self.class_names),
+            "clients": [
+                {"client_id": client.client_id}
+                | {part: self._part_record(getattr(client, part)) for part in PARTS}
+                for client in self.clients
+            ],
+            "validation": self._part_record(self.validation),
+            "test": self._part_record(self.test),
+            "bad_images": list(self.bad_images),
+        }
+
+    def _part_record(self, indices: Indices) -> dict[str, Any]:
+        digest = hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
+        return {
+            "num_examples": len(indices),
+            "by_class": self.counts(indices),
+            "indices_sha256": digest,
+        }
+
+
+def load_federated(
+    data: DataConfig,
+    num_clients: int,
+    seed: int,
+    to_pixels: ToPixels,
+    pixels_key: str,
+    progress: Progress | None = None,
+) -> FederatedData:
+    """Load, decode, divide and split a data set as its configuration says.
+
+    `data.max_train_examples` caps the pool that is divided, before anything is decoded. The
+    central test set is the data set's own, else the union of the clients'; a client's test set is
+    its site's part of the own one where that has sites, else `data.test_fraction` of its examples.
+    Validation goes the same way. `to_pixels` and `pixels_key` are the model's preprocessing.
+    """
+    if data.validation_fraction + data.test_fraction >= 1:
+        raise UsageError(
+            "data.validation_fraction and data.test_fraction must leave something to train on, "
+            f"got {data.validation_fraction} and {data.test_fraction}"
+        )
+    source = load_source(
+        data.name,
+        path=data.path,
+        layout=data.layout,
+        class_names=data.class_names,
+        templates=data.templates,
+    )
+    name = data.partition.name
+    if name == "auto":
+        name = "natural" if source.sites is not None else "dirichlet"
+    used = choose(source, name == "natural", data.max_train_examples, seed)
+    fingerprint = source.fingerprint(used)
+    pixels, bad = decode(
+        source,
+        used,
+        to_pixels,
+        pixels_key,
+        memory_gb=data.memory_gb,
+        on_bad_image=data.on_bad_image,
+        content_key=fingerprint,
+        progress=progress,
+    )
+    _report(bad, len(used))
+    examples = Examples.of(source, used, bad=[image.position for image in bad])
+    scheme = {"name": name, "seed": partition_seed(seed)} | _options(data, name)
+    clients = divide(examples, data, name, num_clients, seed)
+    validation = examples.central("validation", clients)
+    test = examples.central("test", clients)
+    if not len(test):
+        raise UsageError(
+            "data.test_fraction: the data set has no test split and no client is large enough to "
+            f"hold out a test example (fraction {data.test_fraction}); raise it, lower "
+            "federation.num_clients, or use more data"
+        )
+    return FederatedData(
+        name=source.name,
+        pixels=pixels,
+        labels=examples.labels,
+        class_names=source.class_names,
+        templates=source.templates,
+        clients=clients,
+        validation=validation,
+        test=test,
+        bad_images=tuple(str(image) for image in bad),
+        fingerprint=fingerprint,
+        partition=scheme,
+    )
+
+
+def _report(bad: list[BadImage], total: int) -> None:
+    """Say which images are left out; nothing can go on without any."""
+    if not bad:
+        return
+    if len(bad) == total:
+        raise UsageError(f"data: no image is left: {describe_bad(bad, total)}")
+    warnings.warn(f"{describe_bad(bad, total)}; left out", FedclipWarning, stacklevel=3)
+
+
+def _options(data: DataConfig, name: str) -> dict[str, Any]:
+    """The settings of `data.partition` that the named partitioner reads."""
+    return {key: getattr(data.partition, key) for key in _READS.get(name, ())}
+
+
+_READS = {
+    "dirichlet": ("alpha", "min_size"),
+    "pathological": ("classes_per_client",),
+    "shard": ("shards_per_client",),
+    "size": ("size_skew",),
+}

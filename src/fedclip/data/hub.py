@@ -1,0 +1,212 @@
+"""Any image-classification set that `datasets` opens: a hub id, or a local path."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+from PIL import Image
+
+from fedclip.data.prompts import PROMPTS, clean_class_name
+from fedclip.data.rgb import open_rgb
+from fedclip.data.source import ImageSource, mask_or_none
+from fedclip.errors import FedclipWarning, UsageError
+
+SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
+OPTIONS = ("config", "revision", "image", "label", "site")
+
+
+@dataclass(frozen=True)
+class HubImages:
+    """Images of an Arrow table, encoded; rows by their number in the concatenated splits."""
+
+    table: Any
+    column: str
+    name: str
+    rows: np.ndarray
+
+    def _cell(self, index: int) -> dict[str, Any]:
+        return self.table[int(self.rows[index])][self.column] or {}
+
+    def content(self, index: int) -> bytes:
+        """The encoded image."""
+        cell = self._cell(index)
+        if cell.get("bytes") is not None:
+            return cell["bytes"]
+        if cell.get("path"):
+            return Path(cell["path"]).read_bytes()
+        raise ValueError("the data set has no image here")
+
+    def open(self, index: int) -> Image.Image:
+        """One image, decoded."""
+        return open_rgb(BytesIO(self.content(index)))
+
+    def path_of(self, index: int) -> str:
+        """`user/name[17]`, with the file's name where the data set keeps it."""
+        path = self._cell(index).get("path")
+        return f"{self.name}[{self.rows[index]}]{f' {path}' if path else ''}"
+
+
+def hub(path: str | None = None, layout: str = "auto") -> ImageSource:
+    """A data set of the hub, by id, or from disk: a `save_to_disk`, parquet or image folder.
+
+    The image column and the label column are found by type and name. Where that is not enough,
+    options follow the id: `user/name?config=small&label=kind&site=hospital`; `site` names a
+    column whose values are natural sites.
+    """
+    if not path:
+        raise UsageError("data.path: hub needs a data set's id (user/name) or a local path")
+    name, _, query = path.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = set(options) - set(OPTIONS)
+    if unknown:
+        raise UsageError(
+            f"data.path: unknown option {', '.join(sorted(unknown))} in {path!r}; "
+            f"known: {', '.join(OPTIONS)}"
+        )
+    parts = _by_split(name, _open(name, options.get("config"), options.get("revision")))
+    import datasets
+
+    table = datasets.concatenate_datasets(list(parts.values()))
+    image = _image_column(name, table.features, options.get("image"))
+    label = _label_column(name, table.features, options.get("label"))
+    labels, class_names = _labels(table, label)
+    split = np.repeat(list(parts), [len(part) for part in parts.values()])
+    known = labels >= 0
+    if not known.all():
+        warnings.warn(
+            f"{name}: {int((~known).sum())} images without a label are left out",
+            FedclipWarning,
+            stacklevel=2,
+        )
+    rows = np.flatnonzero(known)
+    sites, site_names = _sites(name, table, options.get("site"))
+    encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    return ImageSource(
+        name="hub",
+        images=HubImages(encoded, image, name, rows),
+        labels=labels[rows],
+        class_names=tuple(clean_class_name(class_name) for class_name in class_names),
+        templates=PROMPTS["hub"].templates,
+        is_test=mask_or_none(split[rows] == "test"),
+        is_validation=mask_or_none(split[rows] == "validation"),
+        sites=None if sites is None else sites[rows],
+        site_names=site_names,
+    )
+
+
+def _open(name: str, config: str | None, revision: str | None) -> Any:
+    """What `datasets` makes of the id or path; its failures as one message."""
+    import datasets
+
+    local = Path(name).expanduser()
+    is_local = local.exists()
+    try:
+        if is_local and any(
+            (local / mark).is_file() for mark in ("dataset_dict.json", "state.json")
+        ):
+            return datasets.load_from_disk(str(local))
+        source = str(local) if is_local else name
+        return datasets.load_dataset(source, config, revision=revision)
+    except Exception as error:  # the library raises a score of unrelated types
+        reason = (str(error) or type(error).__name__).strip().split("\n")[0]
+        advice = (
+            "expected a save_to_disk folder, or parquet or image files in the hub's layout"
+            if is_local
+            else "check the id, the network and HF_HUB_OFFLINE, or give a local path"
+        )
+        raise UsageError(f"data.path: cannot open {name!r}: {reason}; {advice}") from error
+
+
+def _by_split(name: str, data: Any) -> dict[str, Any]:
+    """Tables under `train`, `validation`, `test`; a bare table is all training."""
+    import datasets
+
+    if isinstance(data, datasets.Dataset):
+        return {"train": data}
+    parts = {
+        split: data[alias]
+        for split, aliases in SPLITS.items()
+        for alias in aliases
+        if alias in data
+    }
+    if "train" not in parts:
+        raise UsageError(f"data.path: {name} has no train split; it has {', '.join(data)}")
+    return parts
+
+
+def _image_column(name: str, features: Any, asked: str | None) -> str:
+    import datasets
+
+    found = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+    if asked is not None:
+        if asked not in found:
+            raise UsageError(
+                f"data.path: {asked!r} is no image column of {name}: {_list(features)}"
+            )
+        return asked
+    preferred = [column for column in ("image", "img") if column in found]
+    if preferred or len(found) == 1:
+        return (preferred or found)[0]
+    problem = "several image columns; choose with ?image=" if found else "no image column"
+    raise UsageError(f"data.path: {name} has {problem}; its columns: {_list(features)}")
+
+
+def _label_column(name: str, features: Any, asked: str | None) -> str:
+    import datasets
+
+    if asked is not None:
+        if asked not in features:
+            raise UsageError(f"data.path: {name} has no column {asked!r}: {_list(features)}")
+        return asked
+    found = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    preferred = [column for column in LABEL_NAMES if column in found]
+    if preferred or len(found) == 1:
+        return (preferred or found)[0]
+    plain = [column for column in LABEL_NAMES if column in features]
+    if not found and plain:
+        return plain[0]
+    problem = "several label columns" if found else "no label column (ClassLabel)"
+    raise UsageError(
+        f"data.path: {name} has {problem}; its columns: {_list(features)}; "
+        "choose one with ?label=COLUMN after the id"
+    )
+
+
+def _labels(table: Any, column: str) -> tuple[np.ndarray, list[str]]:
+    """Class indices (-1 where unknown) and names: a ClassLabel's own, else the sorted values."""
+    import datasets
+
+    kind = table.features[column]
+    values = table.select_columns([column]).to_pandas()[column]
+    if isinstance(kind, datasets.ClassLabel):
+        return values.fillna(-1).to_numpy(dtype=np.int64), list(kind.names)
+    present = values.dropna()
+    try:
+        distinct = sorted(present.unique())
+    except TypeError:
+        distinct = []
+    if not distinct or isinstance(distinct[0], float):
+        raise UsageError(f"data.path: column {column!r} holds no class labels, but {kind}")
+    index = {value: i for i, value in enumerate(distinct)}
+    return np.array([index.get(v, -1) for v in values], dtype=np.int64), [str(v) for v in distinct]
+
+
+def _sites(name: str, table: Any, column: str | None) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Site of each row (-1 where unknown) and the sites' names, sorted."""
+    if column is None:
+        return None, ()
+    if column not in table.features:
+        raise UsageError(f"data.path: {name} has no column {column!r}: {_list(table.features)}")
+    indices, names = _labels(table, column)
+    return indices, tuple(names)
+
+
+def _list(features: Any) -> str:
+    return ", ".join(f"{column} ({type(kind).__name__})" for column, kind in features.items())
