@@ -30,7 +30,9 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key; the same as a bare key=value."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `run` made.")]
+# Arguments are explained in the texts of commands: the list that typer 0.20 makes of them loses its
+# words with newer versions of click.
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
 
 
 def _version(wanted: bool) -> None:
@@ -55,7 +57,7 @@ def _root(
 def run(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="CONFIG [KEY=VALUE]...", help="A YAML file, then keys to change."),
+        typer.Argument(metavar="CONFIG [KEY=VALUE]...", hidden=True),
     ] = None,
     overrides: Overrides = None,
     output: Annotated[
@@ -67,7 +69,11 @@ def run(
         typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped."),
     ] = None,
 ) -> None:
-    """Train an adapter over the federation, and write a run folder."""
+    """Train an adapter over the federation.
+
+    CONFIG is a YAML file; KEY=VALUE changes a key of it, such as federation.rounds=5. The result
+    is a run folder: the adapter, its figures, and all that it takes to go on after a stop.
+    """
     if resume is not None:
         if arguments or overrides or output:
             raise UsageError(
@@ -89,11 +95,14 @@ def run(
 def validate(
     arguments: Annotated[
         list[str],
-        typer.Argument(metavar="CONFIG... [KEY=VALUE]...", help="YAML files, keys to change."),
+        typer.Argument(metavar="CONFIG... [KEY=VALUE]...", hidden=True),
     ],
     overrides: Overrides = None,
 ) -> None:
-    """Check configurations, and report everything that is wrong with them."""
+    """Check configurations; report every error.
+
+    KEY=VALUE changes a key in each of them.
+    """
     files, changes = _sorted_out(arguments, overrides)
     if not files:
         raise UsageError("fedclip validate needs a CONFIG file, such as configs/quickstart.yaml")
@@ -112,12 +121,16 @@ def validate(
 def info(
     arguments: Annotated[
         list[str],
-        typer.Argument(metavar="CONFIG|RUN [KEY=VALUE]...", help="A YAML file or a run folder."),
+        typer.Argument(metavar="CONFIG|RUN [KEY=VALUE]...", hidden=True),
     ],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show parameters, their trainable share, and the megabytes that travel."""
+    """Show parameters and what travels.
+
+    For a CONFIG (a YAML file) or a RUN (a folder that `fedclip run` made): parameters, the
+    trainable share, and megabytes per client and round against full fine-tuning.
+    """
     targets, changes = _sorted_out(arguments, overrides)
     target = Path(_only(targets, "info"))
     from fedclip.cli_support import show
@@ -130,7 +143,10 @@ def info(
 
 @app.command()
 def evaluate(folder: RunPath, as_json: AsJson = False) -> None:
-    """Measure a run's adapter again, on the test sets of its configuration."""
+    """Measure a run's adapter again.
+
+    RUN is a folder that `fedclip run` made; its test sets are used.
+    """
     from fedclip.cli_support import show
     from fedclip.experiment import evaluate as measure
 
@@ -140,14 +156,17 @@ def evaluate(folder: RunPath, as_json: AsJson = False) -> None:
 @app.command()
 def predict(
     folder: RunPath,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", hidden=True)],
     labels: Annotated[
         str | None,
         typer.Option("--labels", metavar='"A,B,C"', help="Other class names, comma-separated."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify images with a run's adapter."""
+    """Classify images with a run's adapter.
+
+    RUN is a folder that `fedclip run` made, IMAGE an image file.
+    """
     names = None
     if labels is not None:
         names = [name.strip() for name in labels.split(",")]
