@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
@@ -99,13 +100,15 @@ def _load_config(model_name: str) -> CLIPConfig:
 
 def _pretrained_model(model_name: str, config: CLIPConfig) -> CLIPModel:
     """Weights from safetensors, in fp32, with none missing."""
-    model, notes = CLIPModel.from_pretrained(
+    # With loading info the library returns a pair, which its types do not say.
+    loaded: Any = CLIPModel.from_pretrained(
         source_of(model_name),
         config=config,
         dtype=torch.float32,
         use_safetensors=True,
         output_loading_info=True,
     )
+    model, notes = loaded
     missing = sorted(notes["missing_keys"])
     if missing:
         raise UsageError(
@@ -126,7 +129,7 @@ def _random_model(config: CLIPConfig, seed: int) -> CLIPModel:
 
 def _load_tokens(model_name: str, config: CLIPConfig) -> Tokens:
     """The model's tokenizer; for random weights the embedded one under that model's end ids."""
-    text = config.text_config
+    text: Any = config.text_config
     if model_name.startswith(RANDOM):
         legacy = text.eos_token_id == LEGACY_END
         begin, end = text.bos_token_id, text.eos_token_id
@@ -160,7 +163,8 @@ def _load_tokens(model_name: str, config: CLIPConfig) -> Tokens:
 
 def _load_pixels(model_name: str, config: CLIPConfig) -> Pixels:
     """The model's image preprocessing; CLIP's own at the right size for random weights."""
-    size = config.vision_config.image_size
+    vision: Any = config.vision_config
+    size = int(vision.image_size)
     name = model_name.removeprefix(RANDOM)
     if model_name.startswith(RANDOM) and name not in EMBEDDED:
         processor = CLIPImageProcessorPil(

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -84,9 +84,8 @@ def add_lora(clip: CLIPModel, settings: LoraSettings, *, model_name: str, seed: 
     for layer, module in _lora_layers(network).items():
         generator = torch.Generator().manual_seed(seed_for(seed, "lora", layer))
         # The start that PEFT and the LoRA authors use: uniform within 1 / sqrt(in_features).
-        nn.init.kaiming_uniform_(
-            module.lora_A[_ADAPTER].weight, a=math.sqrt(5), generator=generator
-        )
+        start = cast(nn.Linear, module.lora_A[_ADAPTER]).weight
+        nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
         if settings.lora_dropout > 0.0:
             module.lora_dropout[_ADAPTER] = KeyedDropout(settings.lora_dropout, layer)
     return network  # type: ignore[return-value]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ class CLIPLoRAWrapper(nn.Module):
         self.num_classes = num_classes
         self.head: str | None = None
         self.classifier: nn.Linear | None = None
-        self.network: PeftModel | CLIPModel = base.model
+        self.network: nn.Module = base.model
         if lora is not None:
             self.network = add_lora(base.model, lora, model_name=base.name, seed=seed)
         if gradient_checkpointing:
@@ -65,8 +65,9 @@ class CLIPLoRAWrapper(nn.Module):
         self._asked_head = head
         self._seed = seed
         self._slot = "adapted"
-        for name, values in (("_mean", base.pixels.mean), ("_std", base.pixels.std)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (base.pixels.mean, base.pixels.std))
+        self._mean = nn.Buffer(mean, persistent=False)
+        self._std = nn.Buffer(std, persistent=False)
         if class_names is not None:
             names = checked_classes(class_names)
             if num_classes is not None and num_classes != len(names):
@@ -88,7 +89,9 @@ class CLIPLoRAWrapper(nn.Module):
     @property
     def clip(self) -> CLIPModel:
         """The CLIP underneath, with the adapter's layers in place."""
-        return self.network.get_base_model() if self.lora is not None else self.network
+        network = self.network
+        found = network.get_base_model() if isinstance(network, PeftModel) else network
+        return cast(CLIPModel, found)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -220,12 +223,11 @@ class CLIPLoRAWrapper(nn.Module):
             raise UsageError("zero-shot classification needs class names; call set_classes")
         head, self.head, self._slot = self.head, "text", "base"
         try:
-            if self.lora is not None:
-                with self.network.disable_adapter():
-                    yield self
-            else:
-                with self._base_weights():
-                    yield self
+            adapted = self.lora is not None
+            with (
+                cast(PeftModel, self.network).disable_adapter() if adapted else self._base_weights()
+            ):
+                yield self
         finally:
             self.head, self._slot = head, "adapted"
 
@@ -257,7 +259,7 @@ class CLIPLoRAWrapper(nn.Module):
             self.head = known
         count = self.num_classes or len(self.class_names)
         if self.head == "linear" and count:
-            width = self.clip.config.projection_dim
+            width = self.clip.visual_projection.out_features
             self.classifier = new_classifier(width, count, seed=self._seed).to(self.device)
             if self.lora is not None:
                 warn_of_idle_text(self.lora)
@@ -274,7 +276,7 @@ class CLIPLoRAWrapper(nn.Module):
     def _head_parameters(self) -> dict[str, nn.Parameter]:
         if self.classifier is None:
             return {}
-        return {"head.bias": self.classifier.bias, "head.weight": self.classifier.weight}
+        return {f"head.{name}": p for name, p in self.classifier.named_parameters()}
 
     def _write(self, state: Mapping[str, torch.Tensor]) -> None:
         with torch.no_grad():
