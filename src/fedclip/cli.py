@@ -133,12 +133,12 @@ def info(
     """
     targets, changes = _sorted_out(arguments, overrides)
     target = Path(_only(targets, "info"))
-    from fedclip.cli_support import show
-    from fedclip.experiment import info as describe
-
     if target.is_dir() and changes:
         raise UsageError(f"{target} is a run, whose configuration cannot be changed any more")
-    show(describe(target if target.is_dir() else _load(str(target), changes)), as_json)
+    from fedclip.cli_support import show
+    from fedclip.inspection import info as describe
+
+    show(describe(target, changes), as_json)
 
 
 @app.command()
@@ -148,7 +148,7 @@ def evaluate(folder: RunPath, as_json: AsJson = False) -> None:
     RUN is a folder that `fedclip run` made; its test sets are used.
     """
     from fedclip.cli_support import show
-    from fedclip.experiment import evaluate as measure
+    from fedclip.inspection import evaluate as measure
 
     show(measure(folder), as_json)
 
@@ -175,7 +175,7 @@ def predict(
         if len(set(names)) < len(names):
             raise UsageError(f'--labels names a class twice: "{labels}"')
     from fedclip.cli_support import show_rows
-    from fedclip.experiment import predict as classify
+    from fedclip.inspection import predict as classify
 
     show_rows(classify(folder, images, names), as_json)
 

@@ -104,7 +104,8 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
         if isinstance(value, Mapping):
             yield from _flat(value, f"{words}: ")
         else:
-            yield words, value
+            # Bytes are for programs; people read megabytes.
+            yield words, f"{value / 1e6:,.3f} MB" if "bytes" in str(name) else value
 
 
 def _nested(value: Any) -> bool:
