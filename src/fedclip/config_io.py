@@ -6,18 +6,20 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from fedclip.config import Config, ModelConfig
 from fedclip.config_checks import cross_problems, lookup
 from fedclip.config_words import expected, expected_item, nearest, section_of
 from fedclip.errors import FedclipWarning, UsageError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 M = TypeVar("M", bound=BaseModel)
 

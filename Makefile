@@ -1,0 +1,50 @@
+# Everything happens in .venv. `make install PYTHON=python3.12` picks another interpreter.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# One thread per test process: two of them share the cores.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help install demo test check format clean
+
+help:
+	@echo "make install  make .venv with everything pinned in constraints.txt"
+	@echo "make demo     train the quickstart federation (about a minute)"
+	@echo "make test     run the tests"
+	@echo "make check    style, types, import rules, generated pages"
+	@echo "make format   put the style right"
+	@echo "make clean    remove .venv and caches; runs/ stays"
+
+install: $(STAMP)
+
+# Builds happen in environments of their own, which only see constraints through the environment.
+$(STAMP): export PIP_CONSTRAINT := constraints.txt
+$(STAMP): export PIP_BUILD_CONSTRAINT := constraints.txt
+$(STAMP): export PIP_DISABLE_PIP_VERSION_CHECK := 1
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("fedclip needs Python 3.11 or newer; name one by PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,flower]'
+	@touch $@
+
+demo: install
+	$(BIN)/fedclip run configs/quickstart.yaml
+
+test: install
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/reference_configuration.py --check
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -1,0 +1,66 @@
+"""Render docs/reference-configuration.md from the configuration's own descriptions.
+
+python scripts/reference_configuration.py          # writes the page
+python scripts/reference_configuration.py --check  # exits with 1 where it is not current
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from fedclip.config import Config
+from fedclip.config_words import default_words, expected, section_of
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference-configuration.md"
+
+HEAD = """\
+# Configuration reference
+
+<!-- Made by scripts/reference_configuration.py from src/fedclip/config.py; edit there. -->
+
+A configuration is a YAML file; every key may be left out. Any key can be changed on the command
+line, as `key=value` or `--set key=value`, with values read as YAML: `federation.rounds=5`,
+`data.class_names='[cat, dog]'`, `optimizer.max_grad_norm=null`. `fedclip validate FILE` reports
+everything that is wrong with a file at once.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    return "\n".join([HEAD, *_section(Config, "")]).rstrip() + "\n"
+
+
+def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    heading = f"`{prefix.rstrip('.')}`" if prefix else "Top level"
+    yield f"## {heading}\n\n{model.__doc__}\n"
+    plain = {n: f for n, f in model.model_fields.items() if section_of(f) is None}
+    if plain:
+        yield "| key | values | default | meaning |\n|---|---|---|---|"
+        for name, field in plain.items():
+            values = expected(field).replace("|", "\\|")
+            default = default_words(field)
+            yield f"| `{prefix}{name}` | {values} | `{default}` | {field.description} |"
+        yield ""
+    for name, field in model.model_fields.items():
+        inner = section_of(field)
+        if inner is not None:
+            yield from _section(inner, f"{prefix}{name}.")
+
+
+def main() -> int:
+    """Write the page, or check it."""
+    if "--check" not in sys.argv[1:]:
+        PAGE.write_text(page(), encoding="utf-8")
+        return 0
+    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == page():
+        return 0
+    print(f"{PAGE.name} is not current; run: python scripts/reference_configuration.py")
+    return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
