@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -70,12 +73,15 @@ def hub(path: str | None = None, layout: str = "auto") -> ImageSource:
             f"data.path: unknown option {', '.join(sorted(unknown))} in {path!r}; "
             f"known: {', '.join(OPTIONS)}"
         )
-    parts = _by_split(name, _open(name, options.get("config"), options.get("revision")))
     import datasets
 
-    table = datasets.concatenate_datasets(list(parts.values()))
-    image = _image_column(name, table.features, options.get("image"))
-    label = _label_column(name, table.features, options.get("label"))
+    with _bars_on_terminals_only():
+        parts = _by_split(name, _open(name, options.get("config"), options.get("revision")))
+        features = parts["train"].features
+        image = _image_column(name, features, options.get("image"))
+        label = _label_column(name, features, options.get("label"))
+        parts = _same_columns(name, parts, [image, label, options.get("site")])
+        table = datasets.concatenate_datasets(list(parts.values()))
     labels, class_names = _labels(table, label)
     split = np.repeat(list(parts), [len(part) for part in parts.values()])
     known = labels >= 0
@@ -112,6 +118,8 @@ def _open(name: str, config: str | None, revision: str | None) -> Any:
             (local / mark).is_file() for mark in ("dataset_dict.json", "state.json")
         ):
             return datasets.load_from_disk(str(local))
+        if local.suffix == ".parquet" and local.is_file():
+            return datasets.load_dataset("parquet", data_files=str(local))
         source = str(local) if is_local else name
         return datasets.load_dataset(source, config, revision=revision)
     except Exception as error:  # the library raises a score of unrelated types
@@ -139,6 +147,39 @@ def _by_split(name: str, data: Any) -> dict[str, Any]:
     if "train" not in parts:
         raise UsageError(f"data.path: {name} has no train split; it has {', '.join(data)}")
     return parts
+
+
+def _same_columns(name: str, parts: dict[str, Any], columns: list[str | None]) -> dict[str, Any]:
+    """The needed columns only; splits that lack one, or hold another type there, are left out."""
+    needed = list(dict.fromkeys(column for column in columns if column is not None))
+    train = parts["train"].features
+    kept = {}
+    for split, part in parts.items():
+        if any(part.features.get(column) != train.get(column) for column in needed):
+            warnings.warn(
+                f"{name}: its {split} split is left out, since its columns "
+                f"({_list(part.features)}) are not those of the train split ({_list(train)})",
+                FedclipWarning,
+                stacklevel=3,
+            )
+        else:
+            kept[split] = part.select_columns([column for column in needed if column in train])
+    return kept
+
+
+@contextlib.contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """A download shows its progress to a person, and stays out of log files."""
+    import datasets
+
+    if sys.stderr.isatty() or datasets.utils.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 def _image_column(name: str, features: Any, asked: str | None) -> str:

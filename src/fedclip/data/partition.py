@@ -17,8 +17,8 @@ from fedclip.seeding import seed_for
 
 Indices = NDArray[np.int64]
 
-# Each seed is good for eleven draws of flwr-datasets' own.
-DIRICHLET_SEEDS = 100
+DIRICHLET_SEEDS = 1000
+DRAWS_PER_SEED = 11  # flwr-datasets raises after the eleventh
 
 
 def partition(
@@ -126,26 +126,50 @@ def _divide(
     seed: int,
     options: dict[str, Any],
 ) -> list[Indices]:
-    """The partitioner's parts, trying further seeds where a Dirichlet draw came out too small."""
+    """The parts that flwr-datasets makes of the rows, shuffled by the same seed."""
+    if name == "dirichlet":
+        counts = np.unique(labels, return_counts=True)[1]
+        found = _dirichlet_seed(counts, num_clients, seed, **options)
+        if found is None:
+            raise UsageError(_remedy(name, num_clients, len(labels), options, ""))
+        seed = found
     with _quiet():
         import datasets
 
-        columns: dict[str, Any] = {"index": np.arange(len(labels)), "label": labels}
-        if name == "natural":
-            columns["site"] = sites
-        rows = datasets.Dataset.from_dict(columns)
-        for attempt in range(DIRICHLET_SEEDS if name == "dirichlet" else 1):
-            at = (seed + attempt) % 2**32
-            partitioner = _create(name, num_clients, at, options)
-            partitioner.dataset = rows.shuffle(seed=at)
-            try:
-                count = partitioner.num_partitions
-                parts = [partitioner.load_partition(i) for i in range(count)]
-            except ValueError as error:
-                failure = error
-                continue
-            return [part.with_format("numpy")[:]["index"].astype(np.int64) for part in parts]
-    raise UsageError(_remedy(name, num_clients, len(labels), options, failure)) from failure
+        # What Dataset.shuffle(seed) does, but in memory order: the partitioners read row by row.
+        order = np.random.default_rng(seed).permutation(len(labels))
+        columns: dict[str, Any] = {"index": order, "label": labels[order]}
+        if name == "natural" and sites is not None:
+            columns["site"] = sites[order]
+        partitioner = _create(name, num_clients, seed, options)
+        partitioner.dataset = datasets.Dataset.from_dict(columns)
+        try:
+            count = partitioner.num_partitions
+            parts = [partitioner.load_partition(number) for number in range(count)]
+        except ValueError as error:
+            reason = str(error)
+            raise UsageError(_remedy(name, num_clients, len(labels), options, reason)) from error
+    return [part.with_format("numpy")[:]["index"].astype(np.int64) for part in parts]
+
+
+def _dirichlet_seed(
+    counts: Indices, num_clients: int, seed: int, *, alpha: float, min_partition_size: int
+) -> int | None:
+    """The first of the seeds whose draws give every client enough, without dividing anything.
+
+    Repeats DirichletPartitioner's draws, one per class, and its sizes; it gives up on a seed after
+    eleven.
+    """
+    concentration = np.full(num_clients, alpha)
+    for attempt in range(DIRICHLET_SEEDS):
+        rng = np.random.default_rng((seed + attempt) % 2**32)
+        for _ in range(DRAWS_PER_SEED):
+            ends = np.cumsum(rng.dirichlet(concentration, size=len(counts)), axis=1)
+            ends = (ends * counts[:, None]).astype(int)  # [classes, clients]
+            ends[:, -1] = counts
+            if np.diff(ends, axis=1, prepend=0).sum(axis=0).min() >= min_partition_size:
+                return (seed + attempt) % 2**32
+    return None
 
 
 def _create(name: str, num_clients: int, seed: int, options: dict[str, Any]) -> Any:
@@ -165,7 +189,7 @@ def _create(name: str, num_clients: int, seed: int, options: dict[str, Any]) -> 
 
 
 def _remedy(
-    name: str, num_clients: int, num_examples: int, options: dict[str, Any], failure: Exception
+    name: str, num_clients: int, num_examples: int, options: dict[str, Any], reason: str
 ) -> str:
     what = f"{num_examples} training examples over {num_clients} clients"
     if name == "dirichlet":
@@ -186,7 +210,7 @@ def _remedy(
             f"data.partition.size_skew: {options['skew']} leaves the smallest client without "
             f"examples ({what}); choose linear, lower federation.num_clients, or use more data"
         )
-    return f"data.partition: {name} cannot divide {what}: {failure}"
+    return f"data.partition: {name} cannot divide {what}: {reason}"
 
 
 @contextlib.contextmanager

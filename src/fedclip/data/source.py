@@ -105,7 +105,7 @@ class ImageSource:
         for index in indices:
             try:
                 digest = hashlib.blake2b(self.images.content(int(index)), digest_size=16).digest()
-            except OSError:
+            except (OSError, ValueError):
                 digest = b"unreadable".ljust(16)  # decoding will name the image and the reason
             total.update(digest)
         return total.hexdigest()

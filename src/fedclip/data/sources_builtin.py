@@ -20,6 +20,11 @@ FASHION_HUB = "zalando-datasets/fashion_mnist"
 
 def digits(path: str | None = None, layout: str = "auto") -> ImageSource:
     """1,797 handwritten digits of 8 x 8 pixels from scikit-learn, without a test split."""
+    if path:
+        raise UsageError(
+            f"data.path: digits come with scikit-learn and have no path, got {path!r}; leave it "
+            "out, or set data.name to imagefolder or hub"
+        )
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -104,7 +109,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 def icons(path: str | None = None, layout: str = "auto") -> ImageSource:
     """Concepts drawn by icon families that the embedded model never saw; a family is a site.
 
-    Variants of one drawing are one group, and the test split is the data set's own.
+    Variants of one drawing are one group, and the test split is the data set's own. `path` may
+    name another file of the same form.
     """
     file = Path(path).expanduser() if path else Path(str(files("fedclip"))) / "data/icons/icons.npz"
     if not file.is_file():
