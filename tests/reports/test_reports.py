@@ -55,12 +55,12 @@ def test_the_partition_table_shows_counts_and_folds_many_classes():
         return text.getvalue()
 
     few = render(partition_table(["cat", "dog"], {"a": [3, 0], "b": [1, 2]}))
-    assert [line.split() for line in few.splitlines()[-2:]] == [
-        ["a", "│", "3", "│", ".", "│", "3"],
-        ["b", "│", "1", "│", "2", "│", "3"],
+    assert [line.split() for line in few.split("\n")[-4:-2]] == [
+        ["a", "3", ".", "3"],
+        ["b", "1", "2", "3"],
     ]
     many = render(partition_table([str(i) for i in range(40)], {"a": [5, 1] + [0] * 38}))
-    assert many.splitlines()[-1].split() == ["a", "│", "2", "│", "5", "│", "1", "│", "6"]
+    assert many.split("\n")[-3].split() == ["a", "2", "5", "1", "6"]
 
 
 def test_the_curves_are_an_image_also_after_a_single_round():

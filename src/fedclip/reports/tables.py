@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 _WIDEST = 12
@@ -15,7 +16,9 @@ def partition_table(class_names: Sequence[str], counts: Mapping[str, Sequence[in
     With more classes than fit on a line, the columns are the number of classes present and the
     sizes of the largest and smallest of them.
     """
-    table = Table(title="training examples", title_justify="left", show_edge=False)
+    table = Table(
+        title="training examples", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     table.add_column("client", no_wrap=True)
     many = len(class_names) > _WIDEST
     columns = ["classes", "largest", "smallest"] if many else list(class_names)

@@ -1,0 +1,296 @@
+"""Whole runs on random weights: what they leave behind, and that no kill changes it."""
+
+import json
+import multiprocessing
+import random
+
+import pytest
+from safetensors.torch import load_file
+
+import fedclip
+from fedclip import experiment, inspection
+from fedclip.errors import FedclipError, TrainingFailed, UsageError
+from fedclip.reports.progress import Listener
+from fedclip.runs import RunFolder
+
+CONFIG = {
+    "model": {"model_name": "random:tiny", "lora": {"r": 2, "lora_dropout": 0.1}},
+    "client": {"learning_rate": 0.01},
+    "optimizer": {"schedule": "cosine"},
+    "data": {
+        "name": "digits",
+        "max_train_examples": 90,
+        "partition": {"name": "dirichlet", "alpha": 1.0, "min_size": 5},
+    },
+    "federation": {"rounds": 3, "num_clients": 3, "clients_per_round": 2},
+    "evaluation": {"keep_best": True},
+}
+# Everything but times and the curves, whose pixels depend on nothing else.
+COMPARED = (
+    "metrics.jsonl",
+    "partition.json",
+    "config.yaml",
+    "curves.png",
+    "checkpoint.safetensors",
+    "adapter/adapter_model.safetensors",
+    "adapter/adapter_config.json",
+    "adapter/fedclip.json",
+    "adapter/README.md",
+    "adapter_best/adapter_model.safetensors",
+)
+
+
+def with_(**sections):
+    """CONFIG with keys of some sections replaced."""
+    return {**CONFIG, **{name: CONFIG.get(name, {}) | keys for name, keys in sections.items()}}
+
+
+def contents(folder):
+    """Bytes of every file that must not depend on how often a run was stopped."""
+    return {name: (folder / name).read_bytes() for name in COMPARED}
+
+
+class StopAfter(Listener):
+    """Presses Ctrl-C once a round is finished."""
+
+    def __init__(self, server_round):
+        self.server_round = server_round
+
+    def round(self, record):
+        if record["server_round"] == self.server_round:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run that nothing disturbed."""
+    return fedclip.run(CONFIG, output=tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+def test_a_run_folder_holds_what_the_documentation_lists(undisturbed):
+    names = {path.name for path in undisturbed.folder.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "config.yaml",
+        "partition.json",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "summary.json",
+        "curves.png",
+        "checkpoint.safetensors",
+        "adapter",
+        "adapter_best",
+    }
+    summary = json.loads((undisturbed.folder / "summary.json").read_text())
+    assert summary == undisturbed.summary
+    records = RunFolder(undisturbed.folder).read_metrics()
+    assert [r["server_round"] for r in records] == [0, 1, 2, 3]
+    assert summary["accuracy"] == records[-1]["accuracy"]
+    assert summary["zero_shot_accuracy"] == records[0]["accuracy"]
+    # r * (in + out) of 4 projections in 4 layers of width 128
+    assert summary["trainable_parameters"] == 2 * (128 + 128) * 4 * 4
+    assert summary["bytes_up_per_client_round"] == 4 * summary["trainable_parameters"]
+    assert set(summary["client_accuracy"]) == {"mean", "min", "max"}
+    assert all(len(r["clients"]) == 2 for r in records[1:])
+    timing = RunFolder(undisturbed.folder).read_timing()
+    assert sum(t["seconds"] for t in timing) <= summary["seconds"]
+
+
+def test_the_best_adapter_is_the_best_by_validation(undisturbed):
+    records = RunFolder(undisturbed.folder).read_metrics()[1:]
+    best = max(records, key=lambda r: (r["validation_accuracy"], -r["server_round"]))
+    assert undisturbed.summary["best"] == {
+        "server_round": best["server_round"],
+        "validation_accuracy": best["validation_accuracy"],
+    }
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(undisturbed, tmp_path):
+    again = fedclip.run(CONFIG, output=tmp_path / "again")
+    assert contents(again.folder) == contents(undisturbed.folder)
+    other = fedclip.run(with_() | {"seed": 1}, output=tmp_path / "other")
+    assert other.summary["adapter_sha256"] != again.summary["adapter_sha256"]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(undisturbed, tmp_path, stop):
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(CONFIG, output=tmp_path / "run", listener=StopAfter(stop))
+    resumed = experiment.resume(tmp_path / "run")
+    assert contents(resumed.folder) == contents(undisturbed.folder)
+    assert resumed.summary["adapter_sha256"] == undisturbed.summary["adapter_sha256"]
+
+
+def test_a_run_that_only_has_its_configuration_starts_at_the_first_round(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_bytes((undisturbed.folder / "config.yaml").read_bytes())
+    assert contents(experiment.resume(folder).folder) == contents(undisturbed.folder)
+
+
+def test_ten_kills_at_random_moments_change_nothing(undisturbed, tmp_path):
+    """SIGKILL, which no handler sees: in rounds, between files, in the middle of a line."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_bytes((undisturbed.folder / "config.yaml").read_bytes())
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fedclip.experiment", "fedclip.inspection"])
+    moments, kills = random.Random(0), 0
+    whole = undisturbed.summary["seconds"]
+    for attempt in range(200):
+        process = context.Process(target=experiment.resume, args=(folder,))
+        process.start()
+        # Early kills at first; later ones have to reach the rounds ahead.
+        process.join(moments.uniform(0.05, whole) * (0.6 + 0.1 * attempt) if kills < 10 else 120)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+        if (folder / "summary.json").exists():
+            if kills >= 10:
+                break
+            # Finished too early to be killed ten times: take the end away and go on killing.
+            for name in ("summary.json", "checkpoint.safetensors"):
+                (folder / name).unlink()
+    assert kills == 10
+    assert contents(folder) == contents(undisturbed.folder)
+
+
+def test_resuming_a_finished_run_changes_nothing(undisturbed):
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in undisturbed.folder.glob("*.*")}
+    assert experiment.resume(undisturbed.folder).summary == undisturbed.summary
+    after = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in undisturbed.folder.glob("*.*")}
+    assert before == after
+
+
+def test_a_new_run_never_overwrites_an_old_one(undisturbed):
+    before = contents(undisturbed.folder)
+    with pytest.raises(UsageError, match="already holds a run.*--resume"):
+        fedclip.run(CONFIG, output=undisturbed.folder)
+    assert contents(undisturbed.folder) == before
+
+
+def test_a_resumed_run_notices_that_the_data_has_changed(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(CONFIG, output=folder, listener=StopAfter(1))
+    record = json.loads((folder / "partition.json").read_text())
+    record["fingerprint"] = "of other data"
+    (folder / "partition.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"partition\.json.*changed"):
+        experiment.resume(folder)
+
+
+def test_a_failed_round_keeps_the_last_good_state(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(CONFIG, output=folder, listener=StopAfter(1))
+    good = (folder / "checkpoint.safetensors").read_bytes()
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(
+        text.replace("learning_rate: 0.01", "learning_rate: 1.0e+39")
+    )
+    with pytest.raises(TrainingFailed, match=r"client client-\d+, round 2: .*learning_rate"):
+        experiment.resume(folder)
+    assert (folder / "checkpoint.safetensors").read_bytes() == good
+    (folder / "config.yaml").write_text(text)
+    assert experiment.resume(folder).summary["rounds"] == 3
+
+
+def test_a_full_disk_keeps_the_last_good_state(undisturbed, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(CONFIG, output=folder, listener=StopAfter(1))
+    good = (folder / "checkpoint.safetensors").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedclip.atomic.write_synced", full)
+        with pytest.raises(FedclipError, match=r"No space left.*last good state is kept") as caught:
+            experiment.resume(folder)
+    assert caught.value.exit_code == 1
+    assert (folder / "checkpoint.safetensors").read_bytes() == good
+    assert contents(experiment.resume(folder).folder) == contents(undisturbed.folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("full", {"model": {"lora": {"enabled": False}}}),
+        ("linear", {"model": {"head": "linear"}}),
+        ("both towers", {"model": {"lora": {"target_modules": {"text_encoder": ["q_proj"]}}}}),
+        ("accumulation", {"data": {"batch_size": 8, "accumulation_steps": 4}}),
+        ("checkpointing", {"model": {"gradient_checkpointing": True}}),
+        ("bf16", {}),
+    ],
+)
+def test_every_kind_of_run_ends_with_an_adapter_that_opens_again(tmp_path, name, change):
+    config = with_(**change) | ({"precision": "bf16"} if name == "bf16" else {})
+    config["federation"] = CONFIG["federation"] | {"rounds": 1}
+    run = fedclip.run(config, output=tmp_path / "run")
+    assert run.summary["rounds"] == 1
+    figures = inspection.evaluate(run.folder)
+    assert figures["accuracy"] == run.summary["accuracy"]
+    model = inspection.load_run_model(run.folder)
+    assert (
+        fedclip.models.clip.adapter_sha256(model.get_parameters())
+        == (run.summary["adapter_sha256"])
+    )
+    assert (run.adapter / "head.safetensors").exists() == (name == "linear")
+
+
+def test_checkpointing_and_accumulation_change_no_result(tmp_path, undisturbed):
+    """Dropout included: recomputation must draw the mask of the first pass."""
+    run = fedclip.run(with_(model={"gradient_checkpointing": True}), output=tmp_path / "run")
+    ours = load_file(run.adapter / "adapter_model.safetensors")
+    theirs = load_file(undisturbed.adapter / "adapter_model.safetensors")
+    for name, tensor in theirs.items():
+        assert (ours[name] - tensor).norm() <= 1e-5 * tensor.norm()
+
+
+def test_info_counts_without_training(undisturbed):
+    facts = inspection.info(undisturbed.folder)
+    assert facts["trainable_parameters"] == undisturbed.summary["trainable_parameters"]
+    assert facts["times_less_traffic"] == pytest.approx(
+        facts["base_parameters"] / facts["trainable_parameters"]
+    )
+    assert facts["summary"] == undisturbed.summary
+
+
+def test_predictions_are_probabilities_and_take_other_labels(undisturbed, tmp_path):
+    from PIL import Image
+
+    Image.new("L", (40, 30), 200).save(tmp_path / "grey.png")
+    (found,) = inspection.predict(undisturbed.folder, [tmp_path / "grey.png"])
+    assert found["label"] in (
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+    )
+    assert sum(found["scores"].values()) == pytest.approx(1, abs=1e-5)
+    assert found["confidence"] == max(found["scores"].values())
+    (other,) = inspection.predict(undisturbed.folder, [tmp_path / "grey.png"], ["cat", "dog"])
+    assert set(other["scores"]) == {"cat", "dog"}
+
+
+def test_predict_names_the_file_that_it_cannot_read(undisturbed, tmp_path):
+    (tmp_path / "note.png").write_text("not an image")
+    with pytest.raises(UsageError, match=r"note\.png: not an image"):
+        inspection.predict(undisturbed.folder, [tmp_path / "note.png"])
+    with pytest.raises(UsageError, match=r"gone\.png: there is no such"):
+        inspection.predict(undisturbed.folder, [tmp_path / "gone.png"])
+
+
+def test_an_unfinished_run_cannot_be_evaluated(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(CONFIG, output=tmp_path / "run", listener=StopAfter(0))
+    with pytest.raises(UsageError, match="not finished.*--resume"):
+        inspection.evaluate(tmp_path / "run")
