@@ -187,7 +187,9 @@ def test_a_failed_round_keeps_the_last_good_state(tmp_path):
     good = (folder / "checkpoint.safetensors").read_bytes()
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(
-        text.replace("learning_rate: 0.01", "learning_rate: 1.0e+39")
+        text.replace("learning_rate: 0.01", "learning_rate: 1.0e+30").replace(
+            "batch_size: 32", "batch_size: 4"
+        )
     )
     with pytest.raises(TrainingFailed, match=r"client client-\d+, round 2: .*learning_rate"):
         experiment.resume(folder)
