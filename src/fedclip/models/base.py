@@ -66,6 +66,14 @@ def load_pixels(model_name: str) -> Pixels:
     return _load_pixels(model_name, _load_config(model_name))
 
 
+def enable_checkpointing(model: CLIPModel) -> None:
+    """Recompute activations in the backward pass; works where the embeddings are frozen."""
+    # transformers renamed it within version 5 and warns under the old name.
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def source_of(model_name: str) -> str:
     """What `from_pretrained` is asked for: a folder as a path, or a hub id."""
     name = model_name.removeprefix(RANDOM)
@@ -92,10 +100,15 @@ def _load_config(model_name: str) -> CLIPConfig:
             )
     with _quiet(), _told(model_name):
         found, _ = CLIPConfig.get_config_dict(source_of(model_name))
+        if not found:
+            raise OSError("there is no config.json in it")
         if found.get("model_type") != "clip":
-            kind = found.get("model_type") or "something without a model_type"
-            raise UsageError(f"model.model_name: {name} is {kind}; fedclip fine-tunes CLIP models")
-        return CLIPConfig.from_dict(found)
+            kind = f"a model of type {found.get('model_type')!r}"
+            raise UsageError(
+                f"model.model_name: {name} is {kind}; fedclip fine-tunes CLIP ('clip')"
+            )
+        config: CLIPConfig = CLIPConfig.from_dict(found)
+        return config
 
 
 def _pretrained_model(model_name: str, config: CLIPConfig) -> CLIPModel:
@@ -147,12 +160,12 @@ def _load_tokens(model_name: str, config: CLIPConfig) -> Tokens:
         tokenizer = AutoTokenizer.from_pretrained(source_of(model_name))
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     last = max(len(tokenizer), (begin or 0) + 1, (end or 0) + 1) - 1
-    pools_elsewhere = text.eos_token_id not in (LEGACY_END, end)
-    if begin is None or end is None or pools_elsewhere or last >= text.vocab_size:
+    pooled = last if text.eos_token_id == LEGACY_END else text.eos_token_id
+    if begin is None or end is None or pooled != end or last >= text.vocab_size:
         raise UsageError(
             f"model.model_name: the tokenizer of {model_name} does not fit its text tower: it has "
-            f"begin and end ids {begin} and {end} and a largest id of {last}, the tower's end id "
-            f"is {text.eos_token_id} of {text.vocab_size}"
+            f"begin and end ids {begin} and {end} and a largest id of {last}; the tower has "
+            f"{text.vocab_size} ids and reads the text at id {pooled}"
         )
 
     def encode_plain(texts: list[str]) -> list[list[int]]:
@@ -203,7 +216,7 @@ def _told(model_name: str) -> Iterator[None]:
                 "are not read)"
             )
         else:
-            where = f"the Hugging Face hub and the local cache for {source}"
+            where = f"a folder of that name, the Hugging Face hub's cache and the hub for {source}"
             mend = (
                 f"check the spelling and the network, or download it once where there is one "
                 f"(hf download {source}) and name the folder; with HF_HUB_OFFLINE=1 only the "

@@ -18,7 +18,7 @@ from transformers import CLIPModel
 
 from fedclip.errors import UsageError
 from fedclip.models import adapter_files
-from fedclip.models.base import Base, load_base
+from fedclip.models.base import Base, enable_checkpointing, load_base
 from fedclip.models.dropout import KeyedDropout
 from fedclip.models.linear_head import new_classifier, warn_of_idle_text
 from fedclip.models.lora import (
@@ -57,7 +57,7 @@ class CLIPLoRAWrapper(nn.Module):
         if lora is not None:
             self.network = add_lora(base.model, lora, model_name=base.name, seed=seed)
         if gradient_checkpointing:
-            base.model.gradient_checkpointing_enable({"use_reentrant": False})
+            enable_checkpointing(base.model)
         self.image_size = base.pixels.image_size
         self.pixels_key = base.pixels.key
         self._pixels = base.pixels
