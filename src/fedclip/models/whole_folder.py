@@ -6,7 +6,6 @@ import ctypes
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -27,31 +26,30 @@ def write_folder(folder: Path, known: Iterable[str], write: Callable[[Path], Non
             f"so name a folder that is new, empty or an earlier adapter"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    fresh, aside = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
+    _tidy(folder, fresh, aside)
     try:
-        # mkdtemp's 0700 would stay on the finished folder; other folders follow the umask.
-        umask = os.umask(0)
-        os.umask(umask)
-        fresh.chmod(0o777 & ~umask)
+        fresh.mkdir()
         write(fresh)
         for path in [*fresh.iterdir(), fresh]:
             _sync(path)
-        _replace(fresh, folder)
+        if not folder.exists():
+            fresh.rename(folder)
+        elif not _exchange(fresh, folder):
+            # No exchange on this system: for an instant the old folder stands aside.
+            folder.rename(aside)
+            fresh.rename(folder)
         _sync(folder.parent)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        _tidy(folder, fresh, aside)
 
 
-def _replace(fresh: Path, folder: Path) -> None:
-    """Move `fresh` to `folder`; an older folder ends up under the name of `fresh`."""
-    if not folder.exists():
-        fresh.rename(folder)
-    elif not _exchange(fresh, folder):
-        # No exchange on this system: for an instant the old folder stands aside.
-        aside = fresh.with_name(fresh.name + "-old")
-        folder.rename(aside)
-        fresh.rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
+def _tidy(folder: Path, fresh: Path, aside: Path) -> None:
+    """Remove what this writer or a killed one left, but put an old folder back first."""
+    if aside.exists() and not folder.exists():
+        aside.rename(folder)
+    for leftover in (fresh, aside):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> bool:
