@@ -6,12 +6,13 @@ The descriptions below are the source of `docs/reference-configuration.md`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedclip.config_checks import cross_problems
+from fedclip.config_checks import cross_problems, lookup
 
 DEFAULT_LEARNING_RATE = 1e-3
 
@@ -267,12 +268,10 @@ class Config(Section):
         if not isinstance(data, Mapping):
             return data
         sections = {key: _given(data.get(key, {})) for key in ("client", "optimizer")}
-        rates = [
-            section["learning_rate"]
-            for section in sections.values()
-            if isinstance(section, dict) and section.get("learning_rate") is not None
-        ]
-        rate = rates[0] if rates else DEFAULT_LEARNING_RATE
+        rates = [lookup(sections, f"{key}.learning_rate") for key in sections]
+        # A value that is no rate is reported under its own key only.
+        usable = [rate for rate in rates if isinstance(rate, int | float) and 0 < rate < math.inf]
+        rate = usable[0] if usable else DEFAULT_LEARNING_RATE
         for section in sections.values():
             if isinstance(section, dict) and section.get("learning_rate") is None:
                 section["learning_rate"] = rate

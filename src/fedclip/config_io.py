@@ -101,6 +101,9 @@ def _syntax_message(path: Path, error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+    start = getattr(error, "context_mark", None)
+    if mark and start and start.line != mark.line:
+        problem += f" (in what begins in line {start.line + 1})"
     return f"{where}: this is not valid YAML: {problem}; check indentation, brackets and quotes"
 
 

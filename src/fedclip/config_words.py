@@ -116,6 +116,4 @@ def nearest(key: str, root: type[BaseModel]) -> str | None:
         return siblings[close[0]]
     # The right name in the wrong place: `lora.r` instead of `model.lora.r`.
     elsewhere = [k for k in keys if f".{k}".endswith(f".{key}") or k.rpartition(".")[2] == name]
-    if elsewhere:
-        return max(elsewhere, key=lambda k: difflib.SequenceMatcher(a=key, b=k).ratio())
-    return next(iter(difflib.get_close_matches(key, keys, n=1, cutoff=0.6)), None)
+    return max(elsewhere, key=lambda k: difflib.SequenceMatcher(a=key, b=k).ratio(), default=None)
