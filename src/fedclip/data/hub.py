@@ -225,16 +225,12 @@ def _labels(table: Any, column: str) -> tuple[np.ndarray, list[str]]:
     import datasets
 
     kind = table.features[column]
-    values = table.select_columns([column]).to_pandas()[column]
+    values = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     if isinstance(kind, datasets.ClassLabel):
-        return values.fillna(-1).to_numpy(dtype=np.int64), list(kind.names)
-    present = values.dropna()
-    try:
-        distinct = sorted(present.unique())
-    except TypeError:
-        distinct = []
-    if not distinct or isinstance(distinct[0], float):
+        return np.array([-1 if v is None else v for v in values], dtype=np.int64), list(kind.names)
+    if not str(getattr(kind, "dtype", "")).startswith(("string", "large_string", "int", "uint")):
         raise UsageError(f"data.path: column {column!r} holds no class labels, but {kind}")
+    distinct = sorted({value for value in values if value is not None})
     index = {value: i for i, value in enumerate(distinct)}
     return np.array([index.get(v, -1) for v in values], dtype=np.int64), [str(v) for v in distinct]
 

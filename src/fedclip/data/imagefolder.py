@@ -165,20 +165,36 @@ def _layout_of(where: Path, tree: Tree, layout: str) -> str:
     return "sites"
 
 
+def _split_layout(where: Path, tree: Tree, layout: str, trained: str) -> str:
+    """The layout of one split, given that of the training split ('' for that one itself).
+
+    Sites to train on may have a central test set without sites beside them.
+    """
+    depths = {len(image) - 1 for image in tree.images}
+    if trained == "sites" and depths in ({1}, {2}):
+        return "classes" if depths == {1} else "sites"
+    if trained and layout == "auto" and depths != {1}:
+        want = "<class>/*" if trained == "classes" else "<site>/<class>/*"
+        raise UsageError(
+            f"data.path: {where} should hold {want} as the training split does, but has images "
+            f"in {_some({'/'.join(image[:-1]) for image in tree.images})}"
+        )
+    return _layout_of(where, tree, trained or layout)
+
+
 def _source(root: Path, splits: dict[tuple[str, str], Tree], layout: str) -> ImageSource:
     paths: list[str] = []
     rows: list[tuple[str, str | None, str]] = []  # class, site, split of each image
     classes: set[str] = set()
     sites: set[str] = set()
-    for (split, name), tree in splits.items():
+    trained = ""
+    for (split, name), tree in sorted(splits.items(), key=lambda item: item[0][0] != "train"):
         if not tree.images:
             if split == "train":
                 raise UsageError(f"data.path: no images below {root / name}")
             continue
-        found = layout
-        if split != "train" and layout == "sites" and all(len(p) == 2 for p in tree.images):
-            found = "classes"  # a central test set without sites
-        by_site = _layout_of(root / name, tree, found) == "sites"
+        by_site = _split_layout(root / name, tree, layout, trained) == "sites"
+        trained = trained or ("sites" if by_site else "classes")
         at = 1 if by_site else 0
         classes |= {path[at] for path in tree.folders if len(path) == at + 1}
         if by_site:

@@ -1,0 +1,179 @@
+"""Data sets that `datasets` opens, from local folders in its own formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedclip.data.datasets import load_source
+from fedclip.errors import FedclipWarning, UsageError
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+
+
+def pictures(n: int) -> list[np.ndarray]:
+    return [np.full((4, 5, 3), i, dtype=np.uint8) for i in range(n)]
+
+
+def table(n: int = 4, kind=None, **columns):
+    """A table of pictures with a ClassLabel, or with the given columns in its place."""
+    kind = kind or datasets.ClassLabel(names=["red_fox", "ape"])
+    features = {"image": datasets.Image(), "label": kind}
+    values = {"image": pictures(n), "label": columns.pop("label", [i % 2 for i in range(n)])}
+    for name, (column_kind, value) in columns.items():
+        features[name], values[name] = column_kind, value
+    return datasets.Dataset.from_dict(values, features=datasets.Features(features))
+
+
+def load(path, **names):
+    return load_source("hub", path=str(path), **names)
+
+
+def test_save_to_disk_with_splits(tmp_path):
+    parts = {"train": table(4), "validation": table(2), "test": table(3)}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "set")
+    source = load(tmp_path / "set")
+    assert source.class_names == ("red fox", "ape")
+    assert source.labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0]
+    assert source.is_validation.tolist() == [False] * 4 + [True] * 2 + [False] * 3
+    assert source.is_test.tolist() == [False] * 6 + [True] * 3
+    assert np.asarray(source.images.open(3)).max() == 3
+    assert source.images.open(0).size == (5, 4)
+    assert source.images.path_of(7).startswith(f"{tmp_path / 'set'}[7]")
+    assert load(tmp_path / "set", class_names=["fox", "monkey"]).class_names == ("fox", "monkey")
+
+
+def test_a_bare_table_is_training(tmp_path):
+    table(4).save_to_disk(tmp_path / "set")
+    source = load(tmp_path / "set")
+    assert len(source) == 4
+    assert source.is_test is None
+
+
+def test_parquet_folder_and_file(tmp_path, capfd):
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    table(4).to_parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    table(3).to_parquet(tmp_path / "set" / "data" / "test-00000-of-00001.parquet")
+    capfd.readouterr()
+    source = load(tmp_path / "set")
+    assert source.class_names == ("red fox", "ape")
+    assert source.is_test.sum() == 3
+    table(4).to_parquet(tmp_path / "one.parquet")
+    capfd.readouterr()
+    assert len(load(tmp_path / "one.parquet")) == 4
+    assert capfd.readouterr().err == ""  # no progress bars in a log file
+    assert not datasets.utils.are_progress_bars_disabled()
+
+
+def test_folder_of_images(tmp_path):
+    for split, name in (("train", "ape"), ("train", "fox"), ("test", "fox")):
+        (tmp_path / "set" / split / name).mkdir(parents=True)
+        Image.new("RGB", (3, 3)).save(tmp_path / "set" / split / name / "1.png")
+    source = load(tmp_path / "set")
+    assert source.class_names == ("ape", "fox")
+    assert source.is_test.tolist() == [False, False, True]
+    assert Path(source.images.path_of(0).split(" ")[1]).name == "1.png"
+    assert source.images.open(0).size == (3, 3)
+
+
+def test_text_labels_are_sorted_classes(tmp_path):
+    values = ["pear", "apple", "pear", None]
+    table(4, datasets.Value("string"), label=values).save_to_disk(tmp_path / "set")
+    with pytest.warns(FedclipWarning, match="1 images without a label are left out"):
+        source = load(tmp_path / "set")
+    assert source.class_names == ("apple", "pear")
+    assert source.labels.tolist() == [1, 0, 1]
+
+
+def test_hidden_labels_are_left_out(tmp_path):
+    data = {"train": table(4), "test": table(2, label=[-1, -1])}
+    datasets.DatasetDict(data).save_to_disk(tmp_path / "set")
+    with pytest.warns(FedclipWarning, match="2 images without a label"):
+        assert load(tmp_path / "set").is_test is None
+
+
+def test_options_choose_label_and_site(tmp_path):
+    kind = datasets.ClassLabel(names=["big", "small"])
+    where = (datasets.Value("string"), ["oslo", "bonn", "oslo", "bonn"])
+    table(4, size=(kind, [0, 0, 1, 1]), where=where).save_to_disk(tmp_path / "set")
+    source = load(f"{tmp_path / 'set'}?label=size&site=where")
+    assert source.class_names == ("big", "small")
+    assert source.labels.tolist() == [0, 0, 1, 1]
+    assert source.site_names == ("bonn", "oslo")
+    assert source.sites.tolist() == [1, 0, 1, 0]
+
+
+def test_a_split_without_labels_is_left_out(tmp_path):
+    data = {"train": table(4), "test": table(2).remove_columns("label")}
+    datasets.DatasetDict(data).save_to_disk(tmp_path / "set")
+    with pytest.warns(FedclipWarning, match="test split is left out"):
+        assert len(load(tmp_path / "set")) == 4
+
+
+def _without(column):
+    return table(4).remove_columns(column)
+
+
+@pytest.mark.parametrize(
+    ("make", "query", "words"),
+    [
+        (lambda: _without("image"), "", ["no image column", "label (ClassLabel)"]),
+        (lambda: _without("label"), "", ["no label column", "image (Image)", "?label="]),
+        (
+            lambda: table(4).rename_columns({"label": "a"}).add_column("b", [0] * 4),
+            "?label=c",
+            ["no column 'c'", "a (ClassLabel)", "b (Value)"],
+        ),
+        (lambda: table(4), "?image=label", ["'label' is no image column"]),
+        (lambda: table(4), "?site=town", ["no column 'town'"]),
+        (lambda: table(4), "?lable=x", ["unknown option lable", "known: config, revision"]),
+        (lambda: table(4, datasets.Value("float32"), label=[0.5] * 4), "", ["no class labels"]),
+        (lambda: datasets.DatasetDict({"test": table(4)}), "", ["no train split; it has test"]),
+        (
+            lambda: table(4, a=(datasets.ClassLabel(names=["x"]), [0] * 4)).rename_columns(
+                {"label": "b"}
+            ),
+            "",
+            ["several label columns", "a (ClassLabel)", "b (ClassLabel)"],
+        ),
+    ],
+)
+def test_columns_that_do_not_fit(tmp_path, make, query, words):
+    make().save_to_disk(tmp_path / "set")
+    with pytest.raises(UsageError) as caught:
+        load(f"{tmp_path / 'set'}{query}")
+    for word in ["data.path", *words]:
+        assert word in str(caught.value)
+
+
+def test_what_cannot_be_opened(tmp_path):
+    with pytest.raises(UsageError, match=r"data\.path: cannot open 'nobody/nothing': .*HF_HUB_OFF"):
+        load("nobody/nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"cannot open '.*empty': .*save_to_disk"):
+        load(tmp_path / "empty")
+    with pytest.raises(UsageError, match=r"data\.path: hub needs a data set's id"):
+        load_source("hub")
+
+
+def test_rows_without_an_image_are_bad_images(tmp_path):
+    data = datasets.Dataset.from_dict(
+        {"image": [*pictures(2), None], "label": [0, 1, 0]},
+        features=datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+        ),
+    )
+    data.save_to_disk(tmp_path / "set")
+    source = load(tmp_path / "set")
+    assert source.fingerprint(range(3))
+    with pytest.raises(ValueError, match="no image here"):
+        source.images.open(2)

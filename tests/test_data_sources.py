@@ -1,0 +1,160 @@
+"""The data sets by name, and their prompts."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from fedclip.data import sources_builtin
+from fedclip.data.datasets import SOURCES, load_source
+from fedclip.data.prompts import PROMPTS, check_templates, clean_class_name, fill
+from fedclip.errors import UsageError
+
+
+def test_every_source_has_prompts():
+    assert set(SOURCES) == set(PROMPTS)
+    for prompts in PROMPTS.values():
+        assert check_templates(prompts.templates) == prompts.templates
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(UsageError, match=r"data\.name must be one of digits, .*hub, got 'mnist'"):
+        load_source("mnist")
+
+
+def test_digits():
+    source = load_source("digits")
+    assert len(source) == 1797
+    assert source.class_names[7] == "seven"
+    assert np.bincount(source.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    first = np.asarray(source.images.open(0))
+    assert first.shape == (8, 8, 3)
+    assert first.max() == 239  # 15 of 16 levels
+    assert source.is_test is None
+    assert source.images.path_of(17) == "digits/17"
+
+
+def test_digits_have_no_path():
+    with pytest.raises(UsageError, match=r"data\.path: digits .*data\.name to imagefolder"):
+        load_source("digits", path="pictures")
+
+
+def write_idx(path, array):
+    header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    with gzip.open(path, "wb") as file:
+        file.write(header + array.tobytes())
+
+
+@pytest.fixture
+def fashion(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 30), ("t10k", 20)):
+        images = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", np.arange(n, dtype=np.uint8) % 10)
+    return tmp_path
+
+
+def test_fashion_mnist_from_idx_files(fashion, monkeypatch):
+    monkeypatch.setattr(sources_builtin, "FASHION_FOLDER", fashion)
+    source = load_source("fashion_mnist")
+    assert source.is_test.tolist() == [False] * 30 + [True] * 20
+    assert source.labels[:12].tolist() == [*range(10), 0, 1]
+    assert source.class_names[9] == "ankle boot"
+    assert source.images.open(49).size == (28, 28)
+
+
+def test_fashion_mnist_damaged(fashion):
+    (fashion / "t10k-images-idx3-ubyte.gz").write_bytes(b"no gzip")
+    with pytest.raises(UsageError, match=r"t10k-images-idx3-ubyte.gz: damaged or missing"):
+        load_source("fashion_mnist", path=str(fashion))
+
+
+def test_fashion_mnist_path_without_files(tmp_path):
+    with pytest.raises(UsageError, match=r"data\.path: no Fashion-MNIST in .*leave data\.path out"):
+        load_source("fashion_mnist", path=str(tmp_path))
+
+
+def test_fashion_mnist_nowhere_says_how_to_get_either(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources_builtin, "FASHION_FOLDER", tmp_path)
+    monkeypatch.setattr(sources_builtin, "FASHION_HUB", str(tmp_path / "hub"))
+    with pytest.raises(UsageError) as caught:
+        load_source("fashion_mnist")
+    assert "apt-get install dataset-fashion-mnist" in str(caught.value)
+    assert "hf download" in str(caught.value)
+
+
+def test_fashion_mnist_from_the_hub(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    images = [np.full((28, 28), 9, dtype=np.uint8)] * 4
+    names = [f"hub name {i}" for i in range(10)]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    )
+    part = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2, 9]}, features=features)
+    datasets.DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "hub")
+    monkeypatch.setattr(sources_builtin, "FASHION_FOLDER", tmp_path)
+    monkeypatch.setattr(sources_builtin, "FASHION_HUB", str(tmp_path / "hub"))
+    source = load_source("fashion_mnist")
+    assert source.name == "fashion_mnist"
+    assert source.class_names == PROMPTS["fashion_mnist"].class_names
+    assert source.is_test.sum() == 4
+    assert np.asarray(source.images.open(0)).max() == 9
+
+
+def icons_file(path):
+    np.savez(
+        path,
+        images=np.zeros((6, 4, 4), dtype=np.uint8),
+        label=np.array([0, 1, 0, 1, 0, 1], dtype=np.int16),
+        family=np.array([0, 0, 0, 1, 1, 1], dtype=np.int16),
+        drawing=np.arange(6, dtype=np.int32),
+        split=np.array([0, 0, 1, 0, 0, 1], dtype=np.int8),
+        class_names=np.array(["gear", "bell"]),
+        family_names=np.array(["thin", "bold"]),
+    )
+    return path
+
+
+def test_icons_are_grouped_by_drawing_and_family(tmp_path):
+    source = load_source("icons", path=str(icons_file(tmp_path / "icons.npz")))
+    assert source.class_names == ("gear", "bell")
+    assert source.site_names == ("thin", "bold")
+    assert source.sites.tolist() == [0, 0, 0, 1, 1, 1]
+    assert source.groups.tolist() == list(range(6))
+    assert np.flatnonzero(source.is_test).tolist() == [2, 5]
+
+
+def test_the_icons_that_come_with_the_package():
+    source = load_source("icons")
+    train, test = set(source.groups[~source.is_test]), set(source.groups[source.is_test])
+    assert not train & test
+    assert len(source) >= 4500
+    assert source.is_test.sum() >= 1500
+    assert len(source.class_names) >= 40
+    assert len(source.site_names) >= 24
+    for site in range(len(source.site_names)):
+        assert len(np.unique(source.labels[source.sites == site])) >= 30
+
+
+def test_icons_missing(tmp_path):
+    with pytest.raises(UsageError, match=r"icons: no such file: .*reinstall fedclip"):
+        load_source("icons", path=str(tmp_path / "none.npz"))
+
+
+def test_prompts_by_hand():
+    assert fill(["cat", "red fox"], ["a {}", "{}!"]) == [
+        ["a cat", "cat!"],
+        ["a red fox", "red fox!"],
+    ]
+    assert clean_class_name("golden_retriever__dog") == "golden retriever dog"
+    assert clean_class_name("_") == "_"
+
+
+@pytest.mark.parametrize("templates", [[], ["a photo"], ["{} and {}"], ["ok {}", "bad"]])
+def test_templates_without_a_place_for_the_name(templates):
+    with pytest.raises(UsageError, match=r"data\.templates: every template must hold \{\}"):
+        load_source("digits", templates=templates)
