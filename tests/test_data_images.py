@@ -301,7 +301,7 @@ def test_two_processes_at_once_make_one_cache(cache):
     workers = [context.Process(target=_make, args=(str(cache), barrier, results)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    sums = [results.get(timeout=60) for _ in workers]
+    sums = [results.get(timeout=300) for _ in workers]
     for worker in workers:
         worker.join()
     assert sums == [28 * 50 * 3 * SIZE * SIZE] * 2

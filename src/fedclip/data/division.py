@@ -77,8 +77,6 @@ def divide(
     examples: Examples, data: DataConfig, name: str, num_clients: int, seed: int
 ) -> tuple[ClientData, ...]:
     """The clients, in the order of sites or numbers, each with its three parts."""
-    if name == "natural" and examples.sites is not None:
-        examples = _without_empty_sites(examples, data.on_empty_site)
     pool = examples.having(OWN)
     scheme = data.partition
     parts = partition(
@@ -142,9 +140,10 @@ def _of_site(examples: Examples, site: int | None, role: int) -> Indices | None:
     return rows[examples.sites[rows] == site]
 
 
-def _without_empty_sites(examples: Examples, on_empty_site: str) -> Examples:
+def without_empty_sites(examples: Examples, on_empty_site: str) -> Examples:
     """Leave out sites without a training image, or refuse them by name."""
-    assert examples.sites is not None
+    if examples.sites is None:
+        return examples
     pool = examples.having(OWN)
     filled = set(examples.sites[pool].tolist())
     homeless = int((examples.sites[pool] < 0).sum())

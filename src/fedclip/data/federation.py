@@ -11,7 +11,7 @@ import numpy as np
 
 from fedclip.config import DataConfig
 from fedclip.data.datasets import load_source
-from fedclip.data.division import Examples, choose, divide
+from fedclip.data.division import Examples, choose, divide, without_empty_sites
 from fedclip.data.images import BadImage, Pixels, Progress, ToPixels, decode, describe_bad
 from fedclip.data.partition import partition_seed
 from fedclip.data.splits import ClientData, Indices
@@ -125,6 +125,8 @@ def load_federated(
     )
     _report(bad, len(used))
     examples = Examples.of(source, used, bad=[image.position for image in bad])
+    if name == "natural":
+        examples = without_empty_sites(examples, data.on_empty_site)
     scheme = {"name": name, "seed": partition_seed(seed)} | _options(data, name)
     clients = divide(examples, data, name, num_clients, seed)
     validation = examples.central("validation", clients)

@@ -32,7 +32,8 @@ def allocate(sizes: NDArray[np.int64], total: int, at_least: int = 0) -> NDArray
     exact = sizes * (total / sizes.sum())
     shares = np.minimum(np.maximum(np.floor(exact).astype(np.int64), at_least), sizes)
     while shares.sum() > total:  # the floor of `at_least` took more than there is
-        shares[np.argmax(shares)] -= 1
+        spare = shares > at_least if (shares > at_least).any() else shares > 0
+        shares[np.argmax(np.where(spare, shares - exact, -np.inf))] -= 1
     while shares.sum() < total:
         wish = np.where(shares < sizes, exact - shares, -np.inf)
         shares[np.argmax(wish)] += 1

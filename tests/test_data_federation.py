@@ -1,0 +1,304 @@
+"""From a configuration to clients: splits, sites, caps, records, and every refusal."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedclip.config import DataConfig
+from fedclip.data.federation import load_federated
+from fedclip.errors import FedclipWarning, UsageError
+
+SIZE = 8
+
+
+def to_pixels(images):
+    """What a model's preprocessing does: resize, uint8, channels first."""
+    rows = [np.asarray(image.resize((SIZE, SIZE))).transpose(2, 0, 1) for image in images]
+    return np.stack(rows)
+
+
+def load(num_clients: int = 10, seed: int = 0, partition: dict | None = None, **data):
+    config = DataConfig(**data, partition=partition or {})
+    return load_federated(config, num_clients, seed, to_pixels, "key")
+
+
+def everything(client) -> np.ndarray:
+    return np.concatenate([client.train, client.validation, client.test])
+
+
+def all_unique(*parts) -> bool:
+    joined = np.concatenate(parts)
+    return len(np.unique(joined)) == len(joined)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load(name="digits", partition={"alpha": 0.3})
+
+
+def test_digits_go_to_ten_clients_whole(digits):
+    assert [client.client_id for client in digits.clients] == [f"client-{i:02}" for i in range(10)]
+    assert sorted(np.concatenate([everything(c) for c in digits.clients])) == list(range(1797))
+    assert digits.pixels.shape == (1797, 3, SIZE, SIZE)
+    assert digits.pixels.dtype == np.uint8
+    sizes = [(len(c.train), len(c.validation), len(c.test)) for c in digits.clients]
+    for train, validation, test in sizes:
+        total = train + validation + test
+        assert abs(validation - 0.1 * total) <= 1
+        assert abs(test - 0.2 * total) <= 1
+
+
+def test_central_sets_are_the_clients_unions(digits):
+    for part in ("validation", "test"):
+        union = np.sort(np.concatenate([getattr(c, part) for c in digits.clients]))
+        np.testing.assert_array_equal(getattr(digits, part), union)
+
+
+def test_table_and_record_count_the_same(digits):
+    table = np.array(digits.table())
+    assert table.shape == (10, 10)
+    assert table.sum(axis=0).tolist() == np.bincount(digits.labels).tolist()
+    record = digits.partition_record()
+    assert json.loads(json.dumps(record)) == record
+    for row, client, recorded in zip(
+        digits.table("train"), digits.clients, record["clients"], strict=True
+    ):
+        assert recorded["client_id"] == client.client_id
+        assert recorded["train"]["by_class"] == row
+        assert recorded["train"]["num_examples"] == len(client.train)
+    assert record["partition"]["name"] == "dirichlet"
+    assert record["partition"]["alpha"] == 0.3
+    assert record["test"]["num_examples"] == len(digits.test)
+
+
+def test_another_process_gives_the_same_and_calls_nobody(digits):
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_data_federation import load\n"
+        "print(json.dumps(load(name='digits', partition={'alpha': 0.3}).partition_record()))\n"
+        "from flwr_datasets.common import telemetry\n"
+        "print(telemetry.FLWR_TELEMETRY_ENABLED, telemetry.state['executor'])\n"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    environment.pop("FLWR_TELEMETRY_ENABLED", None)  # set by the partitions of this process
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    record, telemetry = done.stdout.splitlines()
+    assert json.loads(record) == digits.partition_record()
+    assert telemetry == "0 None"
+    assert done.stderr == ""
+
+
+def test_another_seed_gives_another_partition(digits):
+    other = load(name="digits", seed=1, partition={"alpha": 0.3})
+    assert other.fingerprint == digits.fingerprint
+    assert other.partition_record() != digits.partition_record()
+
+
+def test_the_cap_is_stratified_and_spares_decoding(monkeypatch):
+    from fedclip.data.source import ArrayImages
+
+    opened = []
+    original = ArrayImages.open
+
+    def counted(self, index):
+        opened.append(index)
+        return original(self, index)
+
+    monkeypatch.setattr(ArrayImages, "open", counted)
+    data = load(name="digits", num_clients=2, max_train_examples=100)
+    assert len(opened) == len(data.labels) == 100
+    assert set(np.bincount(data.labels).tolist()) == {10}
+
+
+def test_icons_have_their_families_as_sites():
+    data = load(name="icons")
+    ids = [client.client_id for client in data.clients]
+    assert len(ids) >= 24
+    assert len(data.test) >= 1500
+    np.testing.assert_array_equal(
+        data.test, np.sort(np.concatenate([client.test for client in data.clients]))
+    )
+    trained = np.concatenate([client.train for client in data.clients])
+    assert all_unique(trained, data.validation, data.test)
+    assert data.partition == {"name": "natural", "seed": data.partition["seed"]}
+    assert 0.08 < len(data.validation) / (len(trained) + len(data.validation)) < 0.12
+
+
+def test_icons_without_their_sites_hold_out_their_own_tests():
+    data = load(name="icons", num_clients=3, partition={"name": "iid"})
+    assert [client.client_id for client in data.clients] == ["client-00", "client-01", "client-02"]
+    assert all(len(client.test) and all_unique(client.test, data.test) for client in data.clients)
+
+
+def picture(path: Path, level: int, mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (6, 5), (level, 0, 0) if mode == "RGB" else level).save(path)
+
+
+@pytest.fixture
+def sites(tmp_path) -> Path:
+    """Three sites of two classes, ten JPEG and PNG pictures each."""
+    for site in ("bonn", "oslo", "rome"):
+        for kind, suffix in (("cat", "jpg"), ("dog", "png")):
+            for i in range(10):
+                picture(tmp_path / site / kind / f"{i}.{suffix}", 20 * i)
+    return tmp_path
+
+
+def test_folder_with_sites(sites):
+    data = load(name="imagefolder", path=str(sites), num_clients=99)
+    assert [client.client_id for client in data.clients] == ["bonn", "oslo", "rome"]
+    assert data.table("train") == [[7, 7]] * 3
+    assert data.table("validation") == [[1, 1]] * 3
+    assert data.table("test") == [[2, 2]] * 3
+    assert data.class_names == ("cat", "dog")
+
+
+def test_folder_of_real_pictures_per_class(tmp_path):
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    for i in range(60):
+        kind, suffix = source.target[i], ("jpg", "png")[i % 2]
+        (tmp_path / f"digit_{kind}").mkdir(exist_ok=True)
+        image = Image.fromarray((source.images[i] * 15).astype(np.uint8))
+        image.save(tmp_path / f"digit_{kind}" / f"{i}.{suffix}")
+    data = load(name="imagefolder", path=str(tmp_path), num_clients=3)
+    assert data.class_names[3] == "digit 3"
+    assert sum(map(sum, data.table())) == 60
+
+
+def test_own_test_split_of_the_sites(sites):
+    for site in ("bonn", "oslo", "rome"):
+        (sites / "train").mkdir(exist_ok=True)
+        (sites / site).rename(sites / "train" / site)
+    for i in range(4):
+        picture(sites / "test" / "oslo" / "cat" / f"{i}.png", i)
+    data = load(name="imagefolder", path=str(sites))
+    assert data.table("train") == [[9, 9]] * 3
+    assert data.table("test") == [[0, 0], [4, 0], [0, 0]]
+    assert len(data.test) == 4
+
+
+def test_own_test_and_validation_without_sites(sites):
+    (sites / "train").mkdir()
+    for site in ("bonn", "oslo", "rome"):
+        (sites / site).rename(sites / "train" / site)
+    for i in range(4):
+        picture(sites / "test" / "cat" / f"{i}.png", i)
+        picture(sites / "val" / "dog" / f"{i}.png", i)
+    data = load(name="imagefolder", path=str(sites))
+    assert len(data.test) == len(data.validation) == 4
+    assert data.counts(data.test) == [4, 0]
+    assert data.counts(data.validation) == [0, 4]
+    assert data.table("test") == [[2, 2]] * 3
+    assert all_unique(data.test, data.validation, *[everything(c) for c in data.clients])
+
+
+def test_bad_images_are_left_out_and_reported(sites):
+    (sites / "oslo" / "cat" / "3.jpg").write_bytes(b"")
+    (sites / "rome" / "dog" / "5.png").write_text("no picture")
+    with pytest.warns(FedclipWarning, match=r"2 of 60 images cannot be read: .*3\.jpg.*; left out"):
+        data = load(name="imagefolder", path=str(sites))
+    assert [Path(bad.split(" (")[0]).name for bad in data.bad_images] == ["3.jpg", "5.png"]
+    assert np.array(data.table()).tolist() == [[10, 10], [9, 10], [10, 9]]
+    used = np.concatenate([everything(client) for client in data.clients])
+    assert len(used) == 58
+    with pytest.raises(UsageError, match="2 of 60 images cannot be read"):
+        load(name="imagefolder", path=str(sites), on_bad_image="error")
+
+
+def test_no_image_left(tmp_path):
+    for kind in ("cat", "dog"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "1.png").write_bytes(b"broken")
+    with pytest.raises(UsageError, match=r"no image is left: 2 of 2 images"):
+        load(name="imagefolder", path=str(tmp_path))
+
+
+def test_empty_sites_are_refused_or_left_out(sites):
+    (sites / "ulm").mkdir()
+    for file in (sites / "bonn").rglob("*.*g"):
+        file.write_bytes(b"broken")
+    config = {"name": "imagefolder", "path": str(sites)}
+    with (
+        pytest.warns(FedclipWarning, match="20 of 60"),
+        pytest.raises(UsageError, match=r"bonn \(20 images, none readable\), ulm; .*on_empty_site"),
+    ):
+        load(**config)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = load(**config, on_empty_site="skip")
+    assert any("left out: bonn (20 images, none readable), ulm" in str(w.message) for w in caught)
+    assert [client.client_id for client in data.clients] == ["oslo", "rome"]
+
+
+def test_a_skipped_site_leaves_the_central_test_too(sites):
+    (sites / "train").mkdir()
+    for site in ("bonn", "oslo", "rome"):
+        (sites / site).rename(sites / "train" / site)
+    for site in ("oslo", "ulm"):
+        picture(sites / "test" / site / "cat" / "1.png", 1)
+    with pytest.raises(UsageError, match="without a usable training image: ulm"):
+        load(name="imagefolder", path=str(sites))
+    with pytest.warns(FedclipWarning, match="left out: ulm"):
+        data = load(name="imagefolder", path=str(sites), on_empty_site="skip")
+    assert len(data.test) == 1
+
+
+def test_a_site_of_one_class_is_a_warning(sites):
+    for i in range(5):
+        picture(sites / "ulm" / "cat" / f"{i}.png", i)
+    with pytest.warns(FedclipWarning, match="site ulm has images of one class only: cat"):
+        load(name="imagefolder", path=str(sites))
+
+
+def test_a_class_without_training_images_is_a_warning(sites):
+    (sites / "oslo" / "emu").mkdir()
+    with pytest.warns(FedclipWarning, match="1 of 3 classes have no training image: emu"):
+        load(name="imagefolder", path=str(sites))
+
+
+def test_classes_that_no_client_was_given(recwarn):
+    warnings.simplefilter("always")
+    load(name="digits", num_clients=2, partition={"name": "pathological"})
+    assert any("classes have no training image" in str(w.message) for w in recwarn)
+
+
+def test_too_small_a_cap_for_the_sites(sites):
+    with pytest.raises(UsageError, match=r"data\.max_train_examples: 2 examples .* 3 sites"):
+        load(name="imagefolder", path=str(sites), max_train_examples=2)
+    assert load(name="imagefolder", path=str(sites), max_train_examples=30).table() == [[5, 5]] * 3
+
+
+def test_nothing_to_test_on(sites):
+    with pytest.raises(UsageError, match=r"data\.test_fraction: .*no test split"):
+        load(name="imagefolder", path=str(sites), test_fraction=0)
+
+
+def test_fractions_that_leave_nothing():
+    with pytest.raises(UsageError, match=r"validation_fraction and data\.test_fraction must leave"):
+        load(name="digits", validation_fraction=0.5, test_fraction=0.5)
+
+
+def test_beyond_the_memory_limit_the_pixels_are_mapped(tmp_path, monkeypatch, digits):
+    monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path))
+    data = load(name="digits", memory_gb=0, partition={"alpha": 0.3})
+    assert isinstance(data.pixels, np.memmap)
+    np.testing.assert_array_equal(data.pixels, digits.pixels)
+    assert data.partition_record() == digits.partition_record()
