@@ -13,7 +13,7 @@ from fedclip.config import DataConfig
 from fedclip.data.datasets import load_source
 from fedclip.data.division import Examples, choose, divide, without_empty_sites
 from fedclip.data.images import BadImage, Pixels, Progress, ToPixels, decode, describe_bad
-from fedclip.data.partition import partition_seed
+from fedclip.data.partition import partition_seed, require_sites
 from fedclip.data.splits import ClientData, Indices
 from fedclip.errors import FedclipWarning, UsageError
 
@@ -111,6 +111,8 @@ def load_federated(
     name = data.partition.name
     if name == "auto":
         name = "natural" if source.sites is not None else "dirichlet"
+    if name == "natural":
+        require_sites(source.sites)  # before anything is decoded
     used = choose(source, name == "natural", data.max_train_examples, seed)
     fingerprint = source.fingerprint(used)
     pixels, bad = decode(

@@ -49,11 +49,7 @@ def partition(
         known = ", ".join([*_PARTITIONERS, "natural"])
         raise UsageError(f"data.partition.name must be one of {known}, got {name!r}")
     if name == "natural":
-        if sites is None:
-            raise UsageError(
-                "data.partition.name: natural needs a data set with sites (icons, or a folder "
-                "<site>/<class>/*); choose dirichlet or iid for this one"
-            )
+        require_sites(sites)
         units, members = labels, None
     else:
         units, members = (labels, None) if groups is None else _one_per_group(labels, groups)
@@ -69,6 +65,15 @@ def partition(
     if members is not None:
         parts = [np.concatenate([members[unit] for unit in part]) for part in parts]
     return [np.sort(part) for part in parts]
+
+
+def require_sites(sites: Indices | None) -> None:
+    """Refuse the natural partition of a data set that knows no sites."""
+    if sites is None:
+        raise UsageError(
+            "data.partition.name: natural needs a data set with sites (icons, or a folder "
+            "<site>/<class>/*); choose dirichlet or iid for this one"
+        )
 
 
 def partition_seed(seed: int) -> int:
