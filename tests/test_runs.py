@@ -137,19 +137,10 @@ def test_a_full_disk_keeps_the_last_good_state(
     assert e.value.exit_code == 1
     with pytest.raises(FedclipError, match=r"metrics\.jsonl cannot be written: No space left"):
         folder.append_metrics({"server_round": 2})
-    with pytest.raises(FedclipError, match="adapter"), folder.new_folder("adapter") as draft:
-        (draft / "adapter_config.json").write_text("{}")
+    with pytest.raises(FedclipError, match="adapter cannot be"), folder.writing("adapter") as path:
+        atomic.write_synced(path, b"")
+    (folder.path / "adapter").unlink()
     assert {name: (folder.path / name).read_bytes() for name in names(folder.path)} == before
-
-
-def test_a_folder_inside_the_run_is_replaced_whole(folder: RunFolder) -> None:
-    for content in ("old", "new"):
-        with folder.new_folder("adapter") as draft:
-            (draft / "card.md").write_text(content)
-    with pytest.raises(ZeroDivisionError), folder.new_folder("adapter") as draft:
-        (draft / "card.md").write_text(str(1 / 0))
-    assert (folder.path / "adapter" / "card.md").read_text() == "new"
-    assert names(folder.path) == ["adapter", "config.yaml"]
 
 
 HOLDER = """

@@ -28,20 +28,6 @@ def replace_file(target: Path, data: bytes) -> None:
 
 
 @contextmanager
-def replaced_folder(target: Path) -> Iterator[Path]:
-    """Fill a draft folder that then takes the target's place; after an error nothing changed."""
-    with draft_folder(target.parent) as draft:
-        yield draft
-        for path in [*draft.rglob("*"), draft]:
-            sync(path)
-        with draft_folder(target.parent) as old:
-            if target.exists():
-                target.rename(old / target.name)
-            draft.rename(target)
-        sync(target.parent)
-
-
-@contextmanager
 def draft_folder(parent: Path) -> Iterator[Path]:
     """Lend a folder that is gone afterwards, unless it was renamed."""
     draft = Path(tempfile.mkdtemp(prefix=PART, dir=parent))

@@ -142,10 +142,10 @@ class RunFolder:
         return self._read(CONFIG).decode()
 
     @contextmanager
-    def new_folder(self, name: str) -> Iterator[Path]:
-        """Fill a draft folder that then takes the place of `name`."""
-        with self._told(self.path / name), atomic.replaced_folder(self.path / name) as draft:
-            yield draft
+    def writing(self, name: str) -> Iterator[Path]:
+        """Lend a path in the run to someone who writes there; a full disk becomes a message."""
+        with self._told(self.path / name):
+            yield self.path / name
 
     # Lines by round
 
