@@ -18,7 +18,7 @@ K = 10  # clients
 C = 0.5  # fraction of clients that train in a round
 E = 2  # local epochs
 B = 32  # local batch size
-ETA = 5e-3  # learning rate
+ETA = 1e-2  # learning rate
 ROUNDS = 6
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 

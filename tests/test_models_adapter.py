@@ -72,6 +72,9 @@ def test_a_folder_holds_what_peft_writes_and_a_card(tmp_path: Path) -> None:
         "adapter_model.safetensors",
         "fedclip.json",
     ]
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "adapter").iterdir()}
+    (tmp_path / "plain").touch()
+    assert modes == {(tmp_path / "plain").stat().st_mode & 0o777}
     state = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert adapter_sha256(state) == adapter_sha256(model.get_parameters())
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -149,6 +152,7 @@ def test_a_moved_base_folder_is_the_same_base(tmp_path: Path) -> None:
         ({"lora": {"lora_alpha": 8}}, {}, "has lora_alpha 8, the model lora_alpha 16"),
         ({"lora": {"target_modules": BOTH}}, {}, "target_modules"),
         ({"model_name": "random:tiny"}, {}, "made on random:tiny, this model is tiny"),
+        (FULL | {"model_name": "random:tiny"}, FULL, "made on random:tiny, this model is tiny"),
         ({"head": "linear"}, {}, "head.bias"),
         (FULL, {}, "holds a full model, this model trains a LoRA adapter"),
         ({}, FULL, "holds a LoRA adapter, this model trains a full model"),

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedclip.errors import UsageError
-from fedclip.models.base import source_of
+from fedclip.models.base import RANDOM, source_of
 from fedclip.models.card import adapter_card
 from fedclip.models.lora import adapter_config, base_parameters
 from fedclip.models.state import adapter_sha256, checked_state
@@ -73,10 +73,10 @@ def load(model: CLIPLoRAWrapper, folder: Path) -> None:
     model.set_parameters(state)
 
 
-def _frozen_sha256(model: CLIPLoRAWrapper) -> str:
-    """Digest of the weights that training leaves alone, which a state must be put back into."""
+def _frozen_sha256(model: CLIPLoRAWrapper) -> str | None:
+    """Digest of the weights that training leaves alone; None where it leaves none alone."""
     frozen = {n: p for n, p in base_parameters(model.network).items() if not p.requires_grad}
-    return adapter_sha256(frozen)
+    return adapter_sha256(frozen) if frozen else None
 
 
 def write_adapter(
@@ -148,13 +148,16 @@ def read_adapter(
     return tensors, notes, config
 
 
-def check_base(folder: Path, notes: AdapterNotes, *, base_model: str, base_sha256: str) -> None:
+def check_base(
+    folder: Path, notes: AdapterNotes, *, base_model: str, base_sha256: str | None
+) -> None:
     """Raise unless the adapter was made on this base: by its weights' digest, or else its name."""
-    if notes.base_sha256 == base_sha256:
+    if notes.base_sha256 is None or base_sha256 is None:
+        if _same_source(notes.base_model, base_model):
+            return
+    elif notes.base_sha256 == base_sha256:
         return
-    if notes.base_sha256 is None and source_of(notes.base_model) == source_of(base_model):
-        return
-    if notes.base_model == base_model and notes.base_sha256 is not None:
+    if notes.base_model == base_model:
         raise UsageError(
             f"the adapter in {folder} was made on other weights of {base_model} than these "
             f"(another seed or version?): sha256 {notes.base_sha256} there, {base_sha256} here"
@@ -163,6 +166,15 @@ def check_base(folder: Path, notes: AdapterNotes, *, base_model: str, base_sha25
         f"the adapter in {folder} was made on {notes.base_model}, this model is {base_model}; "
         f"set model.model_name to {notes.base_model} to use it"
     )
+
+
+def _same_source(theirs: str, ours: str) -> bool:
+    if theirs == ours or theirs.startswith(RANDOM) or ours.startswith(RANDOM):
+        return theirs == ours
+    try:
+        return source_of(theirs) == source_of(ours)
+    except UsageError:  # a folder that is on another machine, or gone
+        return False
 
 
 def check_lora(

@@ -31,8 +31,10 @@ def write_folder(folder: Path, known: Iterable[str], write: Callable[[Path], Non
     try:
         fresh.mkdir()
         write(fresh)
-        for path in [*fresh.iterdir(), fresh]:
+        for path in fresh.iterdir():
+            path.chmod(0o666 & ~_umask())  # some writers make files that only their owner reads
             _sync(path)
+        _sync(fresh)
         if not folder.exists():
             fresh.rename(folder)
         elif not _exchange(fresh, folder):
@@ -62,6 +64,13 @@ def _exchange(first: Path, second: Path) -> bool:
     except (OSError, AttributeError):
         return False
     return renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 def _sync(path: Path) -> None:
