@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reference-configuration.md"
 HEAD = """\
 # Configuration reference
 
-<!-- Made by scripts/reference_configuration.py from src/fedclip/config.py; edit there. -->
+<!-- Made by scripts/reference_configuration.py from src/fedclip/config*.py; edit there. -->
 
 A configuration is a YAML file; every key may be left out. Any key can be changed on the command
 line, as `key=value` or `--set key=value`, with values read as YAML: `federation.rounds=5`,

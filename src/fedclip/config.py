@@ -1,7 +1,8 @@
 """The typed configuration tree: every key, its default, its range and what it means.
 
-Reading files and overrides, and reporting every error at once, is `fedclip.config_io`'s work.
-The descriptions below are the source of `docs/reference-configuration.md`.
+The sections `model` and `data` have files of their own. Reading files and overrides, and reporting
+every error at once, is `fedclip.config_io`'s work. The descriptions are the source of
+`docs/reference-configuration.md`.
 """
 
 from __future__ import annotations
@@ -10,98 +11,28 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fedclip.config_checks import cross_problems, lookup
+from fedclip.config_data import DataConfig, PartitionConfig
+from fedclip.config_model import LoraConfig, ModelConfig, TargetModules
+from fedclip.config_section import Section
+
+__all__ = [
+    "ClientConfig",
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "FederationConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PartitionConfig",
+    "TargetModules",
+]
 
 DEFAULT_LEARNING_RATE = 1e-3
-
-Module = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-Template = Annotated[str, Field(pattern=r"\{\}")]
-Text = Annotated[str, Field(min_length=1)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-# A list in YAML is a tuple here, so that no two parts of a run can share one list and change it.
-AsTuple = Field(strict=False)
-
-
-class Section(BaseModel):
-    """One mapping of the configuration: typed, closed to unknown keys, unchangeable."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TargetModules(Section):
-    """Which linear layers of each tower get an adapter; a tower that is not named gets none."""
-
-    vision_encoder: Annotated[tuple[Module, ...], AsTuple] = Field(
-        (), description="Layers of the vision tower."
-    )
-    text_encoder: Annotated[tuple[Module, ...], AsTuple] = Field(
-        (), description="Layers of the text tower."
-    )
-
-
-class LoraConfig(Section):
-    """The adapter that the sites train and exchange."""
-
-    enabled: bool = Field(
-        True, description="Train a LoRA adapter; `false` is full fine-tuning, the baseline."
-    )
-    r: int = Field(8, ge=1, le=64, description="Rank; 4 to 16 suits most tasks.")
-    lora_alpha: float = Field(
-        16.0,
-        gt=0,
-        description="Scale of the adapter's output (times `1/r`); 1 to 2 times `r` is usual.",
-        json_schema_extra={"default": "2 * r"},
-    )
-    lora_dropout: float = Field(
-        0.05, ge=0, le=0.3, description="Dropout before the adapter; 0.05 to 0.1 suits most tasks."
-    )
-    target_modules: TargetModules = Field(
-        TargetModules(vision_encoder=("q_proj", "k_proj", "v_proj", "out_proj")),
-        description="Layers that get an adapter, by tower.",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _alpha_follows_rank(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("lora_alpha") is None:
-            r = data.get("r", 8)
-            return {**data, "lora_alpha": 2.0 * r if isinstance(r, int) and r > 0 else 16.0}
-        return data
-
-    @model_validator(mode="after")
-    def _something_to_adapt(self) -> LoraConfig:
-        modules = self.target_modules
-        if self.enabled and not (modules.vision_encoder or modules.text_encoder):
-            raise ValueError(
-                "target_modules names no layer, so nothing would be trained; "
-                "name some under vision_encoder or text_encoder, or set enabled: false"
-            )
-        return self
-
-
-class ModelConfig(Section):
-    """The pretrained CLIP, its classifier and its adapter."""
-
-    type: Literal["clip"] = Field("clip", description="Kind of model.")
-    model_name: Text = Field(
-        "tiny",
-        description="A hub id, a local folder in the hub's format, `tiny` (the embedded model), "
-        "or `random:<hub id or folder>` (seeded random weights).",
-    )
-    head: Literal["auto", "text", "linear"] = Field(
-        "auto",
-        description="Classifier: `text` compares with the class names' text features, `linear` "
-        "trains a layer; `auto` is `text` where class names are known.",
-    )
-    num_classes: int | None = Field(
-        None, ge=1, description="Number of classes; `null` takes it from the data set."
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, more time."
-    )
-    lora: LoraConfig = Field(LoraConfig(), description="The adapter.")
 
 
 class ClientConfig(Section):
@@ -134,68 +65,6 @@ class OptimizerConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="How the learning rate falls over the rounds of the run."
     )
-
-
-class PartitionConfig(Section):
-    """How one data set is divided over clients."""
-
-    name: Literal["auto", "iid", "dirichlet", "pathological", "shard", "natural", "size"] = Field(
-        "auto",
-        description="`auto` is `natural` (one client a site) where the data has sites, "
-        "else `dirichlet`.",
-    )
-    alpha: float = Field(
-        0.5, gt=0, description="Dirichlet concentration: the smaller, the more unlike the clients."
-    )
-    min_size: int = Field(2, ge=1, description="Fewest examples a client may get (dirichlet).")
-    classes_per_client: int = Field(2, ge=1, description="Classes a client sees (pathological).")
-    shards_per_client: int = Field(2, ge=1, description="Shards a client gets (shard).")
-    size_skew: Literal["linear", "square", "exponential"] = Field(
-        "linear", description="How sizes grow from client to client (size)."
-    )
-
-
-class DataConfig(Section):
-    """The images, their classes and their division."""
-
-    name: Literal["digits", "fashion_mnist", "icons", "imagefolder", "hub"] = Field(
-        "digits", description="Data set."
-    )
-    path: Text | None = Field(
-        None, description="The folder of `imagefolder`; the hub id or local path of `hub`."
-    )
-    layout: Literal["auto", "classes", "sites"] = Field(
-        "auto", description="What the folder's first level means (imagefolder)."
-    )
-    class_names: Annotated[tuple[Text, ...], AsTuple] | None = Field(
-        None, min_length=1, description="Class names; `null` takes the data set's own."
-    )
-    templates: Annotated[tuple[Template, ...], AsTuple] | None = Field(
-        None,
-        min_length=1,
-        description="Prompts with `{}` for the class name; `null` takes the data set's own.",
-    )
-    batch_size: int = Field(32, ge=1, description="Examples in one forward pass.")
-    accumulation_steps: int = Field(
-        1, ge=1, description="Batches whose gradients make one optimizer step: memory is spared."
-    )
-    max_train_examples: int | None = Field(
-        None, ge=1, description="Use at most this many training examples, over all clients."
-    )
-    validation_fraction: Fraction = Field(
-        0.1, description="Share of a client's examples kept for tuning and choosing."
-    )
-    test_fraction: Fraction = Field(0.2, description="Share of a client's examples kept for tests.")
-    on_bad_image: Literal["error", "skip"] = Field(
-        "skip", description="What an unreadable image does; it is reported by path either way."
-    )
-    on_empty_site: Literal["error", "skip"] = Field(
-        "error", description="What a site without images does."
-    )
-    memory_gb: float = Field(
-        4.0, ge=0, description="Decoded images above this go to a memory-mapped cache on disk."
-    )
-    partition: PartitionConfig = Field(PartitionConfig(), description="Division over clients.")
 
 
 class FederationConfig(Section):

@@ -1,0 +1,74 @@
+"""The `data` section: images, classes and their division over clients."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedclip.config_section import AsTuple, Section, Text
+
+Template = Annotated[str, Field(pattern=r"\{\}")]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class PartitionConfig(Section):
+    """How one data set is divided over clients."""
+
+    name: Literal["auto", "iid", "dirichlet", "pathological", "shard", "natural", "size"] = Field(
+        "auto",
+        description="`auto` is `natural` (one client a site) where the data has sites, "
+        "else `dirichlet`.",
+    )
+    alpha: float = Field(
+        0.5, gt=0, description="Dirichlet concentration: the smaller, the more unlike the clients."
+    )
+    min_size: int = Field(2, ge=1, description="Fewest examples a client may get (dirichlet).")
+    classes_per_client: int = Field(2, ge=1, description="Classes a client sees (pathological).")
+    shards_per_client: int = Field(2, ge=1, description="Shards a client gets (shard).")
+    size_skew: Literal["linear", "square", "exponential"] = Field(
+        "linear", description="How sizes grow from client to client (size)."
+    )
+
+
+class DataConfig(Section):
+    """The images, their classes and their division."""
+
+    name: Literal["digits", "fashion_mnist", "icons", "imagefolder", "hub"] = Field(
+        "digits", description="Data set."
+    )
+    path: Text | None = Field(
+        None, description="The folder of `imagefolder`; the hub id or local path of `hub`."
+    )
+    layout: Literal["auto", "classes", "sites"] = Field(
+        "auto", description="What the folder's first level means (imagefolder)."
+    )
+    class_names: Annotated[tuple[Text, ...], AsTuple] | None = Field(
+        None, min_length=1, description="Class names; `null` takes the data set's own."
+    )
+    templates: Annotated[tuple[Template, ...], AsTuple] | None = Field(
+        None,
+        min_length=1,
+        description="Prompts with `{}` for the class name; `null` takes the data set's own.",
+    )
+    batch_size: int = Field(32, ge=1, description="Examples in one forward pass.")
+    accumulation_steps: int = Field(
+        1, ge=1, description="Batches whose gradients make one optimizer step: memory is spared."
+    )
+    max_train_examples: int | None = Field(
+        None, ge=1, description="Use at most this many training examples, over all clients."
+    )
+    validation_fraction: Fraction = Field(
+        0.1, description="Share of a client's examples kept for tuning and choosing."
+    )
+    test_fraction: Fraction = Field(0.2, description="Share of a client's examples kept for tests.")
+    on_bad_image: Literal["error", "skip"] = Field(
+        "skip", description="What an unreadable image does; it is reported by path either way."
+    )
+    on_empty_site: Literal["error", "skip"] = Field(
+        "error", description="What a site without images does."
+    )
+    memory_gb: float = Field(
+        4.0, ge=0, description="Decoded images above this go to a memory-mapped cache on disk."
+    )
+    partition: PartitionConfig = Field(PartitionConfig(), description="Division over clients.")
