@@ -168,7 +168,9 @@ def test_a_class_without_training_images_is_a_warning(sites):
 def test_too_small_a_cap_for_the_sites(sites):
     with pytest.raises(UsageError, match=r"data\.max_train_examples: 2 examples .* 3 sites"):
         load(name="imagefolder", path=str(sites), max_train_examples=2)
-    assert load(name="imagefolder", path=str(sites), max_train_examples=30).table() == [[5, 5]] * 3
+    data = load(name="imagefolder", path=str(sites), max_train_examples=21)
+    assert data.table() == [[5, 5]] * 3  # 21 of 30 after the clients' 0.3
+    assert [sum(row) for row in data.table("train")] == [7, 7, 7]
 
 
 def test_nothing_to_test_on(sites):

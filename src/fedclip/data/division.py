@@ -57,9 +57,14 @@ class Examples:
         return np.sort(np.concatenate([getattr(client, part) for client in clients]))
 
 
-def choose(source: ImageSource, by_site: bool, max_examples: int | None, seed: int) -> Indices:
-    """Rows of a source that a run uses: the capped training pool and the own test splits."""
+def choose(source: ImageSource, by_site: bool, data: DataConfig, seed: int) -> Indices:
+    """Rows of a source that a run uses: the capped training pool and the own test splits.
+
+    The pool is so large that `max_train_examples` are left when the clients have held out their
+    validation and test examples.
+    """
     roles = _roles(source)
+    max_examples = data.max_train_examples
     pool = np.flatnonzero(roles == OWN)
     if not len(pool):
         raise UsageError(f"data: {source.name} has no training images, only test or validation")
@@ -69,8 +74,20 @@ def choose(source: ImageSource, by_site: bool, max_examples: int | None, seed: i
             f"data.max_train_examples: {max_examples} examples cannot give each of "
             f"{len(np.unique(sites))} sites one; raise it, or choose another data.partition.name"
         )
+    if max_examples is not None:
+        max_examples = round(max_examples / _train_share(source, by_site, data))
     kept = cap(source.labels[pool], sites, max_examples, seed_for(seed, "max_train_examples"))
     return np.sort(np.concatenate([pool[kept], np.flatnonzero(roles != OWN)]))
+
+
+def _train_share(source: ImageSource, by_site: bool, data: DataConfig) -> float:
+    """What clients keep for training of their part of the pool."""
+    held = {TEST: data.test_fraction, VALIDATION: data.validation_fraction}
+    for role in held:
+        rows = _roles(source) == role
+        if by_site and source.sites is not None and (source.sites[rows] >= 0).any():
+            held[role] = 0.0  # the sites' clients have a part of the data set's own split
+    return 1.0 - sum(held.values())
 
 
 def divide(

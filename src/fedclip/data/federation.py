@@ -91,7 +91,8 @@ def load_federated(
 ) -> FederatedData:
     """Load, decode, divide and split a data set as its configuration says.
 
-    `data.max_train_examples` caps the pool that is divided, before anything is decoded. The
+    `data.max_train_examples` caps the pool that is divided, before anything is decoded, at what
+    leaves about that many to train on when the clients have held out theirs. The
     central test set is the data set's own, else the union of the clients'; a client's test set is
     its site's part of the own one where that has sites, else `data.test_fraction` of its examples.
     Validation goes the same way. `to_pixels` and `pixels_key` are the model's preprocessing.
@@ -113,7 +114,7 @@ def load_federated(
         name = "natural" if source.sites is not None else "dirichlet"
     if name == "natural":
         require_sites(source.sites)  # before anything is decoded
-    used = choose(source, name == "natural", data.max_train_examples, seed)
+    used = choose(source, name == "natural", data, seed)
     fingerprint = source.fingerprint(used)
     pixels, bad = decode(
         source,
