@@ -63,7 +63,7 @@ class Experiment(types.ModuleType):
             "summary": {"model": "[b]tiny", "best": None},
         }
 
-    def evaluate(self, folder: Path) -> dict[str, Any]:
+    def evaluate(self, folder: Path, listener: object = None) -> dict[str, Any]:
         self.calls.append(("evaluate", folder))
         return {"accuracy": 0.5}
 
@@ -250,7 +250,7 @@ def test_advice_is_one_line(fedclip: Command, config: Path) -> None:
 def test_other_warnings_stay_as_they_are(
     fedclip: Command, experiment: Experiment, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluate(folder: Path) -> dict[str, Any]:
+    def evaluate(folder: Path, listener: object = None) -> dict[str, Any]:
         warnings.warn("ours", FedclipWarning, stacklevel=2)
         warnings.warn("ours", FedclipWarning, stacklevel=2)
         return {}

@@ -164,7 +164,7 @@ def test_resuming_a_finished_run_changes_nothing(undisturbed):
 
 def test_a_new_run_never_overwrites_an_old_one(undisturbed):
     before = contents(undisturbed.folder)
-    with pytest.raises(UsageError, match="already holds a run.*--resume"):
+    with pytest.raises(UsageError, match=r"already holds a run.*--resume"):
         fedclip.run(CONFIG, output=undisturbed.folder)
     assert contents(undisturbed.folder) == before
 
@@ -294,5 +294,25 @@ def test_predict_names_the_file_that_it_cannot_read(undisturbed, tmp_path):
 def test_an_unfinished_run_cannot_be_evaluated(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         experiment.run(CONFIG, output=tmp_path / "run", listener=StopAfter(0))
-    with pytest.raises(UsageError, match="not finished.*--resume"):
+    with pytest.raises(UsageError, match=r"not finished.*--resume"):
         inspection.evaluate(tmp_path / "run")
+
+
+def test_a_run_on_a_relative_folder_goes_on_from_elsewhere(tmp_path, monkeypatch):
+    from PIL import Image
+
+    rng = random.Random(0)
+    for name in ("dark", "light"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(12):
+            grey = rng.randrange(100) + 150 * (name == "light")
+            Image.new("RGB", (20, 20), (grey, grey, grey)).save(
+                tmp_path / "images" / name / f"{i}.{'png' if i % 2 else 'jpg'}"
+            )
+    config = with_(data={"name": "imagefolder", "path": "images", "max_train_examples": None})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(config, output="run", listener=StopAfter(1))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert experiment.resume("../run").summary["rounds"] == 3

@@ -149,8 +149,9 @@ def evaluate(folder: RunPath, as_json: AsJson = False) -> None:
     """
     from fedclip.cli_support import show
     from fedclip.inspection import evaluate as measure
+    from fedclip.reports.progress import make_progress
 
-    show(measure(folder), as_json)
+    show(measure(folder, listener=make_progress()), as_json)
 
 
 @app.command()

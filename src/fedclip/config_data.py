@@ -56,7 +56,9 @@ class DataConfig(Section):
         1, ge=1, description="Batches whose gradients make one optimizer step: memory is spared."
     )
     max_train_examples: int | None = Field(
-        None, ge=1, description="Train on about this many examples, over all clients; fewer where there are fewer."
+        None,
+        ge=1,
+        description="Train on about this many examples, over all clients; fewer where there are fewer.",
     )
     validation_fraction: Fraction = Field(
         0.1, description="Share of a client's examples kept for tuning and choosing."

@@ -22,7 +22,8 @@ from fedclip.errors import UsageError
 from fedclip.evaluation.federated import evaluate_federation
 from fedclip.federated.server import RoundResult, run_rounds
 from fedclip.federated.strategies import create_strategy
-from fedclip.models.adapter_files import adapter_sha256
+from fedclip.models.base import EMBEDDED
+from fedclip.models.clip import adapter_sha256
 from fedclip.reports.curves import curves_png
 from fedclip.reports.progress import Listener
 from fedclip.runs import PARTITION, SUMMARY, RunFolder, next_folder
@@ -54,7 +55,7 @@ def run(
     """
     name = Path(config).stem if isinstance(config, str | Path) else "run"
     started = time.perf_counter()
-    config = _as_config(config)
+    config = with_absolute_paths(_as_config(config))
     path = Path(output) if output else next_folder(name)
     RunFolder.check_free(path)  # before anything slow
     with listener or Listener() as listener:
@@ -80,6 +81,16 @@ def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
     if isinstance(config, Mapping):
         return config_from_dict(config)
     return load_config(Path(config))
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with local folders by their full path: a run may go on from elsewhere."""
+    data, model = config.data, config.model
+    if data.path and Path(data.path).exists():
+        data = data.model_copy(update={"path": str(Path(data.path).resolve())})
+    if model.model_name not in EMBEDDED and Path(model.model_name).is_dir():
+        model = model.model_copy(update={"model_name": str(Path(model.model_name).resolve())})
+    return config.model_copy(update={"data": data, "model": model})
 
 
 def _execute(parts: Parts, folder: RunFolder, listener: Listener, started: float) -> Run:
@@ -208,9 +219,11 @@ def _finish_run(parts: Parts, folder: RunFolder, checkpoint: Checkpoint, clock: 
     """Writes adapters, curves and, last, the summary, whose presence says: finished."""
     if checkpoint.best_state:
         parts.model.set_parameters(checkpoint.best_state)
-        parts.model.save_adapter(folder.path / "adapter_best")
+        with folder.writing("adapter_best") as path:
+            parts.model.save_adapter(path)
     parts.model.set_parameters(checkpoint.state)
-    parts.model.save_adapter(folder.path / "adapter")
+    with folder.writing("adapter") as path:
+        parts.model.save_adapter(path)
     metrics = folder.read_metrics()
     folder.write_bytes("curves.png", curves_png(metrics, metrics[0]["zero_shot_accuracy"]))
     summary = _summary(parts, checkpoint, metrics)

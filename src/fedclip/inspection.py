@@ -110,7 +110,7 @@ def predict(
     model.to(device).eval()
     paths = [str(image) for image in images]
     opened = [_open(path) for path in paths]  # all are checked before any is classified
-    predictions = []
+    predictions: list[dict[str, Any]] = []
     with torch.inference_mode(), autocast(precision, device):
         for batch in _batches(opened):
             logits = model(torch.from_numpy(model.to_pixels(batch)).to(device))

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from fedclip.errors import TrainingFailed
 from fedclip.federated.client import LocalSettings, local_train, schedule_factor
-from tests.federated.toys import CPU, Toy, toy_data
+from tests.toys import CPU, Toy, toy_data
 
 
 def train(model, n=40, seed=1, progress=0.0, round_share=1.0, data_seed=0, **settings):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedclip.evaluation.accuracy import score, spread
-from tests.federated.toys import CPU, Toy, toy_data
+from tests.toys import CPU, Toy, toy_data
 
 
 def test_scores_equal_a_direct_computation_and_count_each_example_once():

@@ -11,7 +11,7 @@ from fedclip.federated.client import LocalSettings
 from fedclip.federated.server import run_rounds, sample_clients
 from fedclip.federated.strategies import FedAvg, create_strategy
 from fedclip.seeding import seed_for
-from tests.federated.toys import CPU, Toy, toy_data
+from tests.toys import CPU, Toy, toy_data
 
 CLIENTS = {"a": np.arange(0, 10), "b": np.arange(10, 40), "c": np.arange(40, 60)}
 SETTINGS = LocalSettings(optimizer="adamw", learning_rate=0.05, batch_size=8, schedule="cosine")
