@@ -1,0 +1,306 @@
+"""The documentation does what it says: commands, Python blocks, YAML blocks, links, lists of keys.
+
+The blocks of a page are carried out in order in one folder, as a reader would. Runs are cut to one
+round on few examples, and models from the hub are replaced by the embedded one; before that, every
+command is checked as it is printed. `<!-- sketch -->` before a Python block says that it only has
+to compile. A Chinese page has the same code as its English twin, which stands for it.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import pytest
+import typer
+from omegaconf import OmegaConf
+from PIL import Image
+
+from fedclip import CLIPLoRAWrapper, cli
+from fedclip.config import Config
+from fedclip.config_io import load_config
+from fedclip.data.federation import load_federated
+from fedclip.inspection import info
+
+ROOT = Path(__file__).parents[1]
+CODE = ("bash", "python", "yaml")
+PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+TWINS = [page for page in PAGES if page.name.endswith(".zh-CN.md")]
+CLIP = "openai/clip-vit-base-patch32"
+# Programs that a page may call besides fedclip; they are not carried out.
+OTHERS = {"apt-get", "cd", "hf", "ls", "make", "pip", "python", "source"}
+SMALL = [
+    "federation.rounds=1",
+    "client.local_epochs=1",
+    "data.max_train_examples=80",
+    "evaluation.max_examples=8",
+]
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # advice of libraries is not the pages' matter
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its text, and whether it is a sketch."""
+
+    language: str
+    text: str
+    sketch: bool
+
+
+def blocks(page: Path, *languages: str) -> list[Block]:
+    found = re.findall(
+        r"(<!-- sketch -->\n)?^```(\w+)\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S
+    )
+    every = [Block(language, text, bool(sketch)) for sketch, language, text in found]
+    return [block for block in every if block.language in languages]
+
+
+def commands(text: str) -> list[list[str]]:
+    lines = text.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line for line in words if line]
+
+
+def title(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def overrides_of(arguments: list[str]) -> list[str]:
+    return [text for text in arguments if "=" in text]
+
+
+# --- as printed ---
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_commands_are_known(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    group: Any = typer.main.get_command(cli.app)
+    own = {
+        match
+        for block in blocks(page, "yaml")
+        for match in re.findall(r"\A# (\S+\.yaml)", block.text)
+    }
+    makefile = (ROOT / "Makefile").read_text()
+    for block in blocks(page, "bash"):
+        for program, *words in commands(block.text):
+            if program != "fedclip":
+                assert program in OTHERS, program
+                if program == "make":
+                    assert all(re.search(rf"^{word}:", makefile, re.M) for word in words), words
+                if program == "python" and words[0] != "-m":
+                    assert (ROOT / words[0]).is_file(), words[0]
+                continue
+            if words[0].startswith("--"):
+                continue
+            name, *arguments = words
+            group.commands[name].make_context(name, list(arguments), parent=click.Context(group))
+            for file in arguments:
+                if file.endswith(".yaml") and file not in own:
+                    load_config(ROOT / file, overrides_of(arguments))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_python_and_json_and_yaml_blocks_are_valid(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page, "python"):
+        ast.parse(block.text)
+    for block in blocks(page, "json"):
+        json.loads(block.text)
+    for number, block in enumerate(blocks(page, "yaml")):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(block.text, encoding="utf-8")
+        load_config(file)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if not target.startswith(("http", "#")):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text("utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"({page.name})" in index, page.name
+
+
+@pytest.mark.parametrize("page", TWINS, ids=title)
+def test_twins_have_the_same_code(page: Path) -> None:
+    twin = page.with_name(page.name.replace(".zh-CN", ""))
+    for language, read in (
+        ("bash", commands),
+        ("python", lambda text: ast.dump(ast.parse(text))),
+        ("yaml", OmegaConf.create),
+    ):
+        ours, theirs = ([read(b.text) for b in blocks(p, language)] for p in (page, twin))
+        assert ours == theirs, language
+
+
+# --- carried out ---
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what pages speak of: configurations, a finished run, images."""
+    place = tmp_path_factory.mktemp("docs")
+    shutil.copytree(ROOT / "configs", place / "configs")
+    random = np.random.default_rng(0)
+    for site in ("hospital_a", "hospital_b"):
+        for label in ("normal", "pneumonia"):
+            folder = place / "my-images" / site / label
+            folder.mkdir(parents=True)
+            for number in range(10):
+                pixels = random.integers(0, 256, (40, 48, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    shutil.copytree(place / "my-images" / "hospital_a", place / "my-photos")
+    shutil.copy(place / "my-images/hospital_a/normal/0.png", place / "digit.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        carry_out(["run", "configs/quickstart.yaml", "--output", "runs/first"], patch)
+    return place
+
+
+def carry_out(words: list[str], patch: pytest.MonkeyPatch) -> None:
+    """Call `fedclip` with the words of a command, made small."""
+    words = [word.replace(f"random:{CLIP}", "random:tiny").replace(CLIP, "tiny") for word in words]
+    configs = [word for word in words[1:] if word.endswith(".yaml")]
+    if words[0] == "run" and configs:
+        words += SMALL
+    if configs and words[0] in ("run", "info"):
+        config = load_config(Path(configs[0]), overrides_of(words))
+        if config.model.model_name == CLIP:
+            words.append("model.model_name=tiny")
+        if config.data.name in ("fashion_mnist", "hub"):
+            words += ["data.name=digits", "data.path=null"]
+    patch.setattr(sys, "argv", ["fedclip", *words])
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0, " ".join(words)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page not in TWINS and blocks(page, *CODE)], ids=title
+)
+def test_a_page_can_be_followed(
+    page: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = page.read_text("utf-8")
+    left_out = shutil.ignore_patterns("first") if "--output runs/first" in text else None
+    shutil.copytree(finished, tmp_path / "here", ignore=left_out)
+    monkeypatch.chdir(tmp_path / "here")
+    scope: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(page, *CODE):
+        if block.language == "python":
+            if not block.sketch:
+                if "flwr" in block.text:
+                    pytest.importorskip("flwr")
+                exec(compile(block.text.replace(CLIP, "tiny"), title(page), "exec"), scope)
+        elif block.language == "yaml":
+            for name in re.findall(r"\A# (\S+\.yaml)", block.text):
+                Path(name).write_text(block.text, encoding="utf-8")
+        else:
+            for program, *words in commands(block.text):
+                if program == "fedclip" and not words[0].startswith("--"):
+                    carry_out(words, monkeypatch)
+
+
+# --- lists of keys and names ---
+
+
+def keys(value: Any) -> set[str]:
+    """Names at the top of a record and in the mappings right below it."""
+    found = set(value)
+    for name in ("client_accuracy", "versions", "best"):
+        found |= set(value.get(name) or ())
+    return found
+
+
+def test_the_run_folder_page_lists_every_file_and_key(finished: Path) -> None:
+    page = (ROOT / "docs/reference-run-folder.md").read_text("utf-8")
+    run = finished / "runs/first"
+    names = {path.name for path in (*run.iterdir(), *(run / "adapter").iterdir())}
+    names |= keys(json.loads((run / "summary.json").read_text()))
+    names |= set(json.loads((run / "partition.json").read_text()))
+    for file in ("metrics.jsonl", "timing.jsonl"):
+        for line in (run / file).read_text().splitlines():
+            names |= keys(json.loads(line))
+    missing = sorted(name for name in names if f"`{name}`" not in page and f"`{name}/`" not in page)
+    assert not missing
+
+
+def test_the_python_page_lists_every_public_name() -> None:
+    page = (ROOT / "docs/reference-python.md").read_text("utf-8")
+    own = [name for name in vars(CLIPLoRAWrapper) if not name.startswith("_")]
+    missing = [name for name in own if f"`{name}" not in page]
+    assert not missing
+
+
+def test_the_architecture_page_names_every_file() -> None:
+    page = (ROOT / "docs/explanation-architecture.md").read_text("utf-8")
+    for file in (ROOT / "src/fedclip").rglob("*.py"):
+        assert file.name == "__init__.py" or file.name in page, file
+
+
+def test_the_architecture_page_has_the_layers_that_are_checked() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = "\n".join(contracts["contracts"][0]["layers"])
+    assert f"\n{layers}\n" in (ROOT / "docs/explanation-architecture.md").read_text("utf-8")
+
+
+def test_the_tutorial_has_the_figures_of_the_quickstart() -> None:
+    facts = info(ROOT / "configs/quickstart.yaml")
+    config = load_config(ROOT / "configs/quickstart.yaml")
+    data = load_federated(
+        config.data,
+        num_clients=config.federation.num_clients,
+        seed=config.seed,
+        to_pixels=lambda images: np.zeros((len(images), 3, 1, 1), np.uint8),
+        pixels_key="none",
+    )
+    for page in ROOT.glob("docs/tutorial-first-run*.md"):
+        text = page.read_text("utf-8")
+        for figure in ("base_parameters", "lora_parameters"):
+            assert f"{facts[figure]:,}" in text
+        for figure in ("bytes_up_per_client_round", "full_fine_tuning_bytes"):
+            assert f"{facts[figure] / 1e6:.3f} MB" in text
+        for client, counts in zip(data.clients[:3], data.table("train")[:3], strict=True):
+            row = [client.client_id, *(str(count or ".") for count in counts), str(sum(counts))]
+            assert row in [line.split() for line in text.splitlines()]
+
+
+def test_keys_that_pages_mention_exist() -> None:
+    sections = set(Config.model_fields)
+    known = set(flat(Config().model_dump()))
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        for key in re.findall(r"`((?:\w+\.)+\w+)(?:: [^`]*|=[^`]*)?`", text):
+            if key.split(".")[0] in sections and not key.endswith(".safetensors"):
+                assert key in known, f"{page.name}: {key}"
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name, value in tree.items():
+        found.append(prefix + name)
+        if isinstance(value, dict):
+            found += flat(value, f"{prefix}{name}.")
+    return found
+
+
+def test_markers_of_the_table_stand_in_both_front_pages() -> None:
+    for page in ROOT.glob("README*.md"):
+        text = page.read_text("utf-8")
+        assert text.index("<!-- main-job-table -->") < text.index("<!-- /main-job-table -->")
+        assert len(text.splitlines()) < 150
