@@ -7,35 +7,15 @@ import subprocess
 import sys
 import types
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedclip import cli
 from fedclip.config import Config
 from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed
 from fedclip.runs import RunFolder
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def fedclip(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Calls the command in this process; gives exit code, standard output, standard error."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedclip", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end, warnings.catch_warnings():
-            cli.main()
-        assert isinstance(end.value.code, int)
-        out, err = capsys.readouterr()
-        return end.value.code, out, err
-
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("FEDCLIP_DEBUG", raising=False)
-    return call
+from tests.conftest import Command
 
 
 class Experiment(types.ModuleType):
