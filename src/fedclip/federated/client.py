@@ -89,7 +89,7 @@ def local_train(
     anchors = [p.detach().clone() for p in parameters] if settings.proximal_mu else []
     optimizer = _optimizer(parameters, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    steps = list(_steps(indices, settings, seed))
+    steps = list(plan_steps(indices, settings, seed))
     loss_sum = torch.zeros((), dtype=torch.float64, device=_float64_home(device))
 
     for step, micro_batches in enumerate(steps):
@@ -139,7 +139,7 @@ def _optimizer(
     return kind(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
-def _steps(
+def plan_steps(
     indices: NDArray[np.int64], settings: LocalSettings, seed: int
 ) -> Iterator[list[NDArray[np.int64]]]:
     """Yields each optimizer step's micro-batches of example indices, reshuffled every epoch."""

@@ -81,7 +81,7 @@ def add_lora(clip: CLIPModel, settings: LoraSettings, *, model_name: str, seed: 
         warnings.simplefilter("ignore", FutureWarning)
         network = get_peft_model(clip, config)
     config.base_model_name_or_path = model_name
-    for layer, module in _lora_layers(network).items():
+    for layer, module in lora_layers(network).items():
         generator = torch.Generator().manual_seed(seed_for(seed, "lora", layer))
         # The start that PEFT and the LoRA authors use: uniform within 1 / sqrt(in_features).
         start = cast(nn.Linear, module.lora_A[_ADAPTER]).weight
@@ -141,7 +141,8 @@ def rank_of(tensors: Mapping[str, Any]) -> int | None:
     return ranks.pop() if len(ranks) == 1 else None
 
 
-def _lora_layers(network: nn.Module) -> dict[str, LoraLayer]:
+def lora_layers(network: nn.Module) -> dict[str, LoraLayer]:
+    """The adapted layers by their path in the CLIP."""
     return {
         name.removeprefix(_FILE_PREFIX): module
         for name, module in network.named_modules()
@@ -151,3 +152,13 @@ def _lora_layers(network: nn.Module) -> dict[str, LoraLayer]:
 
 def _unknown(key: str, name: str, known: Mapping[str, str]) -> str:
     return f"{key}: {name!r} is not known; known are {', '.join(known)}"
+
+
+def factor_names(layer: str) -> tuple[str, str]:
+    """Names of a layer's A and B in `adapter_model.safetensors`."""
+    return f"{_FILE_PREFIX}{layer}.lora_A.weight", f"{_FILE_PREFIX}{layer}.lora_B.weight"
+
+
+def scaling_of(layer: LoraLayer) -> float:
+    """What a layer multiplies its update with: lora_alpha / r."""
+    return float(layer.scaling[_ADAPTER])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPModel
 
+from fedclip.compute import at_least_fp32
 from fedclip.errors import UsageError
 from fedclip.models.tokens import Tokens
 
@@ -57,7 +58,7 @@ def encode_texts(clip: CLIPModel, tokens: Tokens, rows: Sequence[Sequence[int]])
     for start in range(0, len(rows), chunk):
         ids = tokens.pad(rows[start : start + chunk]).to(clip.logit_scale.device)
         pooled = clip.text_model(input_ids=ids).pooler_output
-        features.append(F.normalize(clip.text_projection(pooled).float(), dim=-1))
+        features.append(F.normalize(at_least_fp32(clip.text_projection(pooled)), dim=-1))
     return torch.cat(features)
 
 
@@ -129,6 +130,12 @@ class TextHead:
                 )
             self._cache[slot] = known
         return known.features
+
+    def stacked_features(self, clip: CLIPModel, clients: int) -> torch.Tensor:
+        """Features `[clients, classes, dim]`, every prompt once per client, one after another."""
+        features = encode_texts(clip, self._tokens, self._rows * clients)
+        whole = ensemble(features, clients * len(self.class_names))
+        return whole.unflatten(0, (clients, -1))
 
     def _compute(self, clip: CLIPModel) -> torch.Tensor:
         return ensemble(encode_texts(clip, self._tokens, self._rows), len(self.class_names))

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPModel
 
+from fedclip.compute import at_least_fp32
 from fedclip.errors import UsageError
 from fedclip.models import adapter_files
 from fedclip.models.base import Base, enable_checkpointing, load_base
@@ -188,13 +189,17 @@ class CLIPLoRAWrapper(nn.Module):
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """L2-normalised image features `[batch, dim]`, fp32, of what `forward` takes."""
-        return F.normalize(self._embed(pixels), dim=-1)
+        return F.normalize(self.embed(pixels), dim=-1)
 
     def text_features(self) -> torch.Tensor:
         """L2-normalised text features `[classes, dim]`, fp32; kept while the text tower holds."""
         trained = [p for name, p in self._trainable.items() if tower_of(name) == "text_encoder"]
         reuse = not torch.is_grad_enabled() and not self.training
         return self._text.features(self.clip, trained, slot=self._slot, reuse=reuse)
+
+    def text_features_of(self, clients: int) -> torch.Tensor:
+        """Text features `[clients, classes, dim]` of a stacked text tower, with their gradients."""
+        return self._text.stacked_features(self.clip, clients)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Logits `[batch, classes]`, fp32.
@@ -208,12 +213,12 @@ class CLIPLoRAWrapper(nn.Module):
                 "classes; call set_classes, or set model.num_classes"
             )
         if self.classifier is not None and self.head == "linear":
-            features = self._embed(pixels)
-            with self._full_precision():
+            features = self.embed(pixels)
+            with self.full_precision():
                 return self.classifier(features)
         images = self.encode_images(pixels)
         texts = self.text_features()
-        with self._full_precision():
+        with self.full_precision():
             return self.clip.logit_scale.exp() * images @ texts.T  # [batch, classes]
 
     @contextmanager
@@ -243,13 +248,13 @@ class CLIPLoRAWrapper(nn.Module):
 
     # --- inside ---
 
-    def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Projected image embeddings `[batch, dim]`, fp32, not normalised."""
         pixels = pixels.to(self.device)
         if not pixels.is_floating_point():
             pixels = (pixels.float() * self._pixels.scale - self._mean) / self._std
         pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
-        return self.clip.visual_projection(pooled).float()
+        return at_least_fp32(self.clip.visual_projection(pooled))
 
     def _settle_head(self) -> None:
         """Choose the classifier by what is known, and with it what trains."""
@@ -294,5 +299,6 @@ class CLIPLoRAWrapper(nn.Module):
         finally:
             self._write(trained)
 
-    def _full_precision(self) -> torch.autocast:
+    def full_precision(self) -> torch.autocast:
+        """Inside, mixed precision is off: logits are computed in the features' own format."""
         return torch.autocast(self.device.type, enabled=False)
