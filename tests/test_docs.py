@@ -75,6 +75,12 @@ def title(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+def anchors(page: Path) -> set[str]:
+    """The names under which the headings of a page can be linked to."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def overrides_of(arguments: list[str]) -> list[str]:
     return [text for text in arguments if "=" in text]
 
@@ -127,7 +133,11 @@ def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if not target.startswith(("http", "#")):
-            assert (page.parent / target.partition("#")[0]).exists(), target
+            file, _, anchor = target.partition("#")
+            assert (page.parent / file).exists(), target
+            assert not anchor or anchor in anchors(page.parent / file), target
+        elif target.startswith("#"):
+            assert target[1:] in anchors(page), target
 
 
 def test_every_page_is_in_the_index() -> None:
