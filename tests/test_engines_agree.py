@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from fedclip.engines.batched import BatchedEngine
+from fedclip.engines.memory import choose_group_size
 from fedclip.engines.sequential import SequentialEngine
+from fedclip.errors import TrainingFailed
 from fedclip.federated.client import LocalSettings
 from fedclip.federated.server import run_rounds
 from fedclip.federated.strategies import FedAvg
@@ -120,3 +122,52 @@ def test_the_wrapped_model_is_as_before():
     before = [type(m).__name__ for m in model.modules()]
     rounds("batched", LocalSettings(), model=model)
     assert [type(m).__name__ for m in model.modules()] == before
+
+
+def test_a_group_that_does_not_fit_is_halved(monkeypatch):
+    settings = LocalSettings(batch_size=8)
+    sizes_tried = []
+    train_group = BatchedEngine._train_group
+
+    def small_memory(self, ids, request):
+        sizes_tried.append(len(ids))
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError
+        return train_group(self, ids, request)
+
+    whole = rounds("batched", settings, dtype=torch.float64)
+    monkeypatch.setattr(BatchedEngine, "_train_group", small_memory)
+    assert difference(rounds("batched", settings, dtype=torch.float64), whole) <= 1e-9
+    assert sizes_tried == [5, 3, 2, 2, 1]
+
+
+def test_one_client_too_large_is_an_error_with_a_remedy(monkeypatch):
+    def no_memory(self, ids, request):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(BatchedEngine, "_train_group", no_memory)
+    with pytest.raises(TrainingFailed, match=r"data\.batch_size"):
+        rounds("batched", LocalSettings())
+
+
+def test_the_group_follows_the_memory():
+    model = build(dropout=0.1, targets=BOTH)
+    state = model.get_parameters()
+
+    def size(memory_gb, batch_size=8):
+        return choose_group_size(
+            StackedClients(model),
+            state,
+            image_size=32,
+            batch_size=batch_size,
+            clients=50,
+            memory_gb=memory_gb,
+            device=CPU,
+        )
+
+    assert size(1e-9) == 1
+    assert size(1000) == 50
+    few, many = size(0.1), size(0.2)
+    assert 1 < few < many < 50
+    assert abs(many - 2 * few) <= 1
+    assert size(0.2, batch_size=32) < many

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from fedclip.compute import resolve_device, resolve_precision
 from fedclip.config import Config
 from fedclip.data.federation import FederatedData, load_federated
+from fedclip.engines.batched import BatchedEngine
+from fedclip.engines.memory import choose_group_size
 from fedclip.engines.sequential import SequentialEngine
 from fedclip.errors import UsageError
 from fedclip.federated.client import LocalSettings
 from fedclip.federated.server import Engine
 from fedclip.models.base import load_pixels
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
+from fedclip.models.stacked import StackedClients
 from fedclip.reports.progress import Listener
 from fedclip.seeding import seed_for
 
@@ -68,7 +71,28 @@ def assemble(config: Config, listener: Listener) -> Parts:
         seed=model_seed(config),
     )
     model.to(device)
-    return Parts(config, model, data, device, resolve_precision(config.precision, device))
+    parts = Parts(config, model, data, device, resolve_precision(config.precision, device))
+    return replace(parts, config=_with_engine(parts, listener))
+
+
+def _with_engine(parts: Parts, listener: Listener) -> Config:
+    """The configuration with its engine settled: what `auto` and an empty group size stand for."""
+    engine = parts.config.engine
+    if engine.name == "batched" and not parts.model.is_lora_enabled():
+        listener.message("full fine-tuning is not stacked: it runs on the sequential engine")
+        engine = engine.model_copy(update={"name": "sequential"})
+    if engine.name == "batched" and engine.group_size is None:
+        size = choose_group_size(
+            StackedClients(parts.model),
+            parts.model.get_parameters(),
+            image_size=parts.model.image_size,
+            batch_size=parts.config.data.batch_size,
+            clients=parts.clients_per_round,
+            memory_gb=engine.memory_gb,
+            device=parts.device,
+        )
+        engine = engine.model_copy(update={"group_size": size})
+    return parts.config.model_copy(update={"engine": engine})
 
 
 def model_seed(config: Config) -> int:
@@ -103,15 +127,24 @@ def create_engine(parts: Parts) -> Engine:
 
 
 def _sequential(parts: Parts) -> Engine:
-    return SequentialEngine(
-        parts.model,
-        parts.data.pixels,
-        parts.data.labels,
-        {c.client_id: c.train for c in parts.data.clients},
-        local_settings(parts.config, parts.precision),
-        seed=parts.config.seed,
-        device=parts.device,
-    )
+    return SequentialEngine(parts.model, **_common(parts))
 
 
-ENGINES: Mapping[str, Callable[[Parts], Engine]] = {"sequential": _sequential}
+def _batched(parts: Parts) -> Engine:
+    group_size = parts.config.engine.group_size
+    assert group_size is not None  # assemble settles it
+    return BatchedEngine(StackedClients(parts.model), group_size=group_size, **_common(parts))
+
+
+def _common(parts: Parts) -> dict[str, Any]:
+    return {
+        "pixels": parts.data.pixels,
+        "labels": parts.data.labels,
+        "clients": {c.client_id: c.train for c in parts.data.clients},
+        "settings": local_settings(parts.config, parts.precision),
+        "seed": parts.config.seed,
+        "device": parts.device,
+    }
+
+
+ENGINES: Mapping[str, Callable[[Parts], Engine]] = {"batched": _batched, "sequential": _sequential}

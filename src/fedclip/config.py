@@ -93,8 +93,20 @@ class FederationConfig(Section):
 class EngineConfig(Section):
     """What carries a round out."""
 
-    name: Literal["sequential"] = Field(
-        "sequential", description="`sequential`: one client after another."
+    name: Literal["batched", "sequential"] = Field(
+        "sequential",
+        description=(
+            "`batched`: many clients in one pass over the shared weights; `sequential`: one after "
+            "another, the readable reference (full fine-tuning always takes it)."
+        ),
+    )
+    group_size: int | None = Field(
+        None, ge=1, description="Clients in one pass (batched); `null`: as many as memory allows."
+    )
+    memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Memory for a group of clients (batched); `null`: a quarter of all there is.",
     )
 
 

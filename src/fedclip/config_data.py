@@ -58,7 +58,7 @@ class DataConfig(Section):
     max_train_examples: int | None = Field(
         None,
         ge=1,
-        description="Train on about this many examples, over all clients; fewer where there are fewer.",
+        description="Train on about this many examples at most, over all clients.",
     )
     validation_fraction: Fraction = Field(
         0.1, description="Share of a client's examples kept for tuning and choosing."

@@ -60,7 +60,7 @@ def run(
     RunFolder.check_free(path)  # before anything slow
     with listener or Listener() as listener:
         parts = assemble(config, listener)
-        folder = RunFolder.create(path, dump_config(config))
+        folder = RunFolder.create(path, dump_config(parts.config))
         return _execute(parts, folder, listener, started)
 
 

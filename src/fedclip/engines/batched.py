@@ -68,11 +68,26 @@ class BatchedEngine:
         self._device = device
 
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
-        """Yields a cohort per group, in the order of `request.client_ids`, largest first."""
+        """Yields a cohort per group, in the order of `request.client_ids`, largest first.
+
+        A group that does not fit into a GPU's memory is tried again with half as many clients.
+        """
         ids = request.client_ids
-        with self._model.installed():
-            for first in range(0, len(ids), self._group_size):
-                yield self._train_group(ids[first : first + self._group_size], request)
+        while ids:
+            try:
+                with self._model.installed():
+                    cohort = self._train_group(ids[: self._group_size], request)
+            except torch.OutOfMemoryError:
+                if self._group_size == 1:
+                    raise TrainingFailed(
+                        "one client alone does not fit into the GPU's memory; lower "
+                        "data.batch_size (data.accumulation_steps makes up for it), or set "
+                        "model.gradient_checkpointing: true"
+                    ) from None
+                self._group_size = (min(self._group_size, len(ids)) + 1) // 2
+                continue
+            ids = ids[len(cohort.reports) :]
+            yield cohort
 
     def _train_group(self, ids: tuple[str, ...], request: TrainRequest) -> Cohort:
         started = time.perf_counter()

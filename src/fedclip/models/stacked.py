@@ -17,7 +17,6 @@ from torch import nn
 
 from fedclip.models.dropout import keep_mask
 from fedclip.models.lora import TOWERS, factor_names, lora_layers, scaling_of
-from fedclip.models.text import ensemble
 from fedclip.models.wrapper import CLIPLoRAWrapper
 
 State = Mapping[str, torch.Tensor]
@@ -67,9 +66,10 @@ class StackedClients:
     def __init__(self, model: CLIPLoRAWrapper) -> None:
         self._model = model
         self._layers: dict[str, StackedLinear] = {}
-        self._originals = lora_layers(model.network)
+        self._originals: dict[str, nn.Module] = {}
         assert model.lora is not None
-        for layer, module in self._originals.items():
+        for layer, module in lora_layers(model.network).items():
+            self._originals[layer] = cast(nn.Module, module)
             base = cast(nn.Linear, module.get_base_layer())
             self._layers[layer] = StackedLinear(
                 base, scaling_of(module), model.lora.lora_dropout, layer
@@ -113,7 +113,7 @@ class StackedClients:
     def _texts(self, clients: int) -> torch.Tensor:
         if not self._text_is_trained:
             return self._model.text_features()[None]
-        return self._model.text_features_of(clients)
+        return self._model.text_head.stacked_features(self._model.clip, clients)
 
     def _put(self, modules: Mapping[str, nn.Module]) -> None:
         for layer, module in modules.items():

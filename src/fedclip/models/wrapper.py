@@ -62,7 +62,7 @@ class CLIPLoRAWrapper(nn.Module):
         self.image_size = base.pixels.image_size
         self.pixels_key = base.pixels.key
         self._pixels = base.pixels
-        self._text = TextHead(base.tokens)
+        self.text_head = TextHead(base.tokens)
         self._asked_head = head
         self._seed = seed
         self._slot = "adapted"
@@ -76,7 +76,7 @@ class CLIPLoRAWrapper(nn.Module):
                     f"model.num_classes is {num_classes}, but there are {len(names)} class names "
                     f"({', '.join(names[:3])}, ...); leave one of them out"
                 )
-            self._text.set_classes(names, templates)
+            self.text_head.set_classes(names, templates)
         self._settle_head()
         self.eval()
 
@@ -97,12 +97,12 @@ class CLIPLoRAWrapper(nn.Module):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes; empty when only their number is known."""
-        return self._text.class_names
+        return self.text_head.class_names
 
     @property
     def templates(self) -> tuple[str, ...]:
         """Prompt templates of the text classifier."""
-        return self._text.templates
+        return self.text_head.templates
 
     def is_lora_enabled(self) -> bool:
         """Whether an adapter is trained; False means full fine-tuning."""
@@ -183,7 +183,7 @@ class CLIPLoRAWrapper(nn.Module):
             raise UsageError(
                 f"the linear classifier has {fixed} classes, got {len(class_names)} class names"
             )
-        self._text.set_classes(class_names, templates)
+        self.text_head.set_classes(class_names, templates)
         if self.head is None or (self.head == "linear" and self.classifier is None):
             self._settle_head()
 
@@ -195,11 +195,7 @@ class CLIPLoRAWrapper(nn.Module):
         """L2-normalised text features `[classes, dim]`, fp32; kept while the text tower holds."""
         trained = [p for name, p in self._trainable.items() if tower_of(name) == "text_encoder"]
         reuse = not torch.is_grad_enabled() and not self.training
-        return self._text.features(self.clip, trained, slot=self._slot, reuse=reuse)
-
-    def text_features_of(self, clients: int) -> torch.Tensor:
-        """Text features `[clients, classes, dim]` of a stacked text tower, with their gradients."""
-        return self._text.stacked_features(self.clip, clients)
+        return self.text_head.features(self.clip, trained, slot=self._slot, reuse=reuse)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Logits `[batch, classes]`, fp32.

@@ -1,0 +1,80 @@
+"""How many clients fit into one pass: activations are measured, not guessed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+
+from fedclip.engines.batched import Stacked
+
+# A backward pass holds gradients beside what the forward pass kept, and libraries their buffers.
+HEADROOM = 1.5
+DEFAULT_SHARE = 0.25
+_ADAMW_BYTES = 16  # a parameter, its gradient and two moments, in fp32
+
+
+def choose_group_size(
+    model: Stacked,
+    state: Mapping[str, torch.Tensor],
+    *,
+    image_size: int,
+    batch_size: int,
+    clients: int,
+    memory_gb: float | None,
+    device: torch.device,
+) -> int:
+    """As many clients as the budget allows, at least one and at most `clients`.
+
+    `state` is one client's trainable tensors. The budget is `memory_gb` (10^9 bytes), by default
+    a quarter of the device's memory.
+    """
+    sizes = {
+        (stack, batch): _kept_bytes(model, state, stack, batch, image_size, device)
+        for stack in (1, 2)
+        for batch in (1, 2)
+    }
+    # What the second client adds: a fixed part (prompts) and a part for each image. What all
+    # share, such as the frozen weights, cancels out.
+    one_image, two_images = (sizes[2, batch] - sizes[1, batch] for batch in (1, 2))
+    per_image = two_images - one_image
+    activations = one_image + per_image * (batch_size - 1)
+    optimizer = _ADAMW_BYTES * sum(tensor.numel() for tensor in state.values())
+    budget = memory_gb * 1e9 if memory_gb is not None else DEFAULT_SHARE * _total_bytes(device)
+    return max(1, min(clients, int(budget / (HEADROOM * activations + optimizer))))
+
+
+def _kept_bytes(
+    model: Stacked,
+    state: Mapping[str, torch.Tensor],
+    stack: int,
+    batch: int,
+    image_size: int,
+    device: torch.device,
+) -> int:
+    """Bytes that a forward pass of `stack` clients with `batch` images each keeps for backward."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    stacked = {
+        name: tensor.to(device).expand(stack, *tensor.shape).clone().requires_grad_()
+        for name, tensor in state.items()
+    }
+    pixels = torch.zeros(stack, batch, 3, image_size, image_size, dtype=torch.uint8, device=device)
+    with model.installed(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        # The result is held until all is counted, lest freed storages be counted twice.
+        result = model.logits(stacked, pixels, [batch] * stack, list(range(stack)))
+        total = sum(storages.values())
+        del result
+    return total
+
+
+def _total_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
