@@ -41,6 +41,7 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/reference_configuration.py --check
+	$(BIN)/python benchmarks/tables.py --check
 
 format: install
 	$(BIN)/ruff check --fix .

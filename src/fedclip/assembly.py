@@ -78,9 +78,14 @@ def assemble(config: Config, listener: Listener) -> Parts:
 def _with_engine(parts: Parts, listener: Listener) -> Config:
     """The configuration with its engine settled: what `auto` and an empty group size stand for."""
     engine = parts.config.engine
-    if engine.name == "batched" and not parts.model.is_lora_enabled():
-        listener.message("full fine-tuning is not stacked: it runs on the sequential engine")
-        engine = engine.model_copy(update={"name": "sequential"})
+    unstackable = {
+        "full fine-tuning": not parts.model.is_lora_enabled(),
+        "fp16, whose loss scale is each client's own,": parts.precision == "fp16",
+    }
+    for what, present in unstackable.items():
+        if present and engine.name == "batched":
+            listener.message(f"{what} is not stacked: it runs on the sequential engine")
+            engine = engine.model_copy(update={"name": "sequential"})
     if engine.name == "batched" and engine.group_size is None:
         size = choose_group_size(
             StackedClients(parts.model),

@@ -30,12 +30,13 @@ class Stopped(Exception):
 
 def new_run(config: Config, stem: str, output: Path | None) -> None:
     """Run a configuration into a new folder, with progress on standard error."""
-    from fedclip import experiment
-    from fedclip.reports.progress import make_progress
     from fedclip.runs import next_folder
 
     folder = output or next_folder(stem)
     try:
+        from fedclip import experiment
+        from fedclip.reports.progress import make_progress
+
         _conclude(experiment.run(config, output=folder, listener=make_progress()))
     except KeyboardInterrupt:
         raise Stopped(folder) from None
@@ -139,7 +140,10 @@ def exit_code_of(command: Callable[[], Any]) -> int:
 
     warnings.showwarning = show_warning
     try:
-        return int(command() or 0)
+        code = int(command() or 0)
+        if code == 130:  # typer turns Ctrl-C outside a run into this code, without a word
+            _say("stopped before the run began; nothing was written")
+        return code
     except BaseException as error:
         return _explain(error)
     finally:

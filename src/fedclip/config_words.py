@@ -106,11 +106,24 @@ def section_of(field: FieldInfo | None) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
+SYNONYMS = {
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "epochs": "local_epochs",
+    "lr": "learning_rate",
+    "mu": "proximal_mu",
+    "rank": "r",
+}
+"""What others call the same things, too unlike in spelling to be found by it."""
+
+
 def nearest(key: str, root: type[BaseModel]) -> str | None:
     """The known key that an unknown one most likely meant."""
     keys = [known for known, _ in known_keys(root)]
     parent, _, name = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == parent}
+    if SYNONYMS.get(name) in siblings:
+        return siblings[SYNONYMS[name]]
     close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
     if close:
         return siblings[close[0]]

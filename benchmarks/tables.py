@@ -1,0 +1,90 @@
+"""Writes the tables of the READMEs from the result files, so that no figure is typed by hand.
+
+python benchmarks/tables.py            writes them
+python benchmarks/tables.py --check    fails when they are not current
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "main_job.json"
+START, END = "<!-- main-job-table -->", "<!-- /main-job-table -->"
+DATA = ("digits", "fashion_mnist", "icons")
+HEADINGS = {
+    "README.md": (
+        "data set",
+        "zero-shot",
+        "LoRA",
+        "full fine-tuning",
+        "LoRA from random weights",
+        "sent per client and round: LoRA / full",
+        "Accuracy on the central test set: mean ± standard deviation of {seeds} seeds, on "
+        "{processor}, {cores} cores, commit `{commit}`. The quickstart took {seconds:.0f} s.",
+    ),
+    "README.zh-CN.md": (
+        "数据集",
+        "零样本",
+        "LoRA",
+        "全参数微调",
+        "随机权重上的 LoRA",
+        "每客户端每轮发送：LoRA / 全参数",
+        "中心测试集上的准确率：{seeds} 个种子的均值 ± 标准差；{processor}，{cores} 核，"
+        "提交 `{commit}`。快速上手用时 {seconds:.0f} 秒。",
+    ),
+}
+
+
+def table(result: dict[str, Any], headings: tuple[str, ...]) -> str:
+    """The main job's table in Markdown, with a line about where it was measured."""
+    figures, cells = result["figures"], result["details"]["cells"]
+    *columns, caption = headings
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+    for data in DATA:
+        arms = [
+            f"{figures[f'accuracy_{data}_{arm}']:.3f} ± "
+            f"{cells[f'{data}_{arm}']['standard_deviation']:.3f}"
+            for arm in ("lora", "full", "random")
+        ]
+        lora, full = (
+            f"{cells[f'{data}_{arm}']['bytes_up_per_client_round'] / 1e6:.2f} MB"
+            for arm in ("lora", "full")
+        )
+        zero_shot = f"{figures[f'zero_shot_{data}']:.3f}"
+        lines.append(f"| {data} | {zero_shot} | {' | '.join(arms)} | {lora} / {full} |")
+    about = caption.format(
+        seeds=len(result["details"]["seeds"]),
+        processor=result["machine"]["processor"],
+        cores=result["machine"]["cores"],
+        commit=result["commit"][:8],
+        seconds=figures["quickstart_seconds"],
+    )
+    return "\n".join([*lines, "", about])
+
+
+def main(arguments: list[str]) -> int:
+    """Writes or checks the tables; the exit code says whether they were current."""
+    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    stale = []
+    for name, headings in HEADINGS.items():
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        before, rest = text.split(START)
+        _, after = rest.split(END)
+        wanted = f"{before}{START}\n{table(result, headings)}\n{END}{after}"
+        if text != wanted:
+            stale.append(name)
+            if "--check" not in arguments:
+                path.write_text(wanted, encoding="utf-8")
+    if "--check" in arguments and stale:
+        print(f"not current: {', '.join(stale)}; run python benchmarks/tables.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
