@@ -93,7 +93,7 @@ of warm-up and half a cosine, weight decay {decay}; the weights shipped are a mo
 another, and pairs where one caption contains the other are left out.
 
 Schedule and augmentation were set before the run, from what is common for small CLIP models; the
-number of steps is what the time allowed. Digits, held-out icons and fashion_mnist were logged on
+number of steps is what the time allowed.{note} Digits, held-out icons and fashion_mnist were logged on
 the way (the latter's first 2,000 pictures) and chose nothing. Validation is zero-shot over the
 {keys} commonest names of the training families, on drawings kept back from training.
 
@@ -163,6 +163,7 @@ def write(folder: Path, work: Path, package: Path, figures: dict, untrained: dic
         average=settings["average"],
         processes=settings["processes"],
         seed=settings["seed"],
+        note=f" {run['note']}" if run.get("note") else "",
         history=history_rows(work / "log.jsonl"),
         licences=licence_rows(package, counts),
     )

@@ -90,7 +90,7 @@ def predict(model: CLIPModel, tokenizer, images: Tensor, names, templates) -> Te
 def accuracy(model, tokenizer, images: Tensor, labels, names, templates) -> float:
     """The share of pictures whose nearest prompt is right."""
     chosen = predict(model, tokenizer, images, names, templates)
-    return float((chosen == torch.as_tensor(np.asarray(labels)).long()).float().mean())
+    return float((chosen == torch.tensor(np.asarray(labels).tolist())).float().mean())
 
 
 class Suite:

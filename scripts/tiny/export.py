@@ -54,6 +54,7 @@ def export(model: CLIPModel, tokenizer_folder: Path, folder: Path) -> None:
     text = json.dumps(image_processor(), indent=2) + "\n"
     (fresh / "preprocessor_config.json").write_text(text)
     folder.mkdir(parents=True, exist_ok=True)
+    (fresh / "model.safetensors").chmod(0o644)  # it is written for its owner alone
     for file in fresh.iterdir():
         file.replace(folder / file.name)
     fresh.rmdir()

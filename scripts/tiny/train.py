@@ -177,20 +177,49 @@ def one_step(run: Run, data: Data, tokenizer) -> float:
     return run.update(pixels, dict(ids), batch.positive, batch.ignored)
 
 
-def fit(
-    run: Run, data: Data, tokenizer, work: Path, icons: Path, out: Path, every: int = 250
-) -> None:
-    """Train to the last step; the first process logs, saves and exports every so many steps."""
-    first = dist.get_rank() == 0
-    suite = evaluate.Suite(icons, limit=2000) if first else None
-    held_back = validation_pixels(data) if first else None
+class Watch:
+    """Measures a run on the way, logs it, and keeps its checkpoint and its latest export."""
+
+    def __init__(self, data: Data, tokenizer, work: Path, icons: Path, out: Path) -> None:
+        self.data, self.tokenizer, self.work, self.out = data, tokenizer, work, out
+        self.suite = evaluate.Suite(icons, limit=2000)
+        self.held_back = validation_pixels(data)
+
+    def __call__(self, run: Run, loss: float) -> dict:
+        """Log a line, save and export; returns the line."""
+        scores = self.suite(run.average, self.tokenizer)
+        names, templates = self.data.validation_keys, evaluate.TEMPLATES["icons"]
+        validation = evaluate.accuracy(
+            run.average,
+            self.tokenizer,
+            self.held_back,
+            self.data.validation_labels,
+            names,
+            templates,
+        )
+        line = {"step": run.step, "seconds": round(run.seconds), **scores}
+        line |= {"validation": round(validation, 4), "loss": round(loss, 4)}
+        line["scale"] = round(float(run.model.logit_scale.detach()), 3)
+        with (self.work / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        run.save(self.work / "checkpoint.safetensors")
+        self.export(run)
+        return line
+
+    def export(self, run: Run) -> None:
+        """Write the averaged weights as a model folder."""
+        export.export(run.average, self.work / "tokenizer", self.out)
+
+
+def fit(run: Run, data: Data, tokenizer, watch: Watch | None, every: int = 250) -> None:
+    """Train to the last step; the process that has a watch reports every so many steps."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, disable=not first) as progress:
+    with Progress(*columns, disable=watch is None) as progress:
         task = progress.add_task("pretraining", total=run.settings.steps, completed=run.step)
         losses, since = [], time.perf_counter()
         while run.step < run.settings.steps:
@@ -198,20 +227,8 @@ def fit(
             progress.update(task, completed=run.step, description=f"loss {losses[-1]:.2f}")
             if run.step % every == 0 or run.step == run.settings.steps:
                 run.seconds += time.perf_counter() - since
-                if first:
-                    scores = suite(run.average, tokenizer)
-                    scores["validation"] = round(
-                        evaluate.accuracy(
-                            run.average, tokenizer, held_back, data.validation_labels,
-                            data.validation_keys, evaluate.TEMPLATES["icons"],
-                        ), 4,
-                    )  # fmt: skip
-                    line = {"step": run.step, "seconds": round(run.seconds), **scores}
-                    line["loss"] = round(sum(losses) / len(losses), 4)
-                    line["scale"] = round(float(run.model.logit_scale.detach()), 3)
-                    with (work / "log.jsonl").open("a") as log:
-                        log.write(json.dumps(line) + "\n")
-                    progress.console.print(line)
-                    run.save(work / "checkpoint.safetensors")
-                    export.export(run.average, work / "tokenizer", out)
+                if watch:
+                    progress.console.print(watch(run, sum(losses) / len(losses)))
                 losses, since = [], time.perf_counter()
+    if watch:
+        watch.export(run)  # also where a resumed run had no step left to take
