@@ -93,15 +93,17 @@ of warm-up and half a cosine, weight decay {decay}; the weights shipped are a mo
 another, and pairs where one caption contains the other are left out.
 
 Schedule and augmentation were set before the run, from what is common for small CLIP models; the
-number of steps is what the time allowed.{note} Digits, held-out icons and fashion_mnist were logged on
-the way (the latter's first 2,000 pictures) and chose nothing. Validation is zero-shot over the
-{keys} commonest names of the training families, on drawings kept back from training.
+number of steps is what the time allowed.{note} Digits, held-out icons and fashion_mnist were
+logged on the way (the latter's first 2,000 pictures) and chose nothing. Validation is zero-shot
+over the {keys} commonest names of the training families, on drawings kept back from training.
 
 | Step | Minutes | Loss | Validation | Digits | Icons | Fashion |
 | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 {history}
 
-`scripts/pretrain_tiny.py` makes the model again from the registry package alone.
+`scripts/pretrain_tiny.py` makes such a model again from the registry package alone. The seed fixes
+the data, weights and batches; the tokenizer library breaks ties between merges arbitrarily, so that
+another run's weights are not bit-equal.
 
 ## Limits
 

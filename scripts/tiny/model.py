@@ -22,7 +22,10 @@ _SPLIT = (
 
 
 def train_tokenizer(texts: Iterable[str], folder: Path) -> CLIPTokenizer:
-    """Train CLIP's kind of byte-level BPE on the texts and save it in `folder`."""
+    """Train CLIP's kind of byte-level BPE on the texts and save it in `folder`.
+
+    The library breaks ties between merges arbitrarily: two runs differ in some rare words' pieces.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Sequence(
