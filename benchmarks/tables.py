@@ -68,6 +68,9 @@ def table(result: dict[str, Any], headings: tuple[str, ...]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Writes or checks the tables; the exit code says whether they were current."""
+    if not RESULT.exists():
+        print(f"{RESULT.name} is missing; run python benchmarks/main_job.py", file=sys.stderr)
+        return 1
     result = json.loads(RESULT.read_text(encoding="utf-8"))
     stale = []
     for name, headings in HEADINGS.items():

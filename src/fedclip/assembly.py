@@ -13,12 +13,14 @@ from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.memory import choose_group_size
 from fedclip.engines.sequential import SequentialEngine
 from fedclip.errors import UsageError
+from fedclip.evaluation.federated import evaluate_federation
 from fedclip.federated.client import LocalSettings
 from fedclip.federated.server import Engine
 from fedclip.models.base import load_pixels
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.models.stacked import StackedClients
 from fedclip.reports.progress import Listener
+from fedclip.runs import PARTITION, RunFolder
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -98,6 +100,29 @@ def _with_engine(parts: Parts, listener: Listener) -> Config:
         )
         engine = engine.model_copy(update={"group_size": size})
     return parts.config.model_copy(update={"engine": engine})
+
+
+def evaluate_parts(parts: Parts) -> dict[str, Any]:
+    """Figures of the model as it stands, as the configuration asks for them."""
+    return evaluate_federation(
+        parts.model,
+        parts.data,
+        max_examples=parts.config.evaluation.max_examples,
+        seed=parts.config.seed,
+        device=parts.device,
+        precision=parts.precision,
+        # As much memory as training takes, at most: no activations are kept here.
+        batch_size=min(256, 4 * parts.config.data.batch_size),
+    )
+
+
+def check_partition(data: FederatedData, folder: RunFolder) -> None:
+    """Refuses data that is no longer what the run began with."""
+    if folder.read_json(PARTITION) != data.partition_record():
+        raise UsageError(
+            f"{folder.path / PARTITION}: the data or its partition has changed since the run "
+            "began; put the data back as it was, or start a new run"
+        )
 
 
 def model_seed(config: Config) -> int:

@@ -106,7 +106,9 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{words}: ")
         else:
             # Bytes are for programs; people read megabytes.
-            yield words, f"{value / 1e6:,.3f} MB" if "bytes" in str(name) else value
+            measured = "bytes" in str(name)
+            label = " ".join(word for word in words.split(" ") if word != "bytes")
+            yield label if measured else words, f"{value / 1e6:,.3f} MB" if measured else value
 
 
 def _nested(value: Any) -> bool:
@@ -142,7 +144,7 @@ def exit_code_of(command: Callable[[], Any]) -> int:
     try:
         code = int(command() or 0)
         if code == 130:  # typer turns Ctrl-C outside a run into this code, without a word
-            _say("stopped before the run began; nothing was written")
+            _say("stopped; nothing was written")
         return code
     except BaseException as error:
         return _explain(error)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fedclip.config_section import AsTuple, Section, Text
 
-Template = Annotated[str, Field(pattern=r"\{\}")]
+Template = Annotated[str, Field(pattern=r"^(?:[^{]|\{[^}])*\{\}(?:[^{]|\{[^}])*$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=BaseModel)
 
 RATES = ("client.learning_rate", "optimizer.learning_rate")
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 @dataclass(frozen=True)
@@ -178,10 +181,20 @@ def _resolved(values: dict[str, Any], source: str) -> dict[str, Any]:
         raise UsageError(f"{str(error).splitlines()[0]} ({source})") from None
 
 
+def _numbers(values: Any) -> Any:
+    """Numbers such as `1e-4` that a YAML 1.1 reader, PyYAML for one, left as text."""
+    if isinstance(values, Mapping):
+        return {key: _numbers(value) for key, value in values.items()}
+    if isinstance(values, str) and _EXPONENT.fullmatch(values):
+        return float(values)
+    return values
+
+
 def _validated(model: type[M], values: Any, source: Source) -> M:
     """Build a model, or raise one error that lists everything that is wrong."""
     problems: dict[str, str] = {}  # key path -> message
     config = None
+    values = _numbers(values)
     try:
         config = model.model_validate(values)
     except ValidationError as error:

@@ -23,3 +23,11 @@ class TrainingFailed(FedclipError):
 
 class FedclipWarning(UserWarning):
     """Advice that does not stop a run; the command line shows it as one line."""
+
+
+def out_of_memory(who: str) -> TrainingFailed:
+    """The failure of a client that does not fit into a GPU's memory, with what may help."""
+    return TrainingFailed(
+        f"{who}: does not fit into the GPU's memory; lower data.batch_size "
+        "(data.accumulation_steps makes up for it), or set model.gradient_checkpointing: true"
+    )

@@ -13,16 +13,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedclip.assembly import Parts, assemble, create_engine
+from fedclip.assembly import Parts, assemble, check_partition, create_engine, evaluate_parts
 from fedclip.checkpoint import Checkpoint
 from fedclip.config import Config
 from fedclip.config_io import config_from_dict, dump_config, load_config
 from fedclip.data.federation import FederatedData
 from fedclip.errors import UsageError
-from fedclip.evaluation.federated import evaluate_federation
 from fedclip.federated.server import RoundResult, run_rounds
 from fedclip.federated.strategies import create_strategy
-from fedclip.models.base import EMBEDDED
+from fedclip.models.base import EMBEDDED, RANDOM
 from fedclip.models.clip import adapter_sha256
 from fedclip.reports.curves import curves_png
 from fedclip.reports.progress import Listener
@@ -60,6 +59,11 @@ def run(
     RunFolder.check_free(path)  # before anything slow
     with listener or Listener() as listener:
         parts = assemble(config, listener)
+        if config.evaluation.keep_best and not len(parts.data.validation):
+            raise UsageError(
+                "evaluation.keep_best chooses by validation accuracy, but there are no validation "
+                "examples; raise data.validation_fraction, or use more data"
+            )
         folder = RunFolder.create(path, dump_config(parts.config))
         return _execute(parts, folder, listener, started)
 
@@ -86,10 +90,13 @@ def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
 def with_absolute_paths(config: Config) -> Config:
     """The configuration with local folders by their full path: a run may go on from elsewhere."""
     data, model = config.data, config.model
-    if data.path and Path(data.path).exists():
-        data = data.model_copy(update={"path": str(Path(data.path).resolve())})
-    if model.model_name not in EMBEDDED and Path(model.model_name).is_dir():
-        model = model.model_copy(update={"model_name": str(Path(model.model_name).resolve())})
+    folder, mark, options = (data.path or "").partition("?")  # as of the hub's data sets
+    if folder and Path(folder).exists():
+        data = data.model_copy(update={"path": f"{Path(folder).resolve()}{mark}{options}"})
+    start = RANDOM if model.model_name.startswith(RANDOM) else ""
+    name = model.model_name.removeprefix(start)
+    if name not in EMBEDDED and Path(name).is_dir():
+        model = model.model_copy(update={"model_name": f"{start}{Path(name).resolve()}"})
     return config.model_copy(update={"data": data, "model": model})
 
 
@@ -136,18 +143,6 @@ class Stopwatch:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         return seconds
-
-
-def evaluate_parts(parts: Parts) -> dict[str, Any]:
-    """Figures of the model as it stands, as the configuration asks for them."""
-    return evaluate_federation(
-        parts.model,
-        parts.data,
-        max_examples=parts.config.evaluation.max_examples,
-        seed=parts.config.seed,
-        device=parts.device,
-        precision=parts.precision,
-    )
 
 
 def _before_training(parts: Parts) -> dict[str, Any]:
@@ -203,14 +198,10 @@ def _finish_round(
 
 def _record_partition(data: FederatedData, folder: RunFolder, listener: Listener) -> None:
     """Writes the partition, or checks that a resumed run still has the data it began with."""
-    record = data.partition_record()
-    if not (folder.path / PARTITION).exists():
-        folder.write_json(PARTITION, record)
-    elif folder.read_json(PARTITION) != record:
-        raise UsageError(
-            f"{folder.path / 'partition.json'}: the data or its partition has changed since the "
-            "run began; put the data back as it was, or start a new run"
-        )
+    if (folder.path / PARTITION).exists():
+        check_partition(data, folder)
+    else:
+        folder.write_json(PARTITION, data.partition_record())
     rows = zip((c.client_id for c in data.clients), data.table("train"), strict=True)
     listener.partition(data.class_names, dict(rows))
 

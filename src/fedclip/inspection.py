@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from fedclip.assembly import assemble, model_seed
+from fedclip.assembly import assemble, check_partition, evaluate_parts, model_seed
 from fedclip.compute import autocast, resolve_device, resolve_precision
 from fedclip.config import Config
 from fedclip.config_io import load_config
 from fedclip.data.datasets import load_source
 from fedclip.data.rgb import open_rgb
 from fedclip.errors import UsageError
-from fedclip.evaluation.federated import evaluate_federation
 from fedclip.models.adapter_files import read_adapter
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.reports.progress import Listener
@@ -60,14 +59,8 @@ def evaluate(folder: str | Path, *, listener: Listener | None = None) -> dict[st
     with listener or Listener() as listener:
         parts = assemble(load_config(run_folder.path / CONFIG), listener)
         parts.model.load_adapter(run_folder.path / "adapter")
-        figures = evaluate_federation(
-            parts.model,
-            parts.data,
-            max_examples=parts.config.evaluation.max_examples,
-            seed=parts.config.seed,
-            device=parts.device,
-            precision=parts.precision,
-        )
+        check_partition(parts.data, run_folder)
+        figures = evaluate_parts(parts)
     summary = run_folder.read_json(SUMMARY)
     return {"zero_shot_accuracy": summary["zero_shot_accuracy"], **figures}
 
@@ -151,9 +144,15 @@ def _finished(folder: str | Path) -> RunFolder:
 
 
 def _class_names(config: Config) -> tuple[str, ...] | None:
-    """The data set's class names; None where it is not at hand, which counts need not be."""
+    """The classes, as far as counting needs them: only a linear head's size depends on them."""
+    data = config.data
+    if data.class_names:
+        return data.class_names
     try:
-        data = config.data
         return load_source(data.name, path=data.path, layout=data.layout).class_names
     except UsageError:
-        return None if config.model.num_classes else ("any class",)
+        if config.model.num_classes:
+            return None
+        if config.model.head == "linear":
+            raise
+        return ("any class",)

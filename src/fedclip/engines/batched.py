@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedclip.compute import at_least_fp32, autocast
-from fedclip.errors import TrainingFailed
+from fedclip.errors import TrainingFailed, out_of_memory
 from fedclip.federated.client import LocalSettings, plan_steps, schedule_factor
 from fedclip.federated.stacked_optimizer import StackedOptimizer, clip_by_client
 from fedclip.records import ClientReport, Cohort, State, TrainRequest
@@ -79,11 +79,8 @@ class BatchedEngine:
                     cohort = self._train_group(ids[: self._group_size], request)
             except torch.OutOfMemoryError:
                 if self._group_size == 1:
-                    raise TrainingFailed(
-                        "one client alone does not fit into the GPU's memory; lower "
-                        "data.batch_size (data.accumulation_steps makes up for it), or set "
-                        "model.gradient_checkpointing: true"
-                    ) from None
+                    who = f"client {ids[0]}, round {request.server_round}"
+                    raise out_of_memory(who) from None
                 self._group_size = (min(self._group_size, len(ids)) + 1) // 2
                 continue
             ids = ids[len(cohort.reports) :]
@@ -137,10 +134,10 @@ class BatchedEngine:
             batches = [b[part] if part < len(b) else b[0][:0] for b in steps]
             counts = [len(batch) for batch in batches]
             index = np.zeros((len(batches), max(counts)), dtype=np.int64)  # padding: image 0
-            real = torch.zeros(index.shape)
+            real = torch.zeros(index.shape, dtype=torch.bool)
             for client, batch in enumerate(batches):
                 index[client, : len(batch)] = batch
-                real[client, : len(batch)] = 1.0
+                real[client, : len(batch)] = True
             keys = [seed_for(seed, "dropout", step, part) for seed in seeds]
             inputs = torch.from_numpy(self._pixels[index]).to(self._device)
             targets = torch.from_numpy(self._labels[index]).to(self._device)
@@ -148,7 +145,8 @@ class BatchedEngine:
                 logits = self._model.logits(state, inputs, counts, keys)
             scores = at_least_fp32(logits).flatten(0, 1)
             losses = cross_entropy(scores, targets.flatten(), reduction="none")
-            losses = losses.view(index.shape) * real.to(losses)  # [clients, batch]
+            # Not a product: an infinite loss of padding times zero would spoil its client.
+            losses = losses.view(index.shape).where(real.to(losses.device), 0.0)  # [clients, batch]
             (losses.sum(dim=1) / totals.to(losses)).sum().backward()
             sums += losses.detach().sum(dim=1).cpu()
         return sums

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
@@ -77,4 +78,12 @@ def _kept_bytes(
 def _total_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(machine, *_container_limits())
+
+
+def _container_limits() -> list[int]:
+    """What a container allows, where that is a number; going beyond it ends the process."""
+    files = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    texts = [Path(name).read_text().strip() for name in files if Path(name).is_file()]
+    return [int(text) for text in texts if text.isdecimal()] or [2**63]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fedclip.errors import TrainingFailed
+from fedclip.errors import TrainingFailed, out_of_memory
 from fedclip.federated.client import LocalSettings, TrainableModel, local_train
 from fedclip.records import ClientReport, Cohort, TrainRequest
 from fedclip.seeding import seed_for
@@ -65,6 +65,8 @@ class SequentialEngine:
                     progress=request.progress,
                     round_share=request.round_share,
                 )
+            except torch.OutOfMemoryError:
+                raise out_of_memory(f"client {client_id}, round {request.server_round}") from None
             except TrainingFailed as error:
                 raise TrainingFailed(
                     f"client {client_id}, round {request.server_round}: {error}"

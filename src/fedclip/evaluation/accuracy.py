@@ -59,7 +59,10 @@ def score(
     precision: str = "fp32",
     batch_size: int = 256,
 ) -> Scores:
-    """Scores of the given examples, each computed once however often it is listed."""
+    """Scores of the given examples, each computed once however often it is listed.
+
+    `batch_size` images pass at a time; without gradients they take far less memory than training.
+    """
     model.eval()
     correct: dict[int, bool] = {}
     losses: dict[int, float] = {}

@@ -23,6 +23,7 @@ def evaluate_federation(
     seed: int,
     device: torch.device,
     precision: str,
+    batch_size: int,
 ) -> dict[str, Any]:
     """Accuracy and loss on the central test set, on validation, and on each client's test set.
 
@@ -41,11 +42,13 @@ def evaluate_federation(
         np.concatenate([test, validation, *by_client.values()]),
         device=device,
         precision=precision,
+        batch_size=batch_size,
     )
     accuracies = {client_id: scores.accuracy(indices) for client_id, indices in by_client.items()}
     return {
         "accuracy": scores.accuracy(test),
         "test_loss": scores.loss(test),
+        "test_examples": len(test),
         "validation_accuracy": scores.accuracy(validation),
         "client_accuracy": spread(accuracies),
         "accuracy_by_client": accuracies,

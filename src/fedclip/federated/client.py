@@ -88,7 +88,9 @@ def local_train(
     parameters = list(model.trainable().values())
     anchors = [p.detach().clone() for p in parameters] if settings.proximal_mu else []
     optimizer = _optimizer(parameters, settings)
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+    scaler = torch.amp.GradScaler(
+        device.type, init_scale=2.0**10, enabled=settings.precision == "fp16"
+    )
     steps = list(plan_steps(indices, settings, seed))
     loss_sum = torch.zeros((), dtype=torch.float64, device=_float64_home(device))
 

@@ -191,6 +191,9 @@ def check_lora(
         return
     if theirs.get("peft_type") != "LORA":
         raise UsageError(f"{folder} holds a {theirs.get('peft_type')} adapter, expected LORA")
+    for key in ("rank_pattern", "alpha_pattern", "use_dora"):
+        if theirs.get(key):
+            raise UsageError(f"the adapter in {folder} uses {key}, which this model cannot follow")
     names = {"r": "rank", "lora_alpha": "lora_alpha", "use_rslora": "use_rslora"}
     for key, word in names.items():
         if theirs.get(key, False) != ours[key]:

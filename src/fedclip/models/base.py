@@ -88,6 +88,14 @@ def source_of(model_name: str) -> str:
 
 def _load_config(model_name: str) -> CLIPConfig:
     """The architecture, checked to be a CLIP."""
+    config = _find_config(model_name)
+    towers: Any = (config.text_config, config.vision_config)
+    for tower in towers:
+        tower.attention_dropout = 0.0  # its masks would come from no named seed
+    return config
+
+
+def _find_config(model_name: str) -> CLIPConfig:
     name = model_name.removeprefix(RANDOM)
     if model_name.startswith(RANDOM):
         if name in OPENAI_CLIP:

@@ -85,6 +85,8 @@ class StackedClients:
             yield
         finally:
             self._put(self._originals)
+            for module in self._layers.values():  # let the last group's tensors go
+                module.down = module.up = torch.empty(0)
 
     def logits(
         self, state: State, pixels: torch.Tensor, counts: Sequence[int], keys: Sequence[int]
