@@ -91,6 +91,7 @@ def test_batched_equals_sequential_in_float64_after_three_rounds(options):
         {"proximal_mu": 0.3},
         {"max_grad_norm": 0.01},
         {"optimizer": "sgd", "learning_rate": 0.1},
+        {"augment": "affine", "accumulation_steps": 2},
         {"accumulation_steps": 2, "proximal_mu": 0.1, "schedule": "linear"},
     ],
     ids=str,

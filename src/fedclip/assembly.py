@@ -143,6 +143,7 @@ def local_settings(config: Config, precision: str) -> LocalSettings:
         schedule=config.optimizer.schedule,
         proximal_mu=config.client.proximal_mu,
         precision=precision,
+        augment=config.data.augment,
     )
 
 

@@ -55,6 +55,9 @@ class DataConfig(Section):
     accumulation_steps: int = Field(
         1, ge=1, description="Batches whose gradients make one optimizer step: memory is spared."
     )
+    augment: Literal["none", "affine"] = Field(
+        "none", description="`affine`: training images moved, turned and scaled a little."
+    )
     max_train_examples: int | None = Field(
         None,
         ge=1,

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from fedclip.compute import at_least_fp32, autocast
 from fedclip.errors import TrainingFailed, out_of_memory
-from fedclip.federated.client import LocalSettings, plan_steps, schedule_factor
+from fedclip.federated.client import LocalSettings, plan_steps, schedule_factor, training_images
 from fedclip.federated.stacked_optimizer import StackedOptimizer, clip_by_client
 from fedclip.records import ClientReport, Cohort, State, TrainRequest
 from fedclip.seeding import seed_for
@@ -138,8 +138,14 @@ class BatchedEngine:
             for client, batch in enumerate(batches):
                 index[client, : len(batch)] = batch
                 real[client, : len(batch)] = True
+            shown = self._pixels[index]
+            for client, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
+                if len(batch):
+                    own = self._pixels[batch]
+                    own = training_images(own, self._settings, seed, step, part)
+                    shown[client, : len(batch)] = own
             keys = [seed_for(seed, "dropout", step, part) for seed in seeds]
-            inputs = torch.from_numpy(self._pixels[index]).to(self._device)
+            inputs = torch.from_numpy(shown).to(self._device)
             targets = torch.from_numpy(self._labels[index]).to(self._device)
             with autocast(self._settings.precision, self._device):
                 logits = self._model.logits(state, inputs, counts, keys)

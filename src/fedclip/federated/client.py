@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedclip.compute import at_least_fp32, autocast
+from fedclip.data.augment import affine
 from fedclip.errors import TrainingFailed
 from fedclip.seeding import seed_for
 
@@ -53,6 +54,7 @@ class LocalSettings:
     schedule: str = "constant"
     proximal_mu: float = 0.0
     precision: str = "fp32"
+    augment: str = "none"
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def local_train(
         step_examples = sum(len(batch) for batch in micro_batches)
         for part, batch in enumerate(micro_batches):
             model.set_dropout_key(seed_for(seed, "dropout", step, part))
-            inputs = torch.from_numpy(pixels[batch]).to(device)
+            shown = training_images(pixels[batch], settings, seed, step, part)
+            inputs = torch.from_numpy(shown).to(device)
             targets = torch.from_numpy(labels[batch]).to(device)
             with autocast(settings.precision, device):
                 logits = model(inputs)  # [batch, classes]
@@ -127,6 +130,15 @@ def local_train(
             f"the loss became {loss_mean}; a lower client.learning_rate or precision: fp32 may help"
         )
     return LocalResult(loss_mean, len(steps))
+
+
+def training_images(
+    pixels: NDArray[np.uint8], settings: LocalSettings, seed: int, step: int, part: int
+) -> NDArray[np.uint8]:
+    """A micro-batch as training sees it: augmented by a draw of its own where that is asked for."""
+    if settings.augment == "none":
+        return pixels
+    return affine(pixels, seed_for(seed, "augment", step, part))
 
 
 def schedule_factor(schedule: str, progress: float) -> float:
