@@ -10,7 +10,8 @@ import pytest
 
 from fedclip.data import sources_builtin
 from fedclip.data.datasets import SOURCES, load_source
-from fedclip.data.prompts import PROMPTS, check_templates, clean_class_name, fill
+from fedclip.data.prompts import PROMPTS, check_templates, clean_class_name
+from fedclip.data.source import some
 from fedclip.errors import UsageError
 
 
@@ -145,11 +146,13 @@ def test_icons_missing(tmp_path):
         load_source("icons", path=str(tmp_path / "none.npz"))
 
 
-def test_prompts_by_hand():
-    assert fill(["cat", "red fox"], ["a {}", "{}!"]) == [
-        ["a cat", "cat!"],
-        ["a red fox", "red fox!"],
-    ]
+def test_some_of_many_names():
+    assert some(["b", "a"]) == "b, a"
+    assert some({"b", "a"}) == "a, b"
+    assert some("abcd", limit=3) == "a, b, c and 1 more"
+
+
+def test_class_names_from_folder_names():
     assert clean_class_name("golden_retriever__dog") == "golden retriever dog"
     assert clean_class_name("_") == "_"
 

@@ -11,7 +11,7 @@ from fedclip.data import sources_builtin
 from fedclip.data.hub import hub
 from fedclip.data.imagefolder import imagefolder
 from fedclip.data.prompts import check_templates, clean_class_name
-from fedclip.data.source import ImageSource
+from fedclip.data.source import ImageSource, some
 from fedclip.errors import UsageError
 
 
@@ -42,11 +42,11 @@ def _rename(source: ImageSource, names: list[str]) -> ImageSource:
     if len(names) != len(own):
         raise UsageError(
             f"data.class_names must name the {len(own)} classes of {source.name} "
-            f"({_some(own)}), got {len(names)} ({_some(names)})"
+            f"({some(own)}), got {len(names)} ({some(names)})"
         )
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise UsageError(f"data.class_names names a class twice: {_some(twice)}")
+        raise UsageError(f"data.class_names names a class twice: {some(twice)}")
     given, known = [_plain(name) for name in names], [_plain(name) for name in own]
     if sorted(given) == sorted(known):
         new_index = np.array([given.index(name) for name in known], dtype=np.int64)
@@ -54,18 +54,14 @@ def _rename(source: ImageSource, names: list[str]) -> ImageSource:
     moved = [name for i, name in enumerate(given) if name in known and known[i] != name]
     if moved:
         raise UsageError(
-            f"data.class_names does not match the classes of {source.name}: {_some(moved)} stands "
-            f"in another place there ({_some(own)}); keep that order"
+            f"data.class_names does not match the classes of {source.name}: {some(moved)} stands "
+            f"in another place there ({some(own)}); keep that order"
         )
     return replace(source, class_names=tuple(names))
 
 
 def _plain(name: str) -> str:
     return clean_class_name(name).casefold()
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
 SOURCES: dict[str, Callable[[str | None, str], ImageSource]] = {

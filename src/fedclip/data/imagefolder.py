@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from fedclip.data.prompts import PROMPTS, clean_class_name
-from fedclip.data.source import FileImages, ImageSource, mask_or_none
+from fedclip.data.source import FileImages, ImageSource, mask_or_none, some
 from fedclip.errors import FedclipWarning, UsageError
 
 IMAGE_SUFFIXES = (
@@ -105,15 +104,13 @@ def _splits(root: Path, tree: Tree) -> dict[tuple[str, str], Tree]:
     if not others:
         loose = [path[0] for path in tree.images if len(path) == 1]
         if loose:
-            raise UsageError(
-                f"data.path: images outside any class folder in {root}: {_some(loose)}"
-            )
+            raise UsageError(f"data.path: images outside any class folder in {root}: {some(loose)}")
         return {(str(kind), name): tree.below(name) for name, kind in kinds.items()}
     if set(kinds.values()) - {"train", None}:
         splits = [name for name, kind in kinds.items() if kind]
         raise UsageError(
-            f"data.path: {root} mixes split folders ({_some(splits)}) with others "
-            f"({_some(others)}); put all classes or sites under the split folders, or rename them"
+            f"data.path: {root} mixes split folders ({some(splits)}) with others "
+            f"({some(others)}); put all classes or sites under the split folders, or rename them"
         )
     return {("train", ""): tree}  # a class that is called train, among others
 
@@ -131,7 +128,7 @@ def _layout_of(where: Path, tree: Tree, layout: str) -> str:
         want = "<site>/<class>/*" if layout == "sites" else "<class>/*"
         raise UsageError(
             f"data.path: images outside any class folder in {where}: "
-            f"{_some('/'.join(image) for image in shallow)}; expected {want}"
+            f"{some('/'.join(image) for image in shallow)}; expected {want}"
         )
     if layout != "auto":
         return layout
@@ -139,7 +136,7 @@ def _layout_of(where: Path, tree: Tree, layout: str) -> str:
         return "classes"
     if set(depths) != {2}:
         examples = "; ".join(
-            f"{depth} deep: {_some({'/'.join(image[:-1]) for image in found})}"
+            f"{depth} deep: {some({'/'.join(image[:-1]) for image in found})}"
             for depth, found in sorted(depths.items())
         )
         raise UsageError(
@@ -152,13 +149,13 @@ def _layout_of(where: Path, tree: Tree, layout: str) -> str:
     seconds = set().union(*inner)
     if all(name.lower() in SPLITS for name in seconds):
         raise UsageError(
-            f"data.path: in {where} the split folders ({_some(seconds)}) lie inside the others "
-            f"({_some(tree.top)}); they belong on top: train/<class>/*, test/<class>/*"
+            f"data.path: in {where} the split folders ({some(seconds)}) lie inside the others "
+            f"({some(tree.top)}); they belong on top: train/<class>/*, test/<class>/*"
         )
     if len(seconds) == sum(len(names) for names in inner):  # no name occurs twice
         raise UsageError(
             f"data.path: cannot tell sites from classes in {where}: the folders on top "
-            f"({_some(tree.top)}) share no folder name below them ({_some(seconds)}). Set "
+            f"({some(tree.top)}) share no folder name below them ({some(seconds)}). Set "
             "data.layout: sites if the top folders are sites, or data.layout: classes if they are "
             "classes"
         )
@@ -177,7 +174,7 @@ def _split_layout(where: Path, tree: Tree, layout: str, trained: str) -> str:
         want = "<class>/*" if trained == "classes" else "<site>/<class>/*"
         raise UsageError(
             f"data.path: {where} should hold {want} as the training split does, but has images "
-            f"in {_some({'/'.join(image[:-1]) for image in tree.images})}"
+            f"in {some({'/'.join(image[:-1]) for image in tree.images})}"
         )
     return _layout_of(where, tree, trained or layout)
 
@@ -234,12 +231,7 @@ def _warn_of_twins(names: list[str]) -> None:
     if twins:
         warnings.warn(
             f"data.path: class folders that differ in spelling only are different classes: "
-            f"{_some(twins)}; rename them if they are one",
+            f"{some(twins)}; rename them if they are one",
             FedclipWarning,
             stacklevel=2,
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")

@@ -33,11 +33,6 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     return tuple(templates)
 
 
-def fill(class_names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
-    """Prompts of each class, one list per class: every template with the class name in it."""
-    return [[template.replace("{}", name) for template in templates] for name in class_names]
-
-
 PHOTO_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "{}")
 
 PROMPTS = {

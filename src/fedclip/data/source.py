@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -115,3 +115,10 @@ def mask_or_none(mask: Any) -> Mask | None:
     """A mask of booleans, or None where it marks nothing."""
     array = np.asarray(mask, dtype=bool)
     return array if array.any() else None
+
+
+def some(names: Iterable[str], limit: int = 12) -> str:
+    """The first of some names, for a message, and how many there are more; sets are sorted."""
+    listed = sorted(names) if isinstance(names, Set) else list(names)
+    more = len(listed) - limit
+    return ", ".join(listed[:limit]) + (f" and {more} more" if more > 0 else "")
