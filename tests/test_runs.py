@@ -29,7 +29,7 @@ def names(path: Path) -> list[str]:
 
 def test_a_new_folder_appears_with_its_configuration(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "deep" / "run", "seed: 1\n")
-    assert folder.read_config() == "seed: 1\n"
+    assert (folder.path / "config.yaml").read_text() == "seed: 1\n"
     assert names(tmp_path / "deep") == ["run"]
     assert not folder.is_finished()
 
@@ -42,7 +42,7 @@ def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
 def test_a_folder_that_holds_a_run_is_left_alone(folder: RunFolder) -> None:
     with pytest.raises(UsageError, match=r"already holds a run.*--resume"):
         RunFolder.create(folder.path, "seed: 2\n")
-    assert folder.read_config() == "seed: 1\n"
+    assert (folder.path / "config.yaml").read_text() == "seed: 1\n"
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:

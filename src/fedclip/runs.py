@@ -137,10 +137,6 @@ class RunFolder:
         except ValueError as error:
             raise UsageError(f"{self.path / name} is damaged: {error}") from None
 
-    def read_config(self) -> str:
-        """Read the resolved configuration as YAML."""
-        return self._read(CONFIG).decode()
-
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """Lend a path in the run to someone who writes there; a full disk becomes a message."""
