@@ -24,8 +24,10 @@ def open_rgb(file: Path | BinaryIO) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to 8-bit RGB.
 
-    Transparency is laid over white; 16-bit and wider grey levels are scaled by their nominal
-    range, never stretched by image, so that equal values stay equal across images.
+    Transparency is laid over white. 16-bit grey levels are divided by 257, whatever the image
+    holds. Modes I and F do not say how far their levels go: `_to_8_bit` takes the first of 1
+    (floats only), 255 and 65535 that the largest level does not exceed. So no image is stretched
+    to its own extremes, but one that stays below 256 is brighter than its 16-bit neighbours.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
@@ -49,7 +51,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(levels: np.ndarray) -> np.ndarray:
-    """Wide grey levels to uint8: floats in [0, 1] by 255, 16-bit values by 1/257."""
+    """Wide grey levels to uint8, by one of the factors 255 (floats only), 1 and 1/257."""
     values = np.nan_to_num(levels.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     high = values.max(initial=0.0)
     if np.issubdtype(levels.dtype, np.floating):
