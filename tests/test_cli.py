@@ -1,74 +1,22 @@
-"""The command line: what it says, where it says it, and how it exits."""
+"""The command line: what it refuses, what a run says, and how it exits."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import types
-import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fedclip.config import Config
-from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed
+from fedclip.errors import FedclipError, TrainingFailed
 from fedclip.runs import RunFolder
+from tests.cli_help import Experiment
 from tests.conftest import Command
-
-
-class Experiment(types.ModuleType):
-    """Stands in for fedclip.experiment and fedclip.inspection, and records how it was called."""
-
-    def __init__(self) -> None:
-        super().__init__("fedclip.experiment")
-        self.calls: list[tuple[Any, ...]] = []
-        self.failure: BaseException | None = None
-
-    def run(self, config: Config, *, output: Path, listener: Any) -> Any:
-        self.calls.append(("run", config, output))
-        return self._work(output)
-
-    def resume(self, folder: Path, *, listener: Any) -> Any:
-        self.calls.append(("resume", folder))
-        return self._work(folder)
-
-    def info(self, target: Path, overrides: list[str]) -> dict[str, Any]:
-        self.calls.append(("info", target, overrides))
-        return {
-            "base_parameters": 151277313,
-            "bytes_up_per_client_round": 2359296,
-            "times_less_traffic": 256.48,
-            "summary": {"model": "[b]tiny", "best": None},
-        }
-
-    def evaluate(self, folder: Path, listener: object = None) -> dict[str, Any]:
-        self.calls.append(("evaluate", folder))
-        return {"accuracy": 0.5}
-
-    def predict(self, folder: Path, images: list[Path], labels: Any) -> list[dict[str, Any]]:
-        self.calls.append(("predict", folder, images, labels))
-        return [
-            {"image": str(i), "label": "a [b]", "confidence": 0.9, "scores": {}} for i in images
-        ]
-
-    def _work(self, folder: Path) -> Any:
-        if not Path(folder).exists():
-            RunFolder.create(folder, "seed: 0\n")
-        if self.failure is not None:
-            raise self.failure
-        summary = {"accuracy": 0.9, "zero_shot_accuracy": 0.4, "rounds": 3}
-        return types.SimpleNamespace(folder=folder, summary=summary)
 
 
 @pytest.fixture
 def experiment(monkeypatch: pytest.MonkeyPatch) -> Experiment:
-    fake = Experiment()
-    for name in ("experiment", "inspection"):
-        monkeypatch.setitem(sys.modules, f"fedclip.{name}", fake)
-        monkeypatch.setattr(f"fedclip.{name}", fake, raising=False)
-    return fake
+    return Experiment.put_in_place(monkeypatch)
 
 
 @pytest.fixture
@@ -217,96 +165,13 @@ def test_the_unforeseen_is_one_line_unless_asked(
     assert "Traceback" in fedclip("run", config, "--output", tmp_path / "b")[2]
 
 
-def test_advice_is_one_line(fedclip: Command, config: Path) -> None:
-    code, out, err = fedclip("validate", config, "model.lora.lora_alpha=64")
-    assert code == 0
-    assert out == f"{config}: valid\n"
-    assert err == (
-        "warning: model.lora.lora_alpha is usually 1 to 2 times r (8 to 16), got 64 "
-        "(command line: model.lora.lora_alpha=64)\n"
-    )
-
-
-def test_other_warnings_stay_as_they_are(
-    fedclip: Command, experiment: Experiment, config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def evaluate(folder: Path, listener: object = None) -> dict[str, Any]:
-        warnings.warn("ours", FedclipWarning, stacklevel=2)
-        warnings.warn("ours", FedclipWarning, stacklevel=2)
-        return {}
-
-    monkeypatch.setattr(experiment, "evaluate", evaluate)
-    assert fedclip("evaluate", "r")[2] == "warning: ours\n" * 2
-
-
-def test_validate_reports_every_file(fedclip: Command, config: Path, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.yaml"
-    bad.write_text("seed: x\n")
-    code, out, err = fedclip("validate", bad, config, tmp_path / "none.yaml")
-    assert code == 2
-    assert out == f"{config}: valid\n"
-    assert f"seed must be a whole number >= 0, got the text 'x' ({bad}, line 1)" in err
-    assert "there is no configuration file" in err
-
-
-def test_info_as_a_table_and_as_json(
-    fedclip: Command, experiment: Experiment, config: Path
-) -> None:
-    code, out, _ = fedclip("info", config, "seed=1")
-    assert code == 0
-    assert experiment.calls == [("info", config, ["seed=1"])]
-    rows = dict(line.split("  ", 1) for line in out.splitlines())
-    assert {key: value.strip() for key, value in rows.items()} == {
-        "base parameters": "151,277,313",
-        "bytes up per client round": "2.359 MB",
-        "times less traffic": "256.5",
-        "summary: model": "[b]tiny",
-        "summary: best": "-",
-    }
-    assert json.loads(fedclip("info", config, "--json")[1])["base_parameters"] == 151277313
-
-
-def test_a_run_cannot_be_changed_by_info(
-    fedclip: Command, experiment: Experiment, tmp_path: Path
-) -> None:
-    assert fedclip("info", tmp_path, "seed=1")[0] == 2
-    assert fedclip("info", tmp_path)[0] == 0
-
-
-def test_evaluate_and_predict(fedclip: Command, experiment: Experiment) -> None:
-    assert "accuracy  0.5" in fedclip("evaluate", "r")[1]
-    code, out, _ = fedclip("predict", "r", "x.png", "y.png", "--labels", "a, b")
-    assert code == 0
-    assert experiment.calls[-1] == (
-        "predict",
-        Path("r"),
-        [Path("x.png"), Path("y.png")],
-        ["a", "b"],
-    )
-    assert [line.split() for line in out.splitlines()] == [
-        ["image", "label", "confidence"],
-        ["x.png", "a", "[b]", "0.9"],
-        ["y.png", "a", "[b]", "0.9"],
-    ]
-    assert json.loads(fedclip("predict", "r", "x.png", "--json")[1])[0]["label"] == "a [b]"
-
-
-def test_help_and_version(fedclip: Command) -> None:
-    for command in ("run", "validate", "info", "evaluate", "predict"):
-        assert command in fedclip("--help")[1]
-        assert fedclip(command, "--help")[0] == 0
-    assert fedclip("--version")[1].startswith("fedclip 0.")
-    assert fedclip()[0] == 2
-
-
-def test_a_closed_pipe_is_no_traceback(config: Path) -> None:
-    code = (
-        "import sys; sys.argv = ['fedclip', 'validate'] + [sys.argv[1]] * 2000;"
-        "from fedclip.cli import main; main()"
-    )
-    command = [sys.executable, "-c", code, str(config)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout
-        assert process.stderr
-        process.stdout.close()
-        assert process.stderr.read() == b""
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [(["--version"], 0, "fedclip 0."), (["train"], 2, "No such command 'train'")],
+)
+def test_python_m_is_the_command(arguments: list[str], code: int, message: str) -> None:
+    command = [sys.executable, "-m", "fedclip", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

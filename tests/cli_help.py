@@ -1,0 +1,65 @@
+"""What the tests of the command line share."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedclip.config import Config
+from fedclip.runs import RunFolder
+
+
+class Experiment(types.ModuleType):
+    """Stands in for fedclip.experiment and fedclip.inspection, and records how it was called."""
+
+    def __init__(self) -> None:
+        super().__init__("fedclip.experiment")
+        self.calls: list[tuple[Any, ...]] = []
+        self.failure: BaseException | None = None
+
+    def run(self, config: Config, *, output: Path, listener: Any) -> Any:
+        self.calls.append(("run", config, output))
+        return self._work(output)
+
+    def resume(self, folder: Path, *, listener: Any) -> Any:
+        self.calls.append(("resume", folder))
+        return self._work(folder)
+
+    def info(self, target: Path, overrides: list[str]) -> dict[str, Any]:
+        self.calls.append(("info", target, overrides))
+        return {
+            "base_parameters": 151277313,
+            "bytes_up_per_client_round": 2359296,
+            "times_less_traffic": 256.48,
+            "summary": {"model": "[b]tiny", "best": None},
+        }
+
+    def evaluate(self, folder: Path, listener: object = None) -> dict[str, Any]:
+        self.calls.append(("evaluate", folder))
+        return {"accuracy": 0.5}
+
+    def predict(self, folder: Path, images: list[Path], labels: Any) -> list[dict[str, Any]]:
+        self.calls.append(("predict", folder, images, labels))
+        return [
+            {"image": str(i), "label": "a [b]", "confidence": 0.9, "scores": {}} for i in images
+        ]
+
+    def _work(self, folder: Path) -> Any:
+        if not Path(folder).exists():
+            RunFolder.create(folder, "seed: 0\n")
+        if self.failure is not None:
+            raise self.failure
+        summary = {"accuracy": 0.9, "zero_shot_accuracy": 0.4, "rounds": 3}
+        return types.SimpleNamespace(folder=folder, summary=summary)
+
+    @classmethod
+    def put_in_place(cls, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+        fake = cls()
+        for name in ("experiment", "inspection"):
+            monkeypatch.setitem(sys.modules, f"fedclip.{name}", fake)
+            monkeypatch.setattr(f"fedclip.{name}", fake, raising=False)
+        return fake
