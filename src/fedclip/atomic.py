@@ -19,7 +19,7 @@ def replace_file(target: Path, data: bytes) -> None:
     os.close(descriptor)
     part = Path(name)
     try:
-        part.chmod(0o666 & ~_umask())
+        part.chmod(0o666 & ~umask())
         write_synced(part, data)
         part.replace(target)
         sync(target.parent)
@@ -32,7 +32,7 @@ def draft_folder(parent: Path) -> Iterator[Path]:
     """Lend a folder that is gone afterwards, unless it was renamed."""
     draft = Path(tempfile.mkdtemp(prefix=PART, dir=parent))
     try:
-        draft.chmod(0o777 & ~_umask())
+        draft.chmod(0o777 & ~umask())
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -79,7 +79,8 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
+def umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
     os.umask(mask)
     return mask

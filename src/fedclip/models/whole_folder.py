@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from fedclip import atomic
 from fedclip.errors import UsageError
 
 
@@ -32,16 +33,17 @@ def write_folder(folder: Path, known: Iterable[str], write: Callable[[Path], Non
         fresh.mkdir()
         write(fresh)
         for path in fresh.iterdir():
-            path.chmod(0o666 & ~_umask())  # some writers make files that only their owner reads
-            _sync(path)
-        _sync(fresh)
+            # Some writers make files that only their owner reads.
+            path.chmod(0o666 & ~atomic.umask())
+            atomic.sync(path)
+        atomic.sync(fresh)
         if not folder.exists():
             fresh.rename(folder)
         elif not _exchange(fresh, folder):
             # No exchange on this system: for an instant the old folder stands aside.
             folder.rename(aside)
             fresh.rename(folder)
-        _sync(folder.parent)
+        atomic.sync(folder.parent)
     finally:
         _tidy(folder, fresh, aside)
 
@@ -64,21 +66,3 @@ def _exchange(first: Path, second: Path) -> bool:
     except (OSError, AttributeError):
         return False
     return renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask
-
-
-def _sync(path: Path) -> None:
-    """Ask the system to put a file or folder on the disk now."""
-    if os.name != "posix" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
