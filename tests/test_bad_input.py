@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,7 @@ from PIL import Image
 import fedclip as package
 from fedclip.errors import UsageError
 from fedclip.models.clip import create_clip_model
+from fedclip.runs import RunFolder
 from tests.conftest import Command
 
 SMALL = """
@@ -145,10 +151,15 @@ def test_a_diverging_run_names_the_client_and_ends_with_1(
     options = ["client.learning_rate=1e30", "data.batch_size=2", "--output", tmp_path / "run"]
     code, _, err = fedclip("run", config, *options)
     assert code == 1
-    assert "client " in err
+    failed = re.search(r"client (bonn|oslo), round (\d+): ", err)
+    assert failed, err
     assert "learning_rate" in err
     assert "Traceback" not in err
-    assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
+    checkpoint = RunFolder.open(tmp_path / "run").load_checkpoint()
+    assert checkpoint is not None
+    tensors, meta = checkpoint
+    assert meta["server_round"] == int(failed[2]) - 1
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
 def test_a_full_disk_ends_with_1_and_loses_nothing(
@@ -187,6 +198,43 @@ def test_ctrl_c_keeps_the_last_round_and_ends_with_130(
     assert code == 130
     assert f"fedclip run --resume {tmp_path / 'run'}" in err
     assert fedclip("run", "--resume", tmp_path / "run")[0] == 0
+
+
+# Whoever starts the tests in the background may have told them, and so their children, to ignore
+# Ctrl-C; a terminal's programs do not.
+AT_A_TERMINAL = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('fedclip', run_name='__main__', alter_sys=True)"
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+def test_sigint_stops_a_real_process_which_can_go_on(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", AT_A_TERMINAL, "run"]
+    arguments = [str(config), "federation.rounds=30", "--output", str(run)]
+    process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+    try:
+        patience = time.monotonic() + 300
+        while '"server_round": 1' not in _text_of(run / "metrics.jsonl"):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < patience
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert f"fedclip run --resume {run}" in err
+    assert "Traceback" not in err
+    assert not (run / "summary.json").exists()
+    done = subprocess.run([*command, "--resume", str(run)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(RunFolder.open(run).read_metrics()) == 31
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 @pytest.mark.parametrize(
