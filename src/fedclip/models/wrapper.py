@@ -60,7 +60,6 @@ class CLIPLoRAWrapper(nn.Module):
         if gradient_checkpointing:
             enable_checkpointing(base.model)
         self.image_size = base.pixels.image_size
-        self.pixels_key = base.pixels.key
         self._pixels = base.pixels
         self.text_head = TextHead(base.tokens)
         self._asked_head = head
