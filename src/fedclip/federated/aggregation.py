@@ -49,6 +49,7 @@ def weighted_mean(
 ) -> dict[str, torch.Tensor]:
     """Mean over the leading client axis: tensors `[clients, ...]`, weights `[clients]`.
 
+    `RunningMean` in one call, for those who hold the whole cohort.
     FedAvg (McMahan et al. 2017, arXiv:1602.05629, algorithm 1) with weights = examples.
     """
     mean = RunningMean()
