@@ -1,1 +1,1 @@
-"""Where local training happens: one client after another, or elsewhere."""
+"""Where local training happens: one client after another, or many in one pass."""
