@@ -11,24 +11,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel
 
-from .captions import DIGIT_NAMES
+from fedclip.data.prompts import PROMPTS
+from fedclip.data.sources_builtin import FASHION_FOLDER as FASHION
+
 from .model import IMAGE_SIZE
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
-FASHION_NAMES = (
-    "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
-    "ankle boot",
-)  # fmt: skip
-TEMPLATES = {
-    "digits": (
-        "the digit {}",
-        "a handwritten digit {}",
-        "a photo of the number {}",
-        "the number {}",
-    ),
-    "icons": ("an icon of a {}", "a drawing of a {}", "{}", "a {}"),
-    "fashion_mnist": ("a photo of a {}", "a picture of a {}", "{}", "an icon of a {}"),
-}
+DATA_SETS = ("digits", "icons", "fashion_mnist")
+TEMPLATES = {name: PROMPTS[name].templates for name in DATA_SETS}
 
 
 def pixels(images: np.ndarray) -> Tensor:
@@ -98,13 +87,14 @@ class Suite:
 
     def __init__(self, icons: Path, fashion: Path = FASHION, limit: int | None = None) -> None:
         images, labels = digits()
-        self.sets = {"digits": (pixels(images), labels, DIGIT_NAMES)}
+        self.sets = {"digits": (pixels(images), labels, PROMPTS["digits"].class_names)}
         images, labels, names = icons_test(icons)
         self.sets["icons"] = (pixels(images), labels, names)
         if (fashion / "t10k-images-idx3-ubyte.gz").exists():
             images, labels = fashion_test(fashion)
             part = slice(0, limit)
-            self.sets["fashion_mnist"] = (pixels(images[part]), labels[part], FASHION_NAMES)
+            names = PROMPTS["fashion_mnist"].class_names
+            self.sets["fashion_mnist"] = (pixels(images[part]), labels[part], names)
 
     def __call__(self, model: CLIPModel, tokenizer) -> dict[str, float]:
         """The accuracy of a model on each set."""
