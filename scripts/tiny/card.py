@@ -75,8 +75,12 @@ Polarity, colour, stroke, rotation, shear, elastic bend, blur, noise and low res
 - {held} whole icon families: {held_names}.
 - All handwriting, and all photographs, of clothing or of anything else.
 
-Families that share drawings (versions, forks, one author's editions) stay on one side of the line:
-{groups}.
+Families known to share drawings (versions, forks, editions of one set) stay on one side of the
+line: {groups}.
+
+No author whom the package names has families on both sides, but one person may stand behind two
+names: `zondicons` (held out) is by Steve Schoger, and `heroicons` (trained on) by Refactoring UI,
+of which he is a founder.
 
 What names do not tell, an image hash does: 256 bits of the ink, cropped to its box. A training
 rendering within {near} bits of any of the {held_icons:,} renderings of held-out families was
