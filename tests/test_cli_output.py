@@ -69,7 +69,7 @@ def test_info_as_a_table_and_as_json(
     rows = dict(line.split("  ", 1) for line in out.splitlines())
     assert {key: value.strip() for key, value in rows.items()} == {
         "base parameters": "151,277,313",
-        "bytes up per client round": "2.359 MB",
+        "up per client round": "2.359 MB",
         "times less traffic": "256.5",
         "summary: model": "[b]tiny",
         "summary: best": "-",
