@@ -37,12 +37,15 @@ ARMS: dict[str, tuple[str, ...]] = {
 # Chosen by --tune. LoRA arms use their configuration's rate unless one stands here.
 RATES: dict[tuple[str, str], float] = {}
 GRID = {
-    "lora": (3e-3, 1e-2, 3e-2),
+    "lora": (5e-3, 1e-2, 2e-2),
     "full": (3e-4, 1e-3, 3e-3),
     "random": (3e-3, 1e-2, 3e-2),
 }
-# The large data set is tuned on a part of it.
-SHORTER = {"fashion_mnist": ("data.max_train_examples=3000", "federation.rounds=5")}
+# The long jobs are tuned on a part of them.
+SHORTER = {
+    "fashion_mnist": ("data.max_train_examples=3000",),
+    "icons": ("federation.rounds=6",),
+}
 SEEDS = (0, 1, 2)
 TUNING_SEED = 100
 
