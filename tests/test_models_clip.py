@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +54,13 @@ def test_head_may_be_chosen() -> None:
     assert (text.head, text.classifier) == ("text", None)
     text.set_classes(NAMES)
     assert text.text_features().shape == (3, 128)
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    config = {"num_classes": np.int64(3), "lora": {"r": np.int32(2), "lora_alpha": np.float32(4)}}
+    model = create_clip_model(config)
+    assert model.get_parameters()["head.weight"].shape == (3, 128)
+    assert model.get_lora_info()["r"] == 2
 
 
 def test_numbers_that_contradict_each_other() -> None:

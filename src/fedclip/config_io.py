@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -182,11 +183,13 @@ def _resolved(values: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def _numbers(values: Any) -> Any:
-    """Numbers such as `1e-4` that a YAML 1.1 reader, PyYAML for one, left as text."""
+    """Plain numbers: of numpy's, and of `1e-4`, which YAML 1.1 readers such as PyYAML call text."""
     if isinstance(values, Mapping):
         return {key: _numbers(value) for key, value in values.items()}
     if isinstance(values, str) and _EXPONENT.fullmatch(values):
         return float(values)
+    if isinstance(values, Real) and not isinstance(values, bool | int | float):
+        return int(values) if isinstance(values, Integral) else float(values)
     return values
 
 
