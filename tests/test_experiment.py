@@ -5,60 +5,12 @@ import multiprocessing
 import random
 
 import pytest
-from safetensors.torch import load_file
 
 import fedclip
-from fedclip import experiment, inspection
+from fedclip import experiment
 from fedclip.errors import FedclipError, TrainingFailed, UsageError
-from fedclip.reports.progress import Listener
 from fedclip.runs import RunFolder
-
-CONFIG = {
-    "model": {"model_name": "random:tiny", "lora": {"r": 2, "lora_dropout": 0.1}},
-    "client": {"learning_rate": 0.01},
-    "optimizer": {"schedule": "cosine"},
-    "data": {
-        "name": "digits",
-        "max_train_examples": 90,
-        "partition": {"name": "dirichlet", "alpha": 1.0, "min_size": 5},
-    },
-    "federation": {"rounds": 3, "num_clients": 3, "clients_per_round": 2},
-    "evaluation": {"keep_best": True},
-}
-# Everything but times and the curves, whose pixels depend on nothing else.
-COMPARED = (
-    "metrics.jsonl",
-    "partition.json",
-    "config.yaml",
-    "curves.png",
-    "checkpoint.safetensors",
-    "adapter/adapter_model.safetensors",
-    "adapter/adapter_config.json",
-    "adapter/fedclip.json",
-    "adapter/README.md",
-    "adapter_best/adapter_model.safetensors",
-)
-
-
-def with_(**sections):
-    """CONFIG with keys of some sections replaced."""
-    return {**CONFIG, **{name: CONFIG.get(name, {}) | keys for name, keys in sections.items()}}
-
-
-def contents(folder):
-    """Bytes of every file that must not depend on how often a run was stopped."""
-    return {name: (folder / name).read_bytes() for name in COMPARED}
-
-
-class StopAfter(Listener):
-    """Presses Ctrl-C once a round is finished."""
-
-    def __init__(self, server_round):
-        self.server_round = server_round
-
-    def round(self, record):
-        if record["server_round"] == self.server_round:
-            raise KeyboardInterrupt
+from tests.runs_help import CONFIG, StopAfter, contents, with_
 
 
 @pytest.fixture(scope="module")
@@ -214,88 +166,6 @@ def test_a_full_disk_keeps_the_last_good_state(undisturbed, tmp_path, monkeypatc
     assert caught.value.exit_code == 1
     assert (folder / "checkpoint.safetensors").read_bytes() == good
     assert contents(experiment.resume(folder).folder) == contents(undisturbed.folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("full", {"model": {"lora": {"enabled": False}}}),
-        ("linear", {"model": {"head": "linear"}}),
-        ("both towers", {"model": {"lora": {"target_modules": {"text_encoder": ["q_proj"]}}}}),
-        ("accumulation", {"data": {"batch_size": 8, "accumulation_steps": 4}}),
-        ("checkpointing", {"model": {"gradient_checkpointing": True}}),
-        ("bf16", {}),
-    ],
-)
-def test_every_kind_of_run_ends_with_an_adapter_that_opens_again(tmp_path, name, change):
-    config = with_(**change) | ({"precision": "bf16"} if name == "bf16" else {})
-    config["federation"] = CONFIG["federation"] | {"rounds": 1}
-    run = fedclip.run(config, output=tmp_path / "run")
-    assert run.summary["rounds"] == 1
-    figures = inspection.evaluate(run.folder)
-    assert figures["accuracy"] == run.summary["accuracy"]
-    model = inspection.load_run_model(run.folder)
-    assert (
-        fedclip.models.clip.adapter_sha256(model.get_parameters())
-        == (run.summary["adapter_sha256"])
-    )
-    assert (run.adapter / "head.safetensors").exists() == (name == "linear")
-
-
-def test_checkpointing_and_accumulation_change_no_result(tmp_path, undisturbed):
-    """Dropout included: recomputation must draw the mask of the first pass."""
-    run = fedclip.run(with_(model={"gradient_checkpointing": True}), output=tmp_path / "run")
-    ours = load_file(run.adapter / "adapter_model.safetensors")
-    theirs = load_file(undisturbed.adapter / "adapter_model.safetensors")
-    for name, tensor in theirs.items():
-        assert (ours[name] - tensor).norm() <= 1e-5 * tensor.norm()
-
-
-def test_info_counts_without_training(undisturbed):
-    facts = inspection.info(undisturbed.folder)
-    assert facts["trainable_parameters"] == undisturbed.summary["trainable_parameters"]
-    assert facts["times_less_traffic"] == pytest.approx(
-        facts["base_parameters"] / facts["trainable_parameters"]
-    )
-    assert facts["summary"] == undisturbed.summary
-
-
-def test_predictions_are_probabilities_and_take_other_labels(undisturbed, tmp_path):
-    from PIL import Image
-
-    Image.new("L", (40, 30), 200).save(tmp_path / "grey.png")
-    (found,) = inspection.predict(undisturbed.folder, [tmp_path / "grey.png"])
-    assert found["label"] in (
-        "zero",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-    )
-    assert sum(found["scores"].values()) == pytest.approx(1, abs=1e-5)
-    assert found["confidence"] == max(found["scores"].values())
-    (other,) = inspection.predict(undisturbed.folder, [tmp_path / "grey.png"], ["cat", "dog"])
-    assert set(other["scores"]) == {"cat", "dog"}
-
-
-def test_predict_names_the_file_that_it_cannot_read(undisturbed, tmp_path):
-    (tmp_path / "note.png").write_text("not an image")
-    with pytest.raises(UsageError, match=r"note\.png: not an image"):
-        inspection.predict(undisturbed.folder, [tmp_path / "note.png"])
-    with pytest.raises(UsageError, match=r"gone\.png: there is no such"):
-        inspection.predict(undisturbed.folder, [tmp_path / "gone.png"])
-
-
-def test_an_unfinished_run_cannot_be_evaluated(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        experiment.run(CONFIG, output=tmp_path / "run", listener=StopAfter(0))
-    with pytest.raises(UsageError, match=r"not finished.*--resume"):
-        inspection.evaluate(tmp_path / "run")
 
 
 def test_a_run_on_a_relative_folder_goes_on_from_elsewhere(tmp_path, monkeypatch):
