@@ -58,7 +58,7 @@ def _flat(metadata: list[Any]) -> Iterator[Any]:
 
 def _text(metadata: list[Any]) -> str:
     patterns = [m.pattern for m in metadata if getattr(m, "pattern", None)]
-    return "text with {} in it" if r"\{\}" in patterns else "text"
+    return "text with {} in it once" if any(r"\{\}" in p for p in patterns) else "text"
 
 
 def _bounds(metadata: list[Any]) -> str:
