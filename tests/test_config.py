@@ -133,7 +133,9 @@ def test_messages_say_what_was_expected() -> None:
     assert "must be one of constant, linear, cosine, got the text 'step'" in problem(
         "optimizer.schedule", "step"
     )
-    assert "data.templates[0] must be text with {} in it once" in problem("data.templates", ["a photo"])
+    assert "data.templates[0] must be text with {} in it once" in problem(
+        "data.templates", ["a photo"]
+    )
 
 
 @pytest.mark.parametrize(
