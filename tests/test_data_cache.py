@@ -12,21 +12,9 @@ import pytest
 from fedclip.data import cache as cache_module
 from fedclip.data.cache import PixelCache, cache_folder
 from fedclip.data.images import decode
-from fedclip.data.source import ArrayImages, FileImages, ImageSource
+from fedclip.data.source import ArrayImages, FileImages
 from fedclip.errors import FedclipError, UsageError
-
-SIZE = 8
-
-
-def to_pixels(images):
-    """What a model's preprocessing does: resize, uint8, channels first."""
-    rows = [np.asarray(image.resize((SIZE, SIZE))).transpose(2, 0, 1) for image in images]
-    return np.stack(rows)
-
-
-def source_of(images) -> ImageSource:
-    n = len(images.paths) if isinstance(images, FileImages) else len(images.array)
-    return ImageSource("test", images, np.zeros(n, dtype=np.int64), ("only",), ("{}",))
+from tests.data_help import SIZE, source_of, to_pixels
 
 
 @pytest.fixture

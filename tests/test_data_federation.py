@@ -15,28 +15,7 @@ import pytest
 from fedclip.config import DataConfig
 from fedclip.data.federation import load_federated
 from fedclip.errors import UsageError
-
-SIZE = 8
-
-
-def to_pixels(images):
-    """What a model's preprocessing does: resize, uint8, channels first."""
-    rows = [np.asarray(image.resize((SIZE, SIZE))).transpose(2, 0, 1) for image in images]
-    return np.stack(rows)
-
-
-def load(num_clients: int = 10, seed: int = 0, partition: dict | None = None, **data):
-    config = DataConfig(**data, partition=partition or {})
-    return load_federated(config, num_clients, seed, to_pixels, "key")
-
-
-def everything(client) -> np.ndarray:
-    return np.concatenate([client.train, client.validation, client.test])
-
-
-def all_unique(*parts) -> bool:
-    joined = np.concatenate(parts)
-    return len(np.unique(joined)) == len(joined)
+from tests.data_help import SIZE, all_unique, everything, load
 
 
 @pytest.fixture(scope="module")
