@@ -28,6 +28,7 @@ def test_one_client_is_centralised_training(tmp_path, head, targets):
             "client": {"local_epochs": EPOCHS, "learning_rate": RATE},
             "data": {"name": "digits", "max_train_examples": 60, "batch_size": BATCH},
             "federation": {"rounds": ROUNDS, "num_clients": 1},
+            "engine": {"name": "sequential"},
         }
     )
     federated = fedclip.run(config, output=tmp_path / "run")

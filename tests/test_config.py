@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 import pytest
 
-from fedclip.assembly import ENGINES
 from fedclip.config import Config, LoraConfig, OptimizerConfig
 from fedclip.config_io import config_from_dict, dump_config, load_config, validate_model
 from fedclip.config_words import known_keys, section_of
+from fedclip.engine_choice import ENGINES
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.federated.strategies import STRATEGIES
 
@@ -164,7 +164,8 @@ def test_an_unknown_key_names_the_nearest_known_one(key: str, meant: str) -> Non
 
 def test_an_unknown_key_unlike_any_other_lists_the_known_ones() -> None:
     assert problem("engine.xyzzy", 1) == (
-        "unknown key engine.xyzzy; known keys under engine: name, group_size, memory_gb (a.yaml)"
+        "unknown key engine.xyzzy; known keys under engine: name, group_size, "
+        "memory_gb, prefix_cache, prefix_dtype, compile (a.yaml)"
     )
 
 

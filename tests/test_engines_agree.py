@@ -1,62 +1,31 @@
 """The engines do the same work: factors, losses and steps agree, whatever the grouping."""
 
-import numpy as np
+import warnings
+
+import hypothesis as h
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.memory import choose_group_size
-from fedclip.engines.sequential import SequentialEngine
-from fedclip.errors import TrainingFailed
+from fedclip.errors import FedclipWarning, TrainingFailed
 from fedclip.federated.client import LocalSettings
-from fedclip.federated.server import run_rounds
-from fedclip.federated.strategies import FedAvg
-from fedclip.models.clip import create_clip_model
 from fedclip.models.stacked import StackedClients
-
-CPU = torch.device("cpu")
-VISION = {"vision_encoder": ["q_proj", "v_proj", "fc1"]}
-BOTH = VISION | {"text_encoder": ["k_proj", "out_proj"]}
-SIZES = {"a": 23, "b": 40, "c": 9, "d": 40, "e": 1}
-
-
-def build(head="text", targets=VISION, dropout=0.0, dtype=torch.float32):
-    config = {
-        "model_name": "random:tiny",
-        "head": head,
-        "lora": {"r": 3, "lora_alpha": 6, "lora_dropout": dropout, "target_modules": targets},
-    }
-    names = ["zero", "one", "two", "three"]
-    return create_clip_model(config, class_names=names, templates=["{}", "the digit {}"]).to(dtype)
-
-
-def rounds(kind, settings, *, count=1, group_size=5, model=None, sizes=SIZES, **options):
-    model = model or build(**options)
-    rng = np.random.default_rng(0)
-    total = sum(sizes.values())
-    pixels = rng.integers(0, 255, (total, 3, 32, 32), dtype=np.uint8)
-    labels = rng.integers(0, 4, total)
-    ends = np.cumsum(list(sizes.values()))
-    clients = {c: np.arange(e - n, e) for (c, n), e in zip(sizes.items(), ends, strict=True)}
-    common = (pixels, labels, clients, settings)
-    if kind == "sequential":
-        engine = SequentialEngine(model, *common, seed=1, device=CPU)
-    else:
-        stacked = StackedClients(model)
-        engine = BatchedEngine(stacked, *common, group_size=group_size, seed=1, device=CPU)
-    state = {name: p.detach().clone() for name, p in model.trainable().items()}
-    loop = run_rounds(
-        state, engine, FedAvg(), clients=sizes, rounds=count, clients_per_round=len(sizes), seed=1
-    )
-    return list(loop)[-1]
-
-
-def difference(one, other):
-    """Largest relative Frobenius difference of any tensor that training moved."""
-    return max(
-        ((one.state[n] - other.state[n]).norm() / other.state[n].norm().clamp(min=1e-30)).item()
-        for n in one.state
-    )
+from fedclip.records import TrainRequest
+from tests.engines_help import (
+    BOTH,
+    CPU,
+    SIZES,
+    VISION,
+    base_with_quick_gelu,
+    build,
+    create,
+    data,
+    difference,
+    rounds,
+)
+from tests.models_help import shaken
 
 
 @pytest.mark.parametrize(
@@ -118,11 +87,134 @@ def test_the_grouping_does_not_matter(group_size):
     assert difference(one, rounds("batched", settings, **options)) <= 1e-9
 
 
-def test_the_wrapped_model_is_as_before():
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_padding_changes_nothing(accumulation_steps):
+    settings = LocalSettings(batch_size=8, local_epochs=2, accumulation_steps=accumulation_steps)
+    options = {"dropout": 0.1, "targets": BOTH, "dtype": torch.float64}
+    one = rounds("batched", settings, padded=True, **options)
+    assert difference(one, rounds("sequential", settings, **options)) <= 1e-9
+
+
+@pytest.mark.parametrize("targets", [VISION, BOTH, {"text_encoder": ["q_proj"]}], ids=str)
+@pytest.mark.parametrize("last", [1, 2, None])
+def test_a_kept_prefix_changes_nothing(targets, last):
+    settings = LocalSettings(batch_size=8, local_epochs=2)
+    options = {"targets": targets, "last": last, "dtype": torch.float64}
+    one = rounds("batched", settings, count=2, cached=True, **options)
+    assert difference(one, rounds("sequential", settings, count=2, **options)) <= 1e-9
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_mixed_ranks_agree(optimizer):
+    settings = LocalSettings(batch_size=8, local_epochs=2, optimizer=optimizer, learning_rate=1e-2)
+    options = {"dropout": 0.1, "dtype": torch.float64, "targets": BOTH, "ranks": {"a": 1, "d": 2}}
+    one = rounds("batched", settings, **options)
+    assert difference(one, rounds("sequential", settings, **options)) <= 1e-9
+
+
+def test_a_client_of_lower_rank_leaves_the_other_rows_at_zero():
+    settings = LocalSettings(batch_size=8, learning_rate=1e-2)
     model = build()
-    before = [type(m).__name__ for m in model.modules()]
-    rounds("batched", LocalSettings(), model=model)
-    assert [type(m).__name__ for m in model.modules()] == before
+    state = {name: p.detach().clone() for name, p in model.trainable().items()}
+    engine = create("batched", model, settings)
+    (cohort,) = engine.train(TrainRequest(1, ("b", "a"), state, ranks={"a": 2}))
+    for name, stacked in cohort.tensors.items():
+        whole, cut = stacked if ".lora_A." in name else stacked.transpose(1, 2)
+        assert whole[2].abs().max() > 0
+        assert cut[:2].abs().max() > 0
+        assert not cut[2].any()
+
+
+def test_thirty_steps_agree_for_clip_s_own_activation(tmp_path):
+    """`quick_gelu` has a backward pass of its own here."""
+    settings = LocalSettings(local_epochs=6, batch_size=8, learning_rate=1e-3)
+    folder = base_with_quick_gelu(tmp_path)
+    for targets in (VISION, {"vision_encoder": ["q_proj", "out_proj"]}):
+        options = {"name": f"random:{folder}", "targets": targets}
+        one = rounds("batched", settings, **options)
+        assert difference(one, rounds("sequential", settings, **options)) <= 1e-5
+
+
+def test_checkpointing_changes_nothing():
+    settings = LocalSettings(batch_size=8)
+    options = {"dropout": 0.1, "targets": BOTH}
+    one = rounds("batched", settings, checkpointing=True, **options)
+    assert difference(one, rounds("batched", settings, **options)) <= 1e-6
+
+
+@h.settings(max_examples=12, deadline=None, derandomize=True)
+@h.given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    batch_size=st.integers(1, 5),
+    accumulation_steps=st.integers(1, 3),
+    local_epochs=st.integers(1, 2),
+    group_size=st.integers(1, 4),
+    rank=st.integers(1, 3),
+    options=st.fixed_dictionaries(
+        {
+            "targets": st.sampled_from([VISION, BOTH]),
+            "head": st.sampled_from(["text", "linear"]),
+            "dropout": st.sampled_from([0.0, 0.3]),
+            "last": st.sampled_from([None, 1]),
+        }
+    ),
+    variant=st.fixed_dictionaries({"padded": st.booleans(), "cached": st.booleans()}),
+)
+def test_whatever_the_shapes(
+    sizes, batch_size, accumulation_steps, local_epochs, group_size, rank, options, variant
+):
+    settings = LocalSettings(
+        batch_size=batch_size, accumulation_steps=accumulation_steps, local_epochs=local_epochs
+    )
+    named = {f"c{i}": n for i, n in enumerate(sizes)}
+    options = {"sizes": named, "ranks": {"c0": rank}, "dtype": torch.float64} | options
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FedclipWarning)  # a linear head leaves the text tower idle
+        one = rounds("batched", settings, group_size=group_size, **variant, **options)
+        assert difference(one, rounds("sequential", settings, **options)) <= 1e-9
+
+
+def test_one_step_is_vmap_of_grad_over_peft():
+    """The oracle: torch.func over the PEFT model as it stands."""
+    model = build(targets=BOTH, dtype=torch.float64)
+    pixels, labels, _ = data({"a": 6, "b": 6, "c": 6})
+    rng = torch.Generator().manual_seed(0)
+    start = {
+        name: p.detach() + 0.05 * torch.randn(3, *p.shape, generator=rng, dtype=p.dtype)
+        for name, p in model.trainable().items()
+    }
+    live = {id(p): name for name, p in model.trainable().items()}
+    names = {name: live[id(p)] for name, p in model.named_parameters() if id(p) in live}
+
+    def loss(state, images, targets):
+        own = {path: state[name] for path, name in names.items()}
+        scores = torch.func.functional_call(model, own, (images,))
+        return torch.nn.functional.cross_entropy(scores, targets)
+
+    images = torch.from_numpy(pixels).view(3, 6, *pixels.shape[1:]).double() / 255
+    targets = torch.from_numpy(labels).view(3, 6)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        expected = torch.func.vmap(torch.func.grad(loss))(start, images, targets)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
+    scores = StackedClients(model).logits(leaves, images.flatten(0, 1), [6, 6, 6], [])
+    total = torch.nn.functional.cross_entropy(scores, targets.flatten(), reduction="sum") / 6
+    found = torch.autograd.grad(total, list(leaves.values()))
+    for (name, _), gradient in zip(leaves.items(), found, strict=True):
+        assert (gradient - expected[name]).norm() <= 1e-10 * expected[name].norm(), name
+
+
+def test_evaluation_on_merged_weights_is_the_model_s_own():
+    for options in ({"targets": BOTH}, {"head": "linear"}, {"last": 1}):
+        model = build(**options)
+        model.set_parameters(shaken(model))
+        pixels, _, _ = data(SIZES)
+        images = torch.from_numpy(pixels[:9])
+        stacked = StackedClients(model)
+        merged = stacked.merged(model.trainable())
+        with torch.no_grad():
+            expected = model(images)
+            for inputs in (images, stacked.frozen(images)):
+                assert (merged(inputs) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_a_group_that_does_not_fit_is_halved(monkeypatch):

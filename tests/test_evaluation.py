@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fedclip.evaluation.accuracy import score, spread
+from fedclip.models.inputs import PixelInputs
 from tests.toys import CPU, Toy, toy_data
 
 
@@ -16,7 +17,7 @@ def test_scores_equal_a_direct_computation_and_count_each_example_once():
     seen = []
     model.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
     indices = np.array([3, 4, 5, 5, 3, 20, 29])
-    scores = score(model, pixels, labels, indices, device=CPU, batch_size=2)
+    scores = score(model, PixelInputs(pixels, CPU), labels, indices, device=CPU, batch_size=2)
     assert sum(seen) == 5
     logits = model(torch.from_numpy(pixels[indices]))
     targets = torch.from_numpy(labels[indices])
@@ -29,7 +30,9 @@ def test_scores_equal_a_direct_computation_and_count_each_example_once():
 
 def test_no_examples_give_no_accuracy():
     pixels, labels = toy_data(3)
-    scores = score(Toy(), pixels, labels, np.array([], dtype=np.int64), device=CPU)
+    scores = score(
+        Toy(), PixelInputs(pixels, CPU), labels, np.array([], dtype=np.int64), device=CPU
+    )
     assert scores.accuracy(np.array([], dtype=np.int64)) is None
 
 

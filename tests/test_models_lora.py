@@ -10,7 +10,7 @@ from torch import nn
 from fedclip.errors import UsageError
 from fedclip.models.base import load_base
 from fedclip.models.clip import create_clip_model
-from fedclip.models.dropout import KeyedDropout, keep_mask
+from fedclip.models.dropout import KeyedDropout, keep_scale, kept
 from fedclip.models.lora import base_parameters, lora_parameters, target_regex, tower_of
 
 QKVO = ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -147,7 +147,17 @@ def test_keyed_dropout_depends_on_key_and_layer_only() -> None:
     assert not torch.equal(first(x), mask)
     assert mask.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
     assert (mask == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert torch.equal(mask, keep_mask(x.shape, 0.25, 7, "a", x.device))
+    kept_ones = kept(x.shape, 0.25, 7, "a", x.device)
+    first.key = 7
+    assert torch.equal(first(x), kept_ones * keep_scale(0.25))
+
+
+def test_the_share_dropped_is_the_share_asked_for() -> None:
+    for p in (0.05, 0.3):
+        mask = kept(torch.Size((1000, 1000)), p, 1, "a", torch.device("cpu"))
+        dropped = 1 - mask.double().mean().item()
+        assert dropped == pytest.approx(p, abs=5 * (p * (1 - p) / 1e6) ** 0.5)
+        assert mask.double().mean().item() * keep_scale(p) == pytest.approx(1, abs=0.003)
 
 
 def test_dropout_without_key_is_pytorchs_own() -> None:

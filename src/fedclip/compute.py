@@ -40,16 +40,28 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return "bf16" if fast_bf16 else "fp32"
 
 
+def product_dtype(precision: str) -> torch.dtype | None:
+    """Format of matrix products; None where they have the weights' own."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Context in which matrix products run in the precision; weights stay fp32."""
     import torch
 
-    if precision == "fp32":
-        return nullcontext()
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device.type, dtype=dtype)
+    dtype = product_dtype(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in fp32 where it came in a shorter format: losses are summed in full precision."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def float64_home(device: torch.device) -> torch.device:
+    """Where sums in float64 are kept: on the device, but for Apple's GPU, which has none."""
+    import torch
+
+    return torch.device("cpu") if device.type == "mps" else device

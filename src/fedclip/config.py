@@ -94,7 +94,7 @@ class EngineConfig(Section):
     """What carries a round out."""
 
     name: Literal["batched", "sequential"] = Field(
-        "sequential",
+        "batched",
         description=(
             "`batched`: many clients in one pass over the shared weights; `sequential`: one after "
             "another, the readable reference (full fine-tuning always takes it)."
@@ -106,7 +106,21 @@ class EngineConfig(Section):
     memory_gb: float | None = Field(
         None,
         gt=0,
-        description="Memory for a group of clients (batched); `null`: a quarter of all there is.",
+        description="Memory for a group of clients, and as much for the prefix cache (batched); "
+        "`null`: a quarter of all there is, for each.",
+    )
+    prefix_cache: Literal["auto", "off", "memory", "disk"] = Field(
+        "auto",
+        description="Keep what the layers below the first adapted one make of each image "
+        "(batched): in memory, or in a memory-mapped file; `auto`: in memory where it fits.",
+    )
+    prefix_dtype: Literal["fp32", "fp16"] = Field(
+        "fp32", description="Format of the prefix cache; `fp16` takes half the space."
+    )
+    compile: bool = Field(
+        False,
+        description="Compile the encoder layers (batched): a minute or so once, then faster steps "
+        "where it pays; see the page on speed.",
     )
 
 

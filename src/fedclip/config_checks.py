@@ -106,10 +106,23 @@ def _classes_agree(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
         )
 
 
+def _images_that_stay(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    kept = lookup(values, "engine.prefix_cache")
+    augment = lookup(values, "data.augment")
+    if kept in ("memory", "disk") and isinstance(augment, str) and augment != "none":
+        yield CrossProblem(
+            "engine.prefix_cache",
+            f"engine.prefix_cache: {kept} keeps what frozen layers make of each image, but with "
+            f"data.augment: {augment} images differ each time; use engine.prefix_cache: auto or "
+            "off, or data.augment: none",
+        )
+
+
 CHECKS = (
     _learning_rates,
     _something_left_to_train_on,
     _cohort_fits,
     _path_where_needed,
     _classes_agree,
+    _images_that_stay,
 )

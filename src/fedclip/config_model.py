@@ -43,6 +43,12 @@ class LoraConfig(Section):
         TargetModules(vision_encoder=("q_proj", "k_proj", "v_proj", "out_proj")),
         description="Layers that get an adapter, by tower.",
     )
+    last_layers: int | None = Field(
+        None,
+        ge=1,
+        description="Adapt only the last so many encoder layers of a tower; `null` adapts all. "
+        "What the layers below produce never changes, and is computed once.",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -13,16 +13,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedclip.assembly import Parts, assemble, check_partition, create_engine, evaluate_parts
+from fedclip.assembly import assemble, check_partition, evaluate_parts
 from fedclip.checkpoint import Checkpoint
 from fedclip.config import Config
 from fedclip.config_io import config_from_dict, dump_config, load_config
 from fedclip.data.federation import FederatedData
+from fedclip.engine_choice import create_engine
 from fedclip.errors import UsageError
 from fedclip.federated.server import RoundResult, run_rounds
 from fedclip.federated.strategies import create_strategy
 from fedclip.models.base import EMBEDDED, RANDOM
 from fedclip.models.clip import adapter_sha256
+from fedclip.parts import Parts
 from fedclip.reports.curves import curves_png
 from fedclip.reports.progress import Listener
 from fedclip.runs import PARTITION, SUMMARY, RunFolder, next_folder
@@ -150,8 +152,7 @@ def _before_training(parts: Parts) -> dict[str, Any]:
     figures = evaluate_parts(parts)
     zero_shot = figures["accuracy"]
     if parts.model.head != "text":
-        with parts.model.zero_shot():
-            zero_shot = evaluate_parts(parts)["accuracy"]
+        zero_shot = evaluate_parts(parts, base=True)["accuracy"]
     return {"server_round": 0, "zero_shot_accuracy": zero_shot} | figures
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ class TrainRequest:
 
     `state` is the global state they start from; `progress` the share of the run that lies behind,
     in [0, 1), and `round_share` the share that one round takes: learning-rate schedules need both.
+    `ranks` tells the LoRA rank of clients that train fewer rows than the state has: they start from
+    the first `rank` rows of A and columns of B, at the scaling of that rank; the rest stays zero.
     """
 
     server_round: int
@@ -26,6 +28,7 @@ class TrainRequest:
     state: State
     progress: float = 0.0
     round_share: float = 1.0
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

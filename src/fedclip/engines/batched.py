@@ -1,44 +1,64 @@
 """The batched engine: many clients in one pass over the shared weights.
 
 It does what the sequential engine does, client by client, on stacked tensors: every client keeps
-its own data order, dropout, loss, clipping, optimizer state, learning rate and number of steps.
+its own data order, dropout, loss, clipping, optimizer state, learning rate, rank and number of
+steps.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedclip.compute import at_least_fp32, autocast
+from fedclip.compute import at_least_fp32, float64_home
 from fedclip.errors import TrainingFailed, out_of_memory
 from fedclip.federated.client import LocalSettings, plan_steps, schedule_factor, training_images
-from fedclip.federated.stacked_optimizer import StackedOptimizer, clip_by_client
+from fedclip.federated.stacked_optimizer import StackedOptimizer, StackedParameters, clip_by_client
+from fedclip.models.lora import at_rank
 from fedclip.records import ClientReport, Cohort, State, TrainRequest
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from numpy.typing import NDArray
+
+Plan = list[list["NDArray[np.int64]"]]
 
 
 class Stacked(Protocol):
     """What the engine needs of a model that takes many clients at once."""
 
-    def installed(self) -> AbstractContextManager[None]:
-        """Inside, the model is ready for stacked passes."""
+    @property
+    def trained(self) -> Sequence[str]:
+        """Names of the tensors that get gradients."""
         ...
 
     def logits(
-        self, state: State, pixels: torch.Tensor, counts: list[int], keys: list[int]
+        self,
+        state: State,
+        inputs: torch.Tensor,
+        counts: Sequence[int],
+        keys: Sequence[int],
+        scalings: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits `[clients, batch, classes]`."""
+        """Logits `[rows, classes]` of the clients' rows, laid end to end."""
+        ...
+
+
+class Images(Protocol):
+    """Where a model's inputs come from, by example index."""
+
+    def prepare(self, indices: NDArray[np.int64]) -> None:
+        """Gets ready for taking these."""
+        ...
+
+    def take(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        """Inputs `[len(indices), ...]`, on the model's device."""
         ...
 
 
@@ -53,19 +73,29 @@ class BatchedEngine:
         clients: Mapping[str, NDArray[np.int64]],
         settings: LocalSettings,
         *,
+        images: Images,
         group_size: int,
         seed: int,
         device: torch.device,
+        lora_alpha: float = 1.0,
+        padded: bool = False,
     ) -> None:
-        """Takes the images `[n, 3, size, size]`, labels `[n]` and each client's example indices."""
+        """Takes the images `[n, 3, size, size]`, labels `[n]` and each client's example indices.
+
+        `images` gives the model's inputs where training does not change the pixels. With `padded`
+        all clients of a pass have equally many rows, which GPUs and compiled code prefer.
+        """
         self._model = model
         self._pixels = pixels
         self._labels = labels
         self._clients = clients
         self._settings = settings
-        self._group_size = group_size
+        self._images = images
         self._seed = seed
         self._device = device
+        self._lora_alpha = lora_alpha
+        self._padded = padded
+        self.group_size = group_size
 
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
         """Yields a cohort per group, in the order of `request.client_ids`, largest first.
@@ -75,13 +105,12 @@ class BatchedEngine:
         ids = request.client_ids
         while ids:
             try:
-                with self._model.installed():
-                    cohort = self._train_group(ids[: self._group_size], request)
+                cohort = self._train_group(ids[: self.group_size], request)
             except torch.OutOfMemoryError:
-                if self._group_size == 1:
+                if self.group_size == 1:
                     who = f"client {ids[0]}, round {request.server_round}"
                     raise out_of_memory(who) from None
-                self._group_size = (min(self._group_size, len(ids)) + 1) // 2
+                self.group_size = (min(self.group_size, len(ids)) + 1) // 2
                 continue
             ids = ids[len(cohort.reports) :]
             yield cohort
@@ -94,68 +123,116 @@ class BatchedEngine:
             list(plan_steps(self._clients[c], settings, seed))
             for c, seed in zip(ids, seeds, strict=True)
         ]
+        if settings.augment == "none":
+            for client_id in ids:
+                self._images.prepare(self._clients[client_id])
         start = {name: tensor.to(self._device) for name, tensor in request.state.items()}
-        factors = {
-            name: tensor.expand(len(ids), *tensor.shape).clone().requires_grad_()
-            for name, tensor in start.items()
-        }
+        starts = [at_rank(start, request.ranks[c]) if c in request.ranks else start for c in ids]
+        parameters = StackedParameters(starts, self._model.trained)
+        anchors = parameters.values.clone() if settings.proximal_mu else None
         optimizer = StackedOptimizer(
-            settings.optimizer, factors, weight_decay=settings.weight_decay
+            settings.optimizer, parameters, weight_decay=settings.weight_decay
         )
-        losses = torch.zeros(len(ids), dtype=torch.float64)
+        scalings = self._scalings(ids, request, start)
+        home = float64_home(self._device)
+        losses = torch.zeros(len(ids), dtype=torch.float64, device=home)
         for step in range(len(plans[0])):
             active = sum(len(plan) > step for plan in plans)  # the first ones: they are largest
-            losses[:active] += self._gradients(
-                factors, [plan[step] for plan in plans[:active]], seeds[:active], step
-            )
-            if settings.proximal_mu:
-                for name, factor in factors.items():
-                    if factor.grad is not None:
-                        away = factor.detach()[:active] - start[name]
-                        factor.grad[:active].add_(away, alpha=settings.proximal_mu)
+            leaves = parameters.leaves(active)
+            steps = [plan[step] for plan in plans[:active]]
+            own = None if scalings is None else scalings[:active]
+            for part in range(max(map(len, steps))):
+                loss, sums = self._loss(leaves, steps, seeds[:active], step, part, own)
+                parameters.add_gradient(loss, leaves)
+                losses[:active] += sums
+            grads = parameters.grads[:active]
+            if anchors is not None:
+                away = parameters.values[:active] - anchors[:active]
+                grads.add_(away, alpha=settings.proximal_mu)
             if settings.max_grad_norm is not None:
-                clip_by_client(factors, active, settings.max_grad_norm)
+                clip_by_client(grads, settings.max_grad_norm)
             optimizer.step(self._rates(request, step, [len(plan) for plan in plans[:active]]))
-            optimizer.zero_grad()
-        return self._cohort(ids, request, factors, losses, plans, time.perf_counter() - started)
+            grads.zero_()
+        tensors = {
+            name: torch.stack([s[name] for s in starts]).cpu()
+            for name in start
+            if name not in self._model.trained
+        } | parameters.views(parameters.values.cpu())
+        finite = parameters.values.isfinite().all(dim=1).tolist()
+        seconds = time.perf_counter() - started
+        return Cohort(self._reports(ids, request, losses.tolist(), plans, finite, seconds), tensors)
 
-    def _gradients(
+    def _loss(
         self,
-        factors: Mapping[str, torch.Tensor],
+        leaves: Mapping[str, torch.Tensor],
         steps: list[list[NDArray[np.int64]]],
         seeds: list[int],
         step: int,
+        part: int,
+        scalings: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One micro-step's loss to differentiate, and each client's summed loss `[active]`."""
+        batches = [b[part] if part < len(b) else b[0][:0] for b in steps]
+        counts = [len(batch) for batch in batches]
+        rows = self._rows(batches, steps)
+        real = np.concatenate(
+            [np.arange(len(row)) < n for row, n in zip(rows, counts, strict=True)]
+        )
+        owner = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(r) for r in rows]))
+        totals = torch.tensor([sum(map(len, own)) for own in steps], dtype=torch.float64)
+        weights = torch.from_numpy(real) / totals[owner]  # of a row in its client's mean loss
+        indices = np.concatenate(rows)
+        inputs = self._inputs(rows, counts, seeds, step, part)
+        targets = torch.from_numpy(self._labels[indices]).to(self._device)
+        keys = [seed_for(seed, "dropout", step, part) for seed in seeds]
+        scores = at_least_fp32(self._model.logits(leaves, inputs, counts, keys, scalings))
+        losses = cross_entropy(scores, targets, reduction="none")  # [rows]
+        # Not a product: an infinite loss of padding times zero would spoil its client.
+        losses = losses.where(torch.from_numpy(real).to(losses.device), 0.0)
+        home = float64_home(self._device)
+        sums = torch.zeros(len(rows), dtype=torch.float64, device=home)
+        sums.index_add_(0, owner.to(home), losses.detach().to(home, torch.float64))
+        return (losses * weights.to(losses)).sum(), sums
+
+    def _rows(
+        self, batches: list[NDArray[np.int64]], steps: list[list[NDArray[np.int64]]]
+    ) -> list[NDArray[np.int64]]:
+        """Each client's example indices; padded, where wanted, by the first one of its step."""
+        if not self._padded:
+            return batches
+        longest = max(map(len, batches))
+        return [
+            np.concatenate([batch, np.repeat(own[0][:1], longest - len(batch))])
+            for batch, own in zip(batches, steps, strict=True)
+        ]
+
+    def _inputs(
+        self,
+        rows: list[NDArray[np.int64]],
+        counts: list[int],
+        seeds: list[int],
+        step: int,
+        part: int,
     ) -> torch.Tensor:
-        """Adds up the step's gradients; returns each client's summed loss `[active]`."""
-        sums = torch.zeros(len(steps), dtype=torch.float64)
-        state = {name: factor[: len(steps)] for name, factor in factors.items()}
-        totals = torch.tensor([sum(len(b) for b in batches) for batches in steps])
-        for part in range(max(len(batches) for batches in steps)):
-            batches = [b[part] if part < len(b) else b[0][:0] for b in steps]
-            counts = [len(batch) for batch in batches]
-            index = np.zeros((len(batches), max(counts)), dtype=np.int64)  # padding: image 0
-            real = torch.zeros(index.shape, dtype=torch.bool)
-            for client, batch in enumerate(batches):
-                index[client, : len(batch)] = batch
-                real[client, : len(batch)] = True
-            shown = self._pixels[index]
-            for client, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
-                if len(batch):
-                    own = self._pixels[batch]
-                    own = training_images(own, self._settings, seed, step, part)
-                    shown[client, : len(batch)] = own
-            keys = [seed_for(seed, "dropout", step, part) for seed in seeds]
-            inputs = torch.from_numpy(shown).to(self._device)
-            targets = torch.from_numpy(self._labels[index]).to(self._device)
-            with autocast(self._settings.precision, self._device):
-                logits = self._model.logits(state, inputs, counts, keys)
-            scores = at_least_fp32(logits).flatten(0, 1)
-            losses = cross_entropy(scores, targets.flatten(), reduction="none")
-            # Not a product: an infinite loss of padding times zero would spoil its client.
-            losses = losses.view(index.shape).where(real.to(losses.device), 0.0)  # [clients, batch]
-            (losses.sum(dim=1) / totals.to(losses)).sum().backward()
-            sums += losses.detach().sum(dim=1).cpu()
-        return sums
+        if self._settings.augment == "none":
+            return self._images.take(np.concatenate(rows))
+        shown = []
+        for row, count, seed in zip(rows, counts, seeds, strict=True):
+            if count:
+                own = self._pixels[row[:count]]
+                shown.append(training_images(own, self._settings, seed, step, part))
+            shown.append(self._pixels[row[count:]])
+        return torch.from_numpy(np.concatenate(shown)).to(self._device)
+
+    def _scalings(
+        self, ids: tuple[str, ...], request: TrainRequest, start: State
+    ) -> torch.Tensor | None:
+        """Scaling of each client's update `[clients]`; None where all have the model's rank."""
+        if not request.ranks:
+            return None
+        largest = max(len(t) for name, t in start.items() if ".lora_A." in name)
+        ranks = [request.ranks.get(client_id, largest) for client_id in ids]
+        return torch.tensor([self._lora_alpha / rank for rank in ranks], dtype=torch.float64)
 
     def _rates(self, request: TrainRequest, step: int, steps: list[int]) -> torch.Tensor:
         shares = [request.progress + request.round_share * step / total for total in steps]
@@ -165,27 +242,26 @@ class BatchedEngine:
         ]
         return torch.tensor(rates, dtype=torch.float64)
 
-    def _cohort(
+    def _reports(
         self,
         ids: tuple[str, ...],
         request: TrainRequest,
-        factors: Mapping[str, torch.Tensor],
-        losses: torch.Tensor,
-        plans: list[list[list[NDArray[np.int64]]]],
+        losses: list[float],
+        plans: list[Plan],
+        finite: list[bool],
         seconds: float,
-    ) -> Cohort:
+    ) -> tuple[ClientReport, ...]:
         reports = []
-        for row, client_id in enumerate(ids):
+        all_steps = sum(map(len, plans))
+        for client_id, total, plan, sound in zip(ids, losses, plans, finite, strict=True):
             examples = len(self._clients[client_id])
-            loss = losses[row].item() / (self._settings.local_epochs * examples)
-            if not (math.isfinite(loss) and all(f[row].isfinite().all() for f in factors.values())):
+            loss = total / (self._settings.local_epochs * examples)
+            if not (math.isfinite(loss) and sound):
                 raise TrainingFailed(
                     f"client {client_id}, round {request.server_round}: the loss became {loss}; a "
                     "lower client.learning_rate or precision: fp32 may help"
                 )
             # The group's time, shared out by the steps that each client took.
-            share = len(plans[row]) / sum(len(plan) for plan in plans)
-            report = ClientReport(client_id, examples, loss, len(plans[row]), seconds * share)
-            reports.append(report)
-        tensors = {name: factor.detach().cpu() for name, factor in factors.items()}
-        return Cohort(tuple(reports), tensors)
+            share = len(plan) / all_steps
+            reports.append(ClientReport(client_id, examples, loss, len(plan), seconds * share))
+        return tuple(reports)

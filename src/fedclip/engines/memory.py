@@ -42,8 +42,13 @@ def choose_group_size(
     per_image = two_images - one_image
     activations = one_image + per_image * (batch_size - 1)
     optimizer = _ADAMW_BYTES * sum(tensor.numel() for tensor in state.values())
-    budget = memory_gb * 1e9 if memory_gb is not None else DEFAULT_SHARE * _total_bytes(device)
+    budget = memory_budget(memory_gb, device)
     return max(1, min(clients, int(budget / (HEADROOM * activations + optimizer))))
+
+
+def memory_budget(memory_gb: float | None, device: torch.device) -> float:
+    """Bytes that one part of a run may take: what is asked, or a quarter of the device's memory."""
+    return memory_gb * 1e9 if memory_gb is not None else DEFAULT_SHARE * _total_bytes(device)
 
 
 def _kept_bytes(
@@ -66,8 +71,9 @@ def _kept_bytes(
         name: tensor.to(device).expand(stack, *tensor.shape).clone().requires_grad_()
         for name, tensor in state.items()
     }
-    pixels = torch.zeros(stack, batch, 3, image_size, image_size, dtype=torch.uint8, device=device)
-    with model.installed(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    rows = stack * batch
+    pixels = torch.zeros(rows, 3, image_size, image_size, dtype=torch.uint8, device=device)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         # The result is held until all is counted, lest freed storages be counted twice.
         result = model.logits(stacked, pixels, [batch] * stack, list(range(stack)))
         total = sum(storages.values())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from fedclip.errors import TrainingFailed, out_of_memory
 from fedclip.federated.client import LocalSettings, TrainableModel, local_train
+from fedclip.models.lora import at_rank
 from fedclip.records import ClientReport, Cohort, TrainRequest
 from fedclip.seeding import seed_for
 
@@ -49,22 +51,25 @@ class SequentialEngine:
         for client_id in request.client_ids:
             started = time.perf_counter()
             parameters = self._model.trainable()
+            rank = request.ranks.get(client_id)
+            state = request.state if rank is None else at_rank(request.state, rank)
             with torch.no_grad():
                 for name, parameter in parameters.items():
-                    parameter.copy_(request.state[name])
+                    parameter.copy_(state[name])
             indices = self._clients[client_id]
             try:
-                result = local_train(
-                    self._model,
-                    self._pixels,
-                    self._labels,
-                    indices,
-                    self._settings,
-                    seed=seed_for(self._seed, "client", request.server_round, client_id),
-                    device=self._device,
-                    progress=request.progress,
-                    round_share=request.round_share,
-                )
+                with nullcontext() if rank is None else self._model.scaled_for_rank(rank):
+                    result = local_train(
+                        self._model,
+                        self._pixels,
+                        self._labels,
+                        indices,
+                        self._settings,
+                        seed=seed_for(self._seed, "client", request.server_round, client_id),
+                        device=self._device,
+                        progress=request.progress,
+                        round_share=request.round_share,
+                    )
             except torch.OutOfMemoryError:
                 raise out_of_memory(f"client {client_id}, round {request.server_round}") from None
             except TrainingFailed as error:

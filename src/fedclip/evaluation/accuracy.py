@@ -19,12 +19,24 @@ if TYPE_CHECKING:
 class Classifier(Protocol):
     """What evaluation needs of a model."""
 
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits `[batch, classes]` of pixels `[batch, 3, size, size]`."""
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits `[batch, classes]` of what `Images` gives."""
         ...
 
     def eval(self) -> object:
         """Switches dropout off."""
+        ...
+
+
+class Images(Protocol):
+    """Where a model's inputs come from, by example index."""
+
+    def prepare(self, indices: NDArray[np.int64]) -> None:
+        """Gets ready for taking these."""
+        ...
+
+    def take(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        """Inputs `[len(indices), ...]`, on the model's device."""
         ...
 
 
@@ -51,7 +63,7 @@ class Scores:
 @torch.inference_mode()
 def score(
     model: Classifier,
-    pixels: NDArray[np.uint8],
+    images: Images,
     labels: NDArray[np.int64],
     indices: NDArray[np.int64],
     *,
@@ -67,11 +79,12 @@ def score(
     correct: dict[int, bool] = {}
     losses: dict[int, float] = {}
     unique = np.unique(indices)
+    images.prepare(unique)
     for first in range(0, len(unique), batch_size):
         batch = unique[first : first + batch_size]
         targets = torch.from_numpy(labels[batch]).to(device)
         with autocast(precision, device):
-            logits = model(torch.from_numpy(pixels[batch]).to(device))  # [batch, classes]
+            logits = model(images.take(batch))  # [batch, classes]
         hits = (logits.argmax(dim=-1) == targets).tolist()
         nats = cross_entropy(at_least_fp32(logits), targets, reduction="none").tolist()
         for index, hit, nat in zip(batch.tolist(), hits, nats, strict=True):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedclip.data.federation import FederatedData
-from fedclip.evaluation.accuracy import Classifier, score, spread
+from fedclip.evaluation.accuracy import Classifier, Images, score, spread
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def evaluate_federation(
     model: Classifier,
+    images: Images,
     data: FederatedData,
     *,
     max_examples: int | None,
@@ -37,7 +38,7 @@ def evaluate_federation(
     }
     scores = score(
         model,
-        data.pixels,
+        images,
         data.labels,
         np.concatenate([test, validation, *by_client.values()]),
         device=device,

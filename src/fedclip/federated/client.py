@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedclip.compute import at_least_fp32, autocast
+from fedclip.compute import at_least_fp32, autocast, float64_home
 from fedclip.data.augment import affine
 from fedclip.errors import TrainingFailed
 from fedclip.seeding import seed_for
@@ -33,6 +34,10 @@ class TrainableModel(Protocol):
 
     def set_dropout_key(self, key: int | None) -> None:
         """Fixes the dropout masks of the forward passes to come."""
+        ...
+
+    def scaled_for_rank(self, rank: int) -> AbstractContextManager[None]:
+        """Inside, the adapter is scaled as one of that rank."""
         ...
 
     def train(self, mode: bool = True) -> object:
@@ -94,7 +99,7 @@ def local_train(
         device.type, init_scale=2.0**10, enabled=settings.precision == "fp16"
     )
     steps = list(plan_steps(indices, settings, seed))
-    loss_sum = torch.zeros((), dtype=torch.float64, device=_float64_home(device))
+    loss_sum = torch.zeros((), dtype=torch.float64, device=float64_home(device))
 
     for step, micro_batches in enumerate(steps):
         rate = settings.learning_rate * schedule_factor(
@@ -164,11 +169,6 @@ def plan_steps(
         batches = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
         for first in range(0, len(batches), settings.accumulation_steps):
             yield batches[first : first + settings.accumulation_steps]
-
-
-def _float64_home(device: torch.device) -> torch.device:
-    # Apple's GPU has no float64.
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 SCHEDULES = {

@@ -1,30 +1,67 @@
-"""AdamW and SGD on stacked clients: one call for all, each with a learning rate of its own."""
+"""Many clients' trained tensors in one flat buffer, and AdamW and SGD on it: one call for all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+
+from fedclip.records import State
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
-class StackedOptimizer:
-    """Steps parameters `[clients, ...]`; elementwise, so clients never touch each other.
+class StackedParameters:
+    """Copies of a state for several clients, `[clients, numbers]`, seen as tensors by name.
 
-    `adamw` is Loshchilov & Hutter 2019 (arXiv:1711.05101, algorithm 2) in the order of operations
-    of `torch.optim.AdamW`, `sgd` plain gradient descent with the weight decay in the gradient.
+    Everything elementwise (optimizer, clipping, checks) is then one operation for all tensors.
     """
 
-    def __init__(
-        self, kind: str, parameters: Mapping[str, torch.Tensor], *, weight_decay: float
-    ) -> None:
-        """Takes the leading-client-axis parameters, which are changed in place."""
+    def __init__(self, states: Sequence[State], names: Sequence[str]) -> None:
+        """Takes each client's start; only the tensors in `names` are held."""
+        shapes = {name: states[0][name].shape for name in names}
+        rows = [torch.cat([state[name].flatten() for name in names]) for state in states]
+        self.values = torch.stack(rows)
+        self.grads = torch.zeros_like(self.values)
+        self._places: dict[str, tuple[int, int, torch.Size]] = {}
+        start = 0
+        for name, shape in shapes.items():
+            self._places[name] = (start, start + shape.numel(), shape)
+            start += shape.numel()
+
+    def leaves(self, clients: int) -> dict[str, torch.Tensor]:
+        """The first clients' tensors `[clients, ...]`, to differentiate by."""
+        views = self.views(self.values[:clients])
+        return {name: view.detach().requires_grad_() for name, view in views.items()}
+
+    def add_gradient(self, loss: torch.Tensor, leaves: Mapping[str, torch.Tensor]) -> None:
+        """Adds the gradient of a loss by the leaves to `grads`."""
+        found = torch.autograd.grad(loss, list(leaves.values()))
+        flat = torch.cat([g.flatten(1) for g in found], dim=1)
+        self.grads[: len(flat)].add_(flat)
+
+    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A buffer `[clients, numbers]` as tensors by name."""
+        return {
+            name: flat[:, start:end].view(len(flat), *shape)
+            for name, (start, end, shape) in self._places.items()
+        }
+
+
+class StackedOptimizer:
+    """Steps flat parameters; elementwise, so clients never touch each other.
+
+    `adamw` is Loshchilov & Hutter 2019 (arXiv:1711.05101, algorithm 2) as in `torch.optim.AdamW`,
+    `sgd` plain gradient descent with the weight decay in the gradient.
+    """
+
+    def __init__(self, kind: str, parameters: StackedParameters, *, weight_decay: float) -> None:
+        """Takes the parameters, which are changed in place."""
         self._kind = kind
-        self._parameters = list(parameters.values())
+        self._parameters = parameters
         self._weight_decay = weight_decay
-        self._first = [torch.zeros_like(p) for p in self._parameters] if kind == "adamw" else []
-        self._second = [torch.zeros_like(p) for p in self._parameters] if kind == "adamw" else []
+        self._first = torch.zeros_like(parameters.values if kind == "adamw" else torch.empty(0))
+        self._second = torch.zeros_like(self._first)
         self._steps = 0
 
     @torch.no_grad()
@@ -35,36 +72,24 @@ class StackedOptimizer:
         """
         self._steps += 1
         active = len(rates)
-        for i, whole in enumerate(self._parameters):
-            if whole.grad is None:
-                continue
-            parameter, gradient = whole[:active], whole.grad[:active]
-            rate = rates.view(-1, *[1] * (whole.dim() - 1)).to(whole)
-            if self._kind == "sgd":
-                parameter.sub_(rate * gradient.add(parameter, alpha=self._weight_decay))
-                continue
-            first, second = self._first[i][:active], self._second[i][:active]
-            parameter.mul_(1 - rate * self._weight_decay)
-            first.lerp_(gradient, 1 - BETA1)
-            second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-            spread = second.sqrt().div_((1 - BETA2**self._steps) ** 0.5).add_(EPSILON)
-            parameter.sub_(rate / (1 - BETA1**self._steps) * (first / spread))
-
-    def zero_grad(self) -> None:
-        """Forgets the gradients."""
-        for parameter in self._parameters:
-            parameter.grad = None
+        values, grads = self._parameters.values[:active], self._parameters.grads[:active]
+        rate = rates.to(values)[:, None]
+        if self._kind == "sgd":
+            values.sub_(grads.add(values, alpha=self._weight_decay).mul_(rate))
+            return
+        first, second = self._first[:active], self._second[:active]
+        values.mul_(1 - rate * self._weight_decay)
+        first.lerp_(grads, 1 - BETA1)
+        second.mul_(BETA2).addcmul_(grads, grads, value=1 - BETA2)
+        spread = second.sqrt().div_((1 - BETA2**self._steps) ** 0.5).add_(EPSILON)
+        values.sub_(torch.div(first, spread, out=spread).mul_(rate / (1 - BETA1**self._steps)))
 
 
 @torch.no_grad()
-def clip_by_client(parameters: Mapping[str, torch.Tensor], clients: int, max_norm: float) -> None:
-    """Scales each client's gradient to a norm of at most `max_norm`, taken over all its tensors.
+def clip_by_client(grads: torch.Tensor, max_norm: float) -> None:
+    """Scales each client's gradient `[clients, numbers]` to a norm of at most `max_norm`.
 
     As `torch.nn.utils.clip_grad_norm_` does for one client, its 1e-6 included.
     """
-    gradients = [p.grad for p in parameters.values() if p.grad is not None]
-    squares = [g[:clients].flatten(1).square().sum(dim=1) for g in gradients]
-    norms = torch.stack(squares).sum(dim=0).sqrt()  # [clients]
-    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient[:clients].mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
+    norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
+    grads.mul_((max_norm / (norms + 1e-6)).clamp(max=1.0))

@@ -38,6 +38,7 @@ def create_clip_model(
             config.lora.lora_alpha,
             config.lora.lora_dropout,
             {"vision_encoder": targets.vision_encoder, "text_encoder": targets.text_encoder},
+            config.lora.last_layers,
         )
     return CLIPLoRAWrapper(
         load_base(config.model_name, seed=seed),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -31,8 +32,13 @@ _ADAPTER = "default"
 _FILE_PREFIX = "base_model.model."
 
 
-def target_regex(target_modules: Mapping[str, Sequence[str] | None]) -> str:
-    """One expression that matches exactly the layers asked for, tower by tower."""
+def target_regex(
+    target_modules: Mapping[str, Sequence[str] | None], chosen: Mapping[str, str] | None = None
+) -> str:
+    """One expression that matches exactly the layers asked for, tower by tower.
+
+    `chosen` is an expression for the numbers of the encoder layers by tower, by default all.
+    """
     towers = []
     for tower, names in target_modules.items():
         if tower not in TOWERS:
@@ -42,7 +48,8 @@ def target_regex(target_modules: Mapping[str, Sequence[str] | None]) -> str:
                 raise UsageError(_unknown(f"model.lora.target_modules.{tower}", name, LAYERS))
         if names:
             layers = "|".join(LAYERS[name] for name in LAYERS if name in names).replace(".", r"\.")
-            towers.append(rf"{TOWERS[tower]}\.encoder\.layers\.\d+\.(?:{layers})")
+            numbers = (chosen or {}).get(tower, r"\d+")
+            towers.append(rf"{TOWERS[tower]}\.encoder\.layers\.{numbers}\.(?:{layers})")
     if not towers:
         raise UsageError(
             "model.lora.target_modules names no layer, so nothing would be trained; name some of "
@@ -53,12 +60,28 @@ def target_regex(target_modules: Mapping[str, Sequence[str] | None]) -> str:
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Rank, scale, dropout, and the layers by tower: `{"vision_encoder": ["q_proj", ...]}`."""
+    """Rank, scale, dropout, and the layers by tower: `{"vision_encoder": ["q_proj", ...]}`.
+
+    `last_layers` leaves all but so many of the top encoder layers of either tower without adapter.
+    """
 
     r: int
     lora_alpha: float
     lora_dropout: float
     target_modules: Mapping[str, Sequence[str] | None]
+    last_layers: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What `get_lora_info` says of an adapter."""
+        targets = {tower: list(names) for tower, names in self.target_modules.items() if names}
+        facts: dict[str, Any] = {
+            "enabled": True,
+            "r": self.r,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "target_modules": targets,
+        }
+        return facts | ({} if self.last_layers is None else {"last_layers": self.last_layers})
 
 
 def add_lora(clip: CLIPModel, settings: LoraSettings, *, model_name: str, seed: int) -> PeftModel:
@@ -72,7 +95,7 @@ def add_lora(clip: CLIPModel, settings: LoraSettings, *, model_name: str, seed: 
         r=settings.r,
         lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=target_regex(settings.target_modules),
+        target_modules=target_regex(settings.target_modules, _top_layers(clip, settings)),
         bias="none",
     )
     # PEFT draws its own start from the global generator first; that must leave no trace.
@@ -89,6 +112,23 @@ def add_lora(clip: CLIPModel, settings: LoraSettings, *, model_name: str, seed: 
         if settings.lora_dropout > 0.0:
             module.lora_dropout[_ADAPTER] = KeyedDropout(settings.lora_dropout, layer)
     return network  # type: ignore[return-value]
+
+
+def _top_layers(clip: CLIPModel, settings: LoraSettings) -> dict[str, str]:
+    """Expressions for the numbers of the top encoder layers; nothing where all are adapted."""
+    if settings.last_layers is None:
+        return {}
+    found = {}
+    for tower, module in TOWERS.items():
+        count = len(cast(nn.ModuleList, clip.get_submodule(f"{module}.encoder.layers")))
+        if settings.target_modules.get(tower) and settings.last_layers > count:
+            raise UsageError(
+                f"model.lora.last_layers is {settings.last_layers}, but the {tower} has {count} "
+                "layers; give a smaller number, or null for all"
+            )
+        top = range(max(0, count - settings.last_layers), count)
+        found[tower] = f"(?:{'|'.join(map(str, top))})"
+    return found
 
 
 def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -162,3 +202,31 @@ def factor_names(layer: str) -> tuple[str, str]:
 def scaling_of(layer: LoraLayer) -> float:
     """What a layer multiplies its update with: lora_alpha / r."""
     return float(layer.scaling[_ADAPTER])
+
+
+def at_rank(state: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+    """The state with all but the first `rank` rows of A and columns of B set to zero.
+
+    Where both are zero neither gets a gradient: the client trains an adapter of that rank.
+    """
+    cut = {name: tensor.clone() for name, tensor in state.items()}
+    for name, tensor in cut.items():
+        if ".lora_A." in name:
+            tensor[rank:] = 0
+        elif ".lora_B." in name:
+            tensor[:, rank:] = 0
+    return cut
+
+
+@contextmanager
+def scaled_for_rank(network: nn.Module, rank: int) -> Iterator[None]:
+    """Inside, updates are scaled as those of an adapter of that rank: lora_alpha / rank."""
+    layers = lora_layers(network).values()
+    before = [scaling_of(layer) for layer in layers]
+    for layer in layers:
+        layer.scaling[_ADAPTER] = layer.lora_alpha[_ADAPTER] / rank
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling[_ADAPTER] = scaling

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -39,6 +40,14 @@ class Pixels:
         settings["image_size"] = self.image_size
         text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def normalised(
+        self, pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
+    ) -> torch.Tensor:
+        """A tower's input, of uint8 `[n, 3, size, size]`; floats are taken to be that already."""
+        if pixels.is_floating_point():
+            return pixels
+        return (pixels.float() * self.scale - mean) / std
 
     def to_pixels(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
         """Resize and crop images to uint8 `[n, 3, size, size]`; grey arrays become RGB."""

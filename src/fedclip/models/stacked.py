@@ -1,123 +1,251 @@
 """One CLIP with the adapters of many clients side by side, applied in one pass.
 
-With a batch of clients' images laid end to end, the shared weight is one matrix product for all,
-and each client's low-rank update two small batched ones:
-`y = W x + s B_k A_k x` for the rows of client k.
+The images of all clients lie one after another as rows. What every client shares is computed once
+for all rows, and what is frozen below the first adapted layer needs no gradient, no second
+computation, and can be kept (`frozen`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import cast
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from fedclip.models.dropout import keep_mask
-from fedclip.models.lora import TOWERS, factor_names, lora_layers, scaling_of
+from fedclip.compute import at_least_fp32
+from fedclip.models.dropout import keep_scale, kept
+from fedclip.models.lora import factor_names, lora_layers, scaling_of, tower_of
+from fedclip.models.projections import Factors
+from fedclip.models.text import ensemble
+from fedclip.models.towers import Adapters, Tower, read_tower
 from fedclip.models.wrapper import CLIPLoRAWrapper
 
 State = Mapping[str, torch.Tensor]
 
 
-class StackedLinear(nn.Module):
-    """A frozen linear layer with one LoRA update per client.
-
-    Takes `[clients * rows, ..., in_features]`, the clients' rows one after another.
-    """
-
-    def __init__(self, base: nn.Linear, scaling: float, dropout: float, layer: str) -> None:
-        super().__init__()
-        self.base = base
-        self._scaling = scaling
-        self._dropout = dropout
-        self._layer = layer
-        self.down = torch.empty(0)  # A of all clients, [clients, r, in]
-        self.up = torch.empty(0)  # B of all clients, [clients, out, r]
-        self.keys: Sequence[int] = ()
-        self.counts: Sequence[int] | None = None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output with each client's update added to its rows."""
-        y = self.base(x)
-        clients = len(self.down)
-        rows = self._dropped(x).reshape(clients, -1, x.shape[-1])  # [clients, rows * tokens, in]
-        update = torch.bmm(torch.bmm(rows, self.down.transpose(1, 2)), self.up.transpose(1, 2))
-        return y + self._scaling * update.view_as(y)
-
-    def _dropped(self, x: torch.Tensor) -> torch.Tensor:
-        """Each client's own mask, as it would be drawn for its rows alone; padding is zeroed."""
-        if not self.training or self._dropout == 0.0:
-            return x
-        per_client = len(x) // len(self.keys)
-        mask = x.new_zeros(len(self.keys), per_client, *x.shape[1:])
-        for client, key in enumerate(self.keys):
-            count = per_client if self.counts is None else self.counts[client]
-            shape = torch.Size((count, *x.shape[1:]))
-            mask[client, :count] = keep_mask(shape, self._dropout, key, self._layer, x.device)
-        return x * mask.view_as(x)
-
-
 class StackedClients:
     """The forward pass of several clients at once, on the weights of one wrapped CLIP."""
 
-    def __init__(self, model: CLIPLoRAWrapper) -> None:
-        self._model = model
-        self._layers: dict[str, StackedLinear] = {}
-        self._originals: dict[str, nn.Module] = {}
+    def __init__(
+        self,
+        model: CLIPLoRAWrapper,
+        *,
+        products: torch.dtype | None = None,
+        compiled: bool = False,
+    ) -> None:
+        """`products` is the format of matrix products, by default the weights' own."""
         assert model.lora is not None
-        for layer, module in lora_layers(model.network).items():
-            self._originals[layer] = cast(nn.Module, module)
-            base = cast(nn.Linear, module.get_base_layer())
-            self._layers[layer] = StackedLinear(
-                base, scaling_of(module), model.lora.lora_dropout, layer
-            )
-        self._text_is_trained = any(TOWERS["text_encoder"] in layer for layer in self._layers)
+        self._model = model
+        self._lora = model.lora
+        self._compiled = compiled
+        self._scalings = {name: scaling_of(m) for name, m in lora_layers(model.network).items()}
+        self._vision = read_tower(model.clip, "vision_encoder", products)
+        self._text = read_tower(model.clip, "text_encoder", products)
+        self._text_is_trained = model.head == "text" and any(
+            tower_of(name) == "text_encoder" for name in self._scalings
+        )
+        self._prompts: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.frozen_layers = self._vision.first_adapted(list(self._scalings))
+        self.device = model.device
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Inside, the wrapped CLIP's adapted layers are the stacked ones."""
-        self._put(self._layers)
-        self._model.train()
-        try:
-            yield
-        finally:
-            self._put(self._originals)
-            for module in self._layers.values():  # let the last group's tensors go
-                module.down = module.up = torch.empty(0)
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the tensors that get gradients: a linear head leaves the text tower idle."""
+        idle = self._model.head == "linear"
+        names = self._model.trainable()
+        return tuple(n for n in names if not (idle and tower_of(n) == "text_encoder"))
+
+    @torch.no_grad()
+    def frozen(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the layers below the first adapted one make of uint8 pixels `[rows, 3, size, size]`.
+
+        Hidden states `[rows, tokens, width]`; embeddings `[rows, dim]` where no layer is adapted.
+        `logits` takes either in the place of the pixels.
+        """
+        vision = self._model.clip.vision_model
+        hidden = vision.pre_layrnorm(vision.embeddings(self._model.normalised(pixels)))
+        hidden = self._vision.prefix(hidden, self.frozen_layers)
+        if self.frozen_layers < len(self._vision.layers):
+            return hidden
+        return self._image_embeddings(hidden[:, 0])
 
     def logits(
-        self, state: State, pixels: torch.Tensor, counts: Sequence[int], keys: Sequence[int]
+        self,
+        state: State,
+        inputs: torch.Tensor,
+        counts: Sequence[int],
+        keys: Sequence[int],
+        scalings: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits `[clients, batch, classes]` of pixels `[clients, batch, 3, size, size]`.
+        """Logits `[rows, classes]` of pixels, or of what `frozen` made of them.
 
-        `state` holds the trainable tensors with a leading client axis; `counts` says how many of
-        each client's images are real (the rest is padding) and `keys` fixes dropout.
+        `state` holds the trained tensors with a leading client axis. `counts` says how many rows
+        are each client's; where they are fewer than there are rows, every client has equally many
+        and the rest of its own is padding. `keys` fixes each client's dropout. `scalings`
+        `[clients]` replaces the layers' own scaling, for clients of different ranks.
         """
-        clients = len(pixels)
-        for layer, module in self._layers.items():
-            down, up = factor_names(layer)
-            module.down, module.up = state[down], state[up]
-            module.keys = keys
-            module.counts = None if TOWERS["text_encoder"] in layer else counts
-        embedded = self._model.embed(pixels.flatten(0, 1)).unflatten(0, (clients, -1))
-        with self._model.full_precision():
-            if self._model.head == "linear":
-                scores = torch.bmm(embedded, state["head.weight"].transpose(1, 2))
-                return scores + state["head.bias"][:, None]
-            images = F.normalize(embedded, dim=-1)
-        texts = self._texts(clients)  # [clients or 1, classes, dim]
-        with self._model.full_precision():
-            return self._model.clip.logit_scale.exp() * images @ texts.transpose(1, 2)
-
-    def _texts(self, clients: int) -> torch.Tensor:
+        clients = len(counts)
+        each = None if sum(counts) < len(inputs) else counts
+        factors = self._factors(state, scalings)
+        hidden = (self.frozen(inputs) if inputs.dim() == 4 else inputs).to(self._model.dtype)
+        if hidden.dim() == 3:
+            padded = len(inputs) // clients if each is None else None
+            adapters = self._adapters(factors, each, counts, keys, padded)
+            pooled = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+            hidden = self._vision.encode(
+                hidden,
+                adapters,
+                first=self.frozen_layers,
+                pooled=pooled,
+                compiled=self._compiled,
+            )
+            embedded = self._image_embeddings(hidden)
+        else:
+            embedded = hidden
+        if self._model.head == "linear":
+            weight, bias = state["head.weight"], state["head.bias"]
+            return _by_client(embedded, weight, each) + _repeated(bias, each, len(embedded))
+        images = F.normalize(embedded, dim=-1)
+        scale = self._model.clip.logit_scale.exp()
         if not self._text_is_trained:
-            return self._model.text_features()[None]
-        return self._model.text_head.stacked_features(self._model.clip, clients)
+            return scale * images @ self._model.text_features().T
+        return scale * _by_client(images, self._text_features(factors, clients, keys), each)
 
-    def _put(self, modules: Mapping[str, nn.Module]) -> None:
-        for layer, module in modules.items():
-            parent, _, name = layer.rpartition(".")
-            setattr(self._model.clip.get_submodule(parent), name, module)
+    def merged(self, state: State) -> MergedClassifier:
+        """A classifier with one client's tensors folded into the weights, for evaluation."""
+        with torch.no_grad():
+            stacked = {name: tensor.to(self.device)[None] for name, tensor in state.items()}
+            return MergedClassifier(self, stacked)
+
+    # --- inside ---
+
+    def _factors(self, state: State, scalings: torch.Tensor | None) -> dict[str, Factors]:
+        """The layers' A and scaled B, in the format of the products."""
+        products = self._vision.layers[0].linear["q_proj"].weight.dtype
+        found = {}
+        for layer, own in self._scalings.items():
+            if not all(name in state for name in factor_names(layer)):
+                continue  # idle: a linear head does not use the text tower
+            down, up = (state[name] for name in factor_names(layer))
+            scaled = up * (own if scalings is None else scalings.view(-1, 1, 1).to(up))
+            found[layer] = Factors(down.to(products), scaled.to(products))
+        return found
+
+    def _adapters(
+        self,
+        factors: Mapping[str, Factors],
+        each: Sequence[int] | None,
+        counts: Sequence[int],
+        keys: Sequence[int],
+        padded: int | None,
+    ) -> Adapters:
+        """The updates with each client's dropout as it would be drawn for its rows alone."""
+        p = self._lora.lora_dropout
+
+        def draw(layer: str, shape: torch.Size) -> torch.Tensor | None:
+            if p == 0.0 or not keys:
+                return None
+            masks = []
+            for count, key in zip(counts, keys, strict=True):
+                mask = kept(torch.Size((count, *shape[1:])), p, key, layer, self.device)
+                masks.append(mask)
+                if padded is not None:
+                    masks.append(mask.new_zeros(padded - count, *shape[1:]))
+            return torch.cat(masks)
+
+        return Adapters(factors, each, draw, keep_scale(p))
+
+    def _image_embeddings(self, pooled: torch.Tensor) -> torch.Tensor:
+        pooled = self._model.clip.vision_model.post_layernorm(pooled)
+        return at_least_fp32(self._model.clip.visual_projection(pooled))
+
+    def _text_features(
+        self,
+        factors: Mapping[str, Factors],
+        clients: int,
+        keys: Sequence[int],
+        tower: Tower | None = None,
+    ) -> torch.Tensor:
+        """Features `[clients, classes, dim]`, every prompt once per client, one after another."""
+        first = self._text.first_adapted(list(self._scalings))
+        hidden, ends = self._frozen_prompts(first)
+        prompts = len(hidden)
+        adapters = self._adapters(factors, None, [prompts] * clients, keys, None)
+        rows = hidden.expand(clients, *hidden.shape).flatten(0, 1)
+        pooled = (tower or self._text).encode(
+            rows, adapters, first=first, pooled=ends.repeat(clients), compiled=self._compiled
+        )
+        clip = self._model.clip
+        features = clip.text_projection(clip.text_model.final_layer_norm(pooled))
+        features = F.normalize(at_least_fp32(features), dim=-1)
+        classes = len(self._model.class_names)
+        return ensemble(features, clients * classes).unflatten(0, (clients, -1))
+
+    @torch.no_grad()
+    def _frozen_prompts(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the frozen layers make of the prompts, computed once, and where each one ends."""
+        if self._prompts is None:
+            ids, ends = self._model.text_head.prompt_ids()
+            embedded = self._model.clip.text_model.embeddings(input_ids=ids.to(self.device))
+            self._prompts = self._text.prefix(embedded, first), ends.to(self.device)
+        return self._prompts
+
+
+class MergedClassifier:
+    """Images to logits with an adapter added to the weights: one matrix product a layer."""
+
+    def __init__(self, stacked: StackedClients, state: State) -> None:
+        """Takes the trained tensors with a leading axis of one."""
+        factors = stacked._factors(state, None)
+        self._model = stacked._model
+        self._stacked = stacked
+        self._vision = stacked._vision.merged(factors)
+        self._head = state.get("head.weight"), state.get("head.bias")
+        if self._model.head == "linear":
+            self._texts = None
+        elif stacked._text_is_trained:
+            text = stacked._text.merged(factors)
+            self._texts = stacked._text_features({}, 1, (), text)[0]
+        else:
+            self._texts = self._model.text_features()
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits `[batch, classes]` of pixels, or of what `StackedClients.frozen` made of them."""
+        embedded = self._embed(inputs)
+        if self._texts is None:
+            weight, bias = self._head
+            assert weight is not None
+            assert bias is not None
+            return F.linear(embedded, weight[0], bias[0])
+        return self._model.clip.logit_scale.exp() * F.normalize(embedded, dim=-1) @ self._texts.T
+
+    def eval(self) -> None:
+        """Nothing to do: there is no dropout."""
+
+    def _embed(self, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.dim() == 4:
+            inputs = self._stacked.frozen(inputs)
+        inputs = inputs.to(self._model.dtype)
+        if inputs.dim() == 2:
+            return inputs
+        pooled = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
+        first = self._stacked.frozen_layers
+        hidden = self._vision.encode(inputs, Adapters({}, None), first=first, pooled=pooled)
+        return self._stacked._image_embeddings(hidden)
+
+
+def _by_client(
+    rows: torch.Tensor, matrices: torch.Tensor, counts: Sequence[int] | None
+) -> torch.Tensor:
+    """Each client's rows `[rows, dim]` times its matrix `[classes, dim]`, transposed."""
+    if counts is None or len(set(counts)) == 1:
+        stacked = rows.unflatten(0, (len(matrices), -1))
+        return (stacked @ matrices.transpose(1, 2)).flatten(0, 1)
+    parts = zip(rows.split(list(counts)), matrices, strict=True)
+    return torch.cat([mine @ matrix.T for mine, matrix in parts])
+
+
+def _repeated(vectors: torch.Tensor, counts: Sequence[int] | None, rows: int) -> torch.Tensor:
+    """Each client's vector `[clients, classes]` for every row of its own: `[rows, classes]`."""
+    repeats = counts or [rows // len(vectors)] * len(vectors)
+    return vectors.repeat_interleave(torch.tensor(repeats, device=vectors.device), dim=0)

@@ -131,11 +131,10 @@ class TextHead:
             self._cache[slot] = known
         return known.features
 
-    def stacked_features(self, clip: CLIPModel, clients: int) -> torch.Tensor:
-        """Features `[clients, classes, dim]`, every prompt once per client, one after another."""
-        features = encode_texts(clip, self._tokens, self._rows * clients)
-        whole = ensemble(features, clients * len(self.class_names))
-        return whole.unflatten(0, (clients, -1))
+    def prompt_ids(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids of all prompts `[prompts, tokens]`, class by class, and where each one ends."""
+        ends = [row.index(self._tokens.end) for row in self._rows]
+        return self._tokens.pad(self._rows), torch.tensor(ends)
 
     def _compute(self, clip: CLIPModel) -> torch.Tensor:
         return ensemble(encode_texts(clip, self._tokens, self._rows), len(self.class_names))

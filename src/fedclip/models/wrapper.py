@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ from fedclip.models.lora import (
     add_lora,
     base_parameters,
     lora_parameters,
+    scaled_for_rank,
     tower_of,
 )
 from fedclip.models.state import checked_state
@@ -87,11 +88,15 @@ class CLIPLoRAWrapper(nn.Module):
         return self._mean.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Format of the weights."""
+        return self._mean.dtype
+
+    @property
     def clip(self) -> CLIPModel:
         """The CLIP underneath, with the adapter's layers in place."""
-        network = self.network
-        found = network.get_base_model() if isinstance(network, PeftModel) else network
-        return cast(CLIPModel, found)
+        found: Any = self.network
+        return cast(CLIPModel, found if self.lora is None else found.get_base_model())
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -104,23 +109,14 @@ class CLIPLoRAWrapper(nn.Module):
         return self.text_head.templates
 
     def is_lora_enabled(self) -> bool:
-        """Whether an adapter is trained; False means full fine-tuning."""
+        """Whether an adapter is trained, and not the whole model."""
         return self.lora is not None
 
     def get_lora_info(self) -> dict[str, Any]:
         """Say what the adapter is; `trainable_parameters` counts LoRA alone."""
         count = sum(p.numel() for p in lora_parameters(self.network).values())
-        if self.lora is None:
-            return {"enabled": False, "trainable_parameters": count}
-        targets = {tower: list(names) for tower, names in self.lora.target_modules.items() if names}
-        return {
-            "enabled": True,
-            "r": self.lora.r,
-            "lora_alpha": self.lora.lora_alpha,
-            "lora_dropout": self.lora.lora_dropout,
-            "target_modules": targets,
-            "trainable_parameters": count,
-        }
+        facts = self.lora.facts() if self.lora else {"enabled": False}
+        return {**facts, "trainable_parameters": count}
 
     def get_model_summary(self) -> dict[str, Any]:
         """Count parameters: the base, all (base, LoRA and head), and those that train."""
@@ -166,6 +162,10 @@ class CLIPLoRAWrapper(nn.Module):
         for module in self.network.modules():
             if isinstance(module, KeyedDropout):
                 module.key = key
+
+    def scaled_for_rank(self, rank: int) -> AbstractContextManager[None]:
+        """Inside, updates are scaled as those of an adapter of that rank."""
+        return scaled_for_rank(self.network, rank)
 
     # --- what it computes ---
 
@@ -245,11 +245,12 @@ class CLIPLoRAWrapper(nn.Module):
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Projected image embeddings `[batch, dim]`, fp32, not normalised."""
-        pixels = pixels.to(self.device)
-        if not pixels.is_floating_point():
-            pixels = (pixels.float() * self._pixels.scale - self._mean) / self._std
-        pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
+        pooled = self.clip.vision_model(pixel_values=self.normalised(pixels)).pooler_output
         return at_least_fp32(self.clip.visual_projection(pooled))
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the vision tower takes, of uint8 pixels; floats pass as they are."""
+        return self._pixels.normalised(pixels.to(self.device), self._mean, self._std)
 
     def _settle_head(self) -> None:
         """Choose the classifier by what is known, and with it what trains."""
@@ -295,5 +296,5 @@ class CLIPLoRAWrapper(nn.Module):
             self._write(trained)
 
     def full_precision(self) -> torch.autocast:
-        """Inside, mixed precision is off: logits are computed in the features' own format."""
+        """Inside, mixed precision is off."""
         return torch.autocast(self.device.type, enabled=False)

@@ -1,0 +1,146 @@
+"""Which engine carries a run out, with how many clients at once, and on which inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fedclip.config import Config, EngineConfig
+from fedclip.data.cache import cache_folder
+from fedclip.engines.batched import BatchedEngine
+from fedclip.engines.memory import choose_group_size, memory_budget
+from fedclip.engines.sequential import SequentialEngine
+from fedclip.errors import UsageError
+from fedclip.federated.client import LocalSettings
+from fedclip.federated.server import Engine
+from fedclip.models.inputs import FrozenInputs, frozen_numbers
+from fedclip.parts import Parts
+from fedclip.reports.progress import Listener
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def settle_engine(parts: Parts, listener: Listener) -> Parts:
+    """The parts with what `auto` and empty keys of the engine stand for, and its inputs."""
+    engine = parts.config.engine
+    unstackable = {
+        "full fine-tuning": not parts.model.is_lora_enabled(),
+        "fp16, whose loss scale is each client's own,": parts.precision == "fp16",
+    }
+    for what, present in unstackable.items():
+        if present and engine.name == "batched":
+            listener.message(f"{what} is not stacked: it runs on the sequential engine")
+            engine = engine.model_copy(update={"name": "sequential"})
+    if engine.name == "batched":
+        engine = engine.model_copy(
+            update={
+                "group_size": engine.group_size or _group_size(parts, engine),
+                "prefix_cache": _prefix_cache(parts, engine, listener),
+            }
+        )
+    parts = replace(parts, config=parts.config.model_copy(update={"engine": engine}))
+    if engine.name == "batched" and engine.prefix_cache != "off":
+        assert parts.stacked is not None
+        inputs = FrozenInputs(
+            parts.stacked.frozen,
+            parts.data.pixels,
+            device=parts.device,
+            dtype=_DTYPES[engine.prefix_dtype],
+            folder=cache_folder() if engine.prefix_cache == "disk" else None,
+        )
+        parts = replace(parts, images=inputs)
+    return parts
+
+
+def _group_size(parts: Parts, engine: EngineConfig) -> int:
+    assert parts.stacked is not None
+    return choose_group_size(
+        parts.stacked,
+        parts.model.get_parameters(),
+        image_size=parts.model.image_size,
+        batch_size=parts.config.data.batch_size,
+        clients=parts.clients_per_round,
+        memory_gb=engine.memory_gb,
+        device=parts.device,
+    )
+
+
+def _prefix_cache(parts: Parts, engine: EngineConfig, listener: Listener) -> str:
+    """Where the frozen layers' output is kept; `off` where there is none, or it always differs."""
+    stacked = parts.stacked
+    assert stacked is not None
+    if stacked.frozen_layers == 0 or parts.config.data.augment != "none":
+        return "off"
+    if engine.prefix_cache != "auto":
+        return engine.prefix_cache
+    numbers = frozen_numbers(stacked.frozen, parts.model.image_size, parts.device)
+    needed = numbers * _DTYPES[engine.prefix_dtype].itemsize * len(parts.data.pixels)
+    if needed <= memory_budget(engine.memory_gb, parts.device):
+        return "memory"
+    listener.message(
+        f"the frozen layers' output would take {needed / 1e9:.1f} GB and is computed again each "
+        "time; engine.prefix_cache: disk keeps it in a file, engine.prefix_dtype: fp16 halves it"
+    )
+    return "off"
+
+
+def local_settings(config: Config, precision: str) -> LocalSettings:
+    """How the configuration asks every client to train."""
+    return LocalSettings(
+        local_epochs=config.client.local_epochs,
+        batch_size=config.data.batch_size,
+        accumulation_steps=config.data.accumulation_steps,
+        optimizer=config.optimizer.name,
+        learning_rate=config.client.learning_rate,
+        weight_decay=config.optimizer.weight_decay,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        schedule=config.optimizer.schedule,
+        proximal_mu=config.client.proximal_mu,
+        precision=precision,
+        augment=config.data.augment,
+    )
+
+
+def create_engine(parts: Parts) -> Engine:
+    """The engine that the configuration names."""
+    name = parts.config.engine.name
+    if name not in ENGINES:
+        raise UsageError(
+            f"engine.name: unknown engine {name!r}; known: {', '.join(sorted(ENGINES))}"
+        )
+    return ENGINES[name](parts)
+
+
+def _sequential(parts: Parts) -> Engine:
+    return SequentialEngine(parts.model, **_common(parts))
+
+
+def _batched(parts: Parts) -> Engine:
+    engine = parts.config.engine
+    assert parts.stacked is not None
+    assert engine.group_size is not None  # settle_engine has chosen it
+    return BatchedEngine(
+        parts.stacked,
+        images=parts.images,
+        group_size=engine.group_size,
+        lora_alpha=parts.config.model.lora.lora_alpha,
+        padded=engine.compile or parts.device.type != "cpu",
+        **_common(parts),
+    )
+
+
+def _common(parts: Parts) -> dict[str, Any]:
+    return {
+        "pixels": parts.data.pixels,
+        "labels": parts.data.labels,
+        "clients": {c.client_id: c.train for c in parts.data.clients},
+        "settings": local_settings(parts.config, parts.precision),
+        "seed": parts.config.seed,
+        "device": parts.device,
+    }
+
+
+ENGINES: Mapping[str, Callable[[Parts], Engine]] = {"batched": _batched, "sequential": _sequential}

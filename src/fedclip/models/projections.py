@@ -1,0 +1,191 @@
+"""Linear layers with a shared frozen weight and one low-rank update per client.
+
+The rows of all clients lie one after another. The shared weight is one matrix product for all of
+them; each client's update `s B_k A_k x` is added in place by small products. One function treats
+all projections of one input (a layer's queries, keys and values), so that the input is kept once
+and its gradient is summed without copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+QUICK_GELU = 1.702
+
+
+class Factors(NamedTuple):
+    """One adapted layer: A `[clients, r, in]` and B `[clients, out, r]`, B times its scaling."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+
+
+class Shared(NamedTuple):
+    """A frozen linear layer: weight `[out, in]` and bias `[out]`, which may be missing."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+def project(
+    x: torch.Tensor,
+    shared: Sequence[Shared],
+    factors: Sequence[Factors | None],
+    counts: Sequence[int] | None,
+    masks: Sequence[torch.Tensor | None] = (),
+    keep_scale: float = 1.0,
+) -> tuple[torch.Tensor, ...]:
+    """Outputs `[rows, ..., out]` of several layers that read the same `x` `[rows, ..., in]`.
+
+    `counts` says how many of the rows are each client's, in order; None means equally many.
+    `masks` are True where dropout keeps `x`, in its shape; they concern the input of the update
+    alone, of which what is kept is multiplied with `keep_scale`.
+    """
+    inner = x.shape[1:-1].numel()
+    sizes = None if counts is None or _equal(counts) else [count * inner for count in counts]
+    flat = x.reshape(-1, x.shape[-1])
+    present = [pair is not None for pair in factors]
+    tensors = [t for pair in factors if pair is not None for t in pair]
+    kept = [None if m is None else m.reshape(flat.shape) for m in masks or [None] * len(shared)]
+    outputs = _Project.apply(flat, sizes, list(shared), present, kept, keep_scale, *tensors)
+    return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in outputs)
+
+
+class _Project(torch.autograd.Function):
+    """The forward and backward passes written out, on flat rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        sizes: list[int] | None,
+        shared: list[Shared],
+        present: list[bool],
+        masks: list[torch.Tensor | None],
+        scale: float,
+        *tensors: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        pairs = _pairs(present, tensors)
+        outputs, inner = [], []
+        for layer, pair, mask in zip(shared, pairs, masks, strict=True):
+            weight = layer.weight.t()
+            y = x @ weight if layer.bias is None else torch.addmm(layer.bias, x, weight)
+            if pair is not None:
+                dropped = x if mask is None else (x * mask).mul_(scale)
+                h = _rows_times(dropped, pair.down.transpose(1, 2), sizes)  # [rows, r]
+                _add_rows_times(y, h, pair.up.transpose(1, 2), sizes)
+                inner.append(h)
+            outputs.append(y)
+        ctx.sizes, ctx.shared, ctx.present, ctx.scale = sizes, shared, present, scale
+        ctx.masked = [mask is not None for mask in masks]
+        kept = [mask for mask in masks if mask is not None]
+        ctx.save_for_backward(x if any(present) else x.new_empty(0), *kept, *inner, *tensors)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        x, *rest = ctx.saved_tensors
+        count = sum(ctx.present)
+        kept, rest = rest[: sum(ctx.masked)], rest[sum(ctx.masked) :]
+        inner, pairs = iter(rest[:count]), _pairs(ctx.present, rest[count:])
+        kept_masks = iter(kept)
+        masks = [next(kept_masks) if masked else None for masked in ctx.masked]
+        wants_x = ctx.needs_input_grad[0]
+        x_grad: torch.Tensor | None = None
+        factor_grads: list[torch.Tensor] = []
+        for g, layer, pair, mask in zip(grads, ctx.shared, pairs, masks, strict=True):
+            g = g.contiguous()
+            if wants_x:
+                x_grad = g @ layer.weight if x_grad is None else x_grad.addmm_(g, layer.weight)
+            if pair is None:
+                continue
+            dropped = x if mask is None else (x * mask).mul_(ctx.scale)
+            h_grad = _rows_times(g, pair.up, ctx.sizes)  # [rows, r]
+            clients = len(pair.up)
+            factor_grads.append(_outer(h_grad, dropped, clients, ctx.sizes))
+            factor_grads.append(_outer(g, next(inner), clients, ctx.sizes))
+            if x_grad is not None and mask is None:
+                _add_rows_times(x_grad, h_grad, pair.down, ctx.sizes)
+            elif x_grad is not None and mask is not None:
+                back = _rows_times(h_grad, pair.down, ctx.sizes).mul_(mask)
+                x_grad.add_(back, alpha=ctx.scale)
+        return x_grad, None, None, None, None, None, *factor_grads
+
+
+def _pairs(present: Sequence[bool], tensors: Sequence[torch.Tensor]) -> list[Factors | None]:
+    found = iter(tensors)
+    return [Factors(next(found), next(found)) if there else None for there in present]
+
+
+def _equal(counts: Sequence[int]) -> bool:
+    return all(count == counts[0] for count in counts)
+
+
+def _rows_times(x: torch.Tensor, matrices: torch.Tensor, sizes: list[int] | None) -> torch.Tensor:
+    """Each client's rows of x `[rows, a]` times its matrix `[a, b]`: `[rows, b]`."""
+    if sizes is None:
+        return torch.bmm(x.view(len(matrices), -1, x.shape[-1]), matrices).flatten(0, 1)
+    y = x.new_empty(len(x), matrices.shape[-1])
+    for mine, out, matrix in zip(x.split(sizes), y.split(sizes), matrices, strict=True):
+        torch.mm(mine, matrix, out=out)
+    return y
+
+
+def _add_rows_times(
+    y: torch.Tensor, x: torch.Tensor, matrices: torch.Tensor, sizes: list[int] | None
+) -> None:
+    """Adds each client's rows of x `[rows, a]` times its matrix `[a, b]` to y `[rows, b]`."""
+    if sizes is None:
+        clients = len(matrices)
+        stacked = x.view(clients, -1, x.shape[-1])
+        y.view(clients, -1, y.shape[-1]).baddbmm_(stacked, matrices)
+        return
+    for mine, out, matrix in zip(x.split(sizes), y.split(sizes), matrices, strict=True):
+        out.addmm_(mine, matrix)
+
+
+def _outer(g: torch.Tensor, x: torch.Tensor, clients: int, sizes: list[int] | None) -> torch.Tensor:
+    """Each client's `g^T x` over its rows: `[clients, a, b]` of g `[rows, a]` and x `[rows, b]`."""
+    if sizes is None:
+        stacked = g.view(clients, -1, g.shape[-1]).transpose(1, 2)
+        return torch.bmm(stacked, x.view(clients, -1, x.shape[-1]))
+    rows = zip(g.split(sizes), x.split(sizes), strict=True)
+    return torch.stack([mine.t() @ theirs for mine, theirs in rows])
+
+
+def mlp(x: torch.Tensor, wide: Shared, narrow: Shared) -> torch.Tensor:
+    """CLIP's feed-forward block `[..., width]`: frozen layers around `z * sigmoid(1.702 z)`."""
+    y = _Mlp.apply(x.reshape(-1, x.shape[-1]), wide, narrow)
+    return y.view(x.shape)
+
+
+class _Mlp(torch.autograd.Function):
+    """With u = 1.702 z the activation is silu(u) / 1.702, and both factors ride on the products.
+
+    Only u is kept for the backward pass, in which the factors cancel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, wide: Shared, narrow: Shared) -> torch.Tensor:
+        u = _affine(x, wide, QUICK_GELU, bias_factor=QUICK_GELU)
+        ctx.wide, ctx.narrow = wide, narrow
+        ctx.save_for_backward(u)
+        return _affine(F.silu(u), narrow, 1 / QUICK_GELU, bias_factor=1.0)
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        (u,) = ctx.saved_tensors
+        inner = torch.ops.aten.silu_backward(g @ ctx.narrow.weight, u)
+        return inner @ ctx.wide.weight, None, None
+
+
+def _affine(x: torch.Tensor, layer: Shared, factor: float, bias_factor: float) -> torch.Tensor:
+    """`factor x W^T + bias_factor b`, in one product."""
+    bias = layer.bias if layer.bias is not None else x.new_zeros(len(layer.weight))
+    return torch.addmm(bias, x, layer.weight.t(), beta=bias_factor, alpha=factor)

@@ -1,0 +1,119 @@
+"""What the tests of the engines share: a small federation, trained by either engine."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fedclip.engines.batched import BatchedEngine
+from fedclip.engines.sequential import SequentialEngine
+from fedclip.federated.server import run_rounds
+from fedclip.federated.strategies import FedAvg
+from fedclip.models.base import base_folder
+from fedclip.models.clip import create_clip_model
+from fedclip.models.inputs import FrozenInputs, PixelInputs
+from fedclip.models.stacked import StackedClients
+
+CPU = torch.device("cpu")
+VISION = {"vision_encoder": ["q_proj", "v_proj", "fc1"]}
+BOTH = VISION | {"text_encoder": ["k_proj", "out_proj"]}
+SIZES = {"a": 23, "b": 40, "c": 9, "d": 40, "e": 1}
+
+
+def build(
+    head="text",
+    targets=VISION,
+    dropout=0.0,
+    dtype=torch.float32,
+    last=None,
+    name="random:tiny",
+    checkpointing=False,
+):
+    config = {
+        "model_name": name,
+        "head": head,
+        "gradient_checkpointing": checkpointing,
+        "lora": {
+            "r": 3,
+            "lora_alpha": 6,
+            "lora_dropout": dropout,
+            "target_modules": targets,
+            "last_layers": last,
+        },
+    }
+    names = ["zero", "one", "two", "three"]
+    return create_clip_model(config, class_names=names, templates=["{}", "the digit {}"]).to(dtype)
+
+
+def base_with_quick_gelu(folder):
+    """A copy of the embedded model's configuration with the activation of OpenAI's CLIPs."""
+    shutil.copytree(base_folder("tiny"), folder / "base")
+    path = folder / "base" / "config.json"
+    path.write_text(path.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "quick_gelu"'))
+    return folder / "base"
+
+
+def data(sizes):
+    rng = np.random.default_rng(0)
+    total = sum(sizes.values())
+    pixels = rng.integers(0, 255, (total, 3, 32, 32), dtype=np.uint8)
+    labels = rng.integers(0, 4, total)
+    ends = np.cumsum(list(sizes.values()))
+    clients = {c: np.arange(e - n, e) for (c, n), e in zip(sizes.items(), ends, strict=True)}
+    return pixels, labels, clients
+
+
+def create(kind, model, settings, *, sizes=SIZES, group_size=5, padded=False, cached=False):
+    pixels, labels, clients = data(sizes)
+    common = (pixels, labels, clients, settings)
+    if kind == "sequential":
+        return SequentialEngine(model, *common, seed=1, device=CPU)
+    stacked = StackedClients(model)
+    images = PixelInputs(pixels, CPU)
+    if cached:
+        images = FrozenInputs(stacked.frozen, pixels, device=CPU, dtype=model.dtype)
+    return BatchedEngine(
+        stacked,
+        *common,
+        images=images,
+        group_size=group_size,
+        seed=1,
+        device=CPU,
+        lora_alpha=6,
+        padded=padded,
+    )
+
+
+def rounds(
+    kind,
+    settings,
+    *,
+    count=1,
+    group_size=5,
+    sizes=SIZES,
+    padded=False,
+    cached=False,
+    ranks=None,
+    **options,
+):
+    model = build(**options)
+    engine = create(
+        kind, model, settings, sizes=sizes, group_size=group_size, padded=padded, cached=cached
+    )
+    if ranks:
+        train = engine.train
+        engine.train = lambda request: train(replace(request, ranks=ranks))
+    state = {name: p.detach().clone() for name, p in model.trainable().items()}
+    loop = run_rounds(
+        state, engine, FedAvg(), clients=sizes, rounds=count, clients_per_round=len(sizes), seed=1
+    )
+    return list(loop)[-1]
+
+
+def difference(one, other):
+    """Largest relative Frobenius difference of any tensor that training moved."""
+    return max(
+        ((one.state[n] - other.state[n]).norm() / other.state[n].norm().clamp(min=1e-30)).item()
+        for n in one.state
+    )
