@@ -1,0 +1,63 @@
+"""The job on fedclip's batched engine, through its Python API.
+
+    python fedclip_batched.py <workload folder> <output json> [--compile]
+
+One process; torch uses as many threads as there are cores, its default. With `--compile` the
+encoder layers are compiled first, as by `engine.compile: true`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from peer_task import write_outcome
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.peer_jobs.workload import open_for_fedclip
+from fedclip.engines.batched import BatchedEngine
+from fedclip.federated.server import run_rounds
+from fedclip.federated.strategies import FedAvg
+from fedclip.models.inputs import PixelInputs
+from fedclip.models.stacked import StackedClients
+
+CPU = torch.device("cpu")
+
+
+def main(folder: Path, output: Path, *, compiled: bool) -> None:
+    """Run all rounds, all clients of a round in one pass."""
+    job = open_for_fedclip(folder)
+    engine = BatchedEngine(
+        StackedClients(job.model, compiled=compiled),
+        job.pixels,
+        job.labels,
+        job.clients,
+        job.settings,
+        images=PixelInputs(job.pixels, CPU),
+        group_size=len(job.clients),
+        seed=job.seed,
+        device=CPU,
+        padded=compiled,
+    )
+    round_seconds = []
+    started = time.perf_counter()
+    for result in run_rounds(
+        job.model.get_parameters(),
+        engine,
+        FedAvg(),
+        clients={client_id: len(indices) for client_id, indices in job.clients.items()},
+        rounds=job.rounds,
+        clients_per_round=len(job.clients),
+        seed=job.seed,
+    ):
+        now = time.perf_counter()
+        round_seconds.append(now - started)
+        started, state = now, result.state
+    write_outcome(output, round_seconds, state)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), compiled="--compile" in sys.argv)
