@@ -2,8 +2,8 @@
 
 Every program gets the same model, images, batches, optimizer and starting adapter, and ends with
 the same adapter (checked). The model is the vision tower of 4 layers and width 128 on 32 x 32
-pixels, with random weights and fixed text features. One program runs at a time, all in turn, several
-times over; figures are medians.
+pixels, with CLIP's own activation, random weights and fixed text features. One program runs at a
+time, all in turn, several times over; figures are medians.
 
     python -m benchmarks.peer_jobs.environments    once: an environment for each peer
     python benchmarks/peers.py                     about 15 minutes on 2 cores
@@ -55,6 +55,7 @@ class Arm:
 def main(
     repeats: Annotated[int, typer.Option(help="Runs of each program.")] = 3,
     without: Annotated[list[str] | None, typer.Option(help="Programs to leave out.")] = None,
+    nvflare_repeats: Annotated[int, typer.Option(help="Runs of NVFlare, minutes each.")] = 1,
 ) -> None:
     """Runs all programs in turn, prints the table and writes the result file."""
     found = {}
@@ -62,8 +63,10 @@ def main(
         workload = PEERS_FOLDER / f"workload-{shape}"
         write_workload(workload, **size, rounds=ROUNDS, seed=0)
         arms = [arm for arm in _arms() if arm.name not in (without or ())]
-        for _ in range(repeats):
+        for turn in range(repeats):
             for arm in arms:
+                if arm.name == "nvflare" and turn >= nvflare_repeats:
+                    continue
                 _measure(arm, workload)
                 Console(stderr=True).print(
                     f"{shape:<6} {arm.name:<17} round {arm.rounds[-1]:.3f} s  "
@@ -85,10 +88,16 @@ def main(
 def _arms() -> list[Arm]:
     """Every peer's program after fedclip's own."""
     own = [sys.executable, str(Path(__file__).parent / "peer_jobs" / "fedclip_batched.py")]
-    peers = [Arm(peer, [str(python_of(peer)), str(script)]) for peer, script in SCRIPTS.items()]
-    serial = [arm for arm in peers if arm.name == SERIAL]
-    rest = [arm for arm in peers if arm.name != SERIAL]
-    return [*serial, Arm(FEDCLIP, own), Arm(COMPILED, [*own, "--compile"]), *rest]
+    peers = {name: [str(python_of(name)), str(script)] for name, script in SCRIPTS.items()}
+    return [
+        Arm(SERIAL, peers[SERIAL]),
+        Arm(FEDCLIP, own),
+        Arm(COMPILED, [*own, "--compile"]),
+        Arm("flower", peers["flower"]),
+        Arm("flower cached", [*peers["flower"], "--cached"]),
+        Arm("pfl", peers["pfl"]),
+        Arm("nvflare", peers["nvflare"]),
+    ]
 
 
 def _measure(arm: Arm, workload: Path) -> None:
@@ -142,10 +151,13 @@ def _figures(found: dict[str, dict[str, Arm]]) -> dict[str, float]:
 
     def ratio(shape: str, ours: str, theirs: str, what: str = "rounds") -> float:
         own, peer = (getattr(found[shape][name], what) for name in (ours, theirs))
-        return statistics.median(b / a for a, b in zip(own, peer, strict=True))
+        return statistics.median(b / a for a, b in zip(own, peer, strict=False))
 
-    figures = {
+    return {
         "round_vs_flower": ratio("large", COMPILED, "flower"),
+        "round_vs_flower_cached": ratio("large", COMPILED, "flower cached"),
+        "round_vs_flower_cached_eager": ratio("large", FEDCLIP, "flower cached"),
+        "job_vs_flower_cached": ratio("large", FEDCLIP, "flower cached", "jobs"),
         "round_vs_flower_eager": ratio("large", FEDCLIP, "flower"),
         "round_vs_serial_peft": ratio("large", FEDCLIP, SERIAL),
         "small_batches_vs_serial_peft": ratio("small", FEDCLIP, SERIAL),
@@ -160,7 +172,6 @@ def _figures(found: dict[str, dict[str, Arm]]) -> dict[str, float]:
         "round_vs_serial_peft_compiled": ratio("large", COMPILED, SERIAL),
         "small_batches_vs_serial_peft_compiled": ratio("small", COMPILED, SERIAL),
     }
-    return figures
 
 
 def _print(found: dict[str, dict[str, Arm]]) -> None:

@@ -1,7 +1,9 @@
 """The ClientApp of the Flower peer: an importable module, as in the apps that `flwr new` makes.
 
-Flower hands the app to its Ray actors by reference to this module, so what is cached here stays
-in an actor's process between messages: model and data are loaded once per actor, not per message.
+As in the apps that Flower's templates make, each message builds the model and loads what the server
+sent into it. Flower hands the app to its Ray actors by reference to this module, so what is cached
+here stays in an actor's process between messages: the data always, and the model too where the
+server's configuration says `cached`, which a user who knows the actors would do.
 """
 
 from __future__ import annotations
@@ -18,18 +20,25 @@ app = ClientApp()
 
 
 @lru_cache(maxsize=1)
-def load(folder: str) -> tuple[Job, ClipClassifier]:
-    """Data and model of this process."""
+def load(folder: str) -> Job:
+    """Data of this process."""
     torch.set_num_threads(1)  # an actor has one CPU
-    job = load_job(Path(folder))
-    return job, ClipClassifier(job)
+    return load_job(Path(folder))
+
+
+@lru_cache(maxsize=1)
+def kept_model(folder: str) -> ClipClassifier:
+    """The one model of this process."""
+    return ClipClassifier(load(folder))
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Start from the server's adapter, train it, and send it back."""
     config = message.content["config"]
-    job, model = load(str(config["workload"]))
+    folder = str(config["workload"])
+    job = load(folder)
+    model = kept_model(folder) if config["cached"] else ClipClassifier(job)
     model.load_adapter(message.content["arrays"].to_torch_state_dict())
     train_client(model, job, int(config["server-round"]), int(context.node_config["partition-id"]))
     content = {

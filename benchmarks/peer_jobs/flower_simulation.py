@@ -1,6 +1,8 @@
 """The job in Flower's simulation: ClientApp, ServerApp, and Flower's own FedAvg, on Ray.
 
-    python flower_simulation.py <workload folder> <output json>
+    python flower_simulation.py <workload folder> <output json> [--cached]
+
+With `--cached` an actor keeps its model between messages; Flower's examples build one for each.
 
 Two Ray actors with one CPU and one torch thread each: on two cores this is faster than one actor
 with two threads, and one CPU per client is Flower's own default.
@@ -64,7 +66,7 @@ class TimedFedAvg(FedAvg):
         return aggregated
 
 
-def main(folder: Path, output: Path) -> None:
+def main(folder: Path, output: Path, *, cached: bool) -> None:
     """Run the simulation; the ServerApp writes the outcome."""
     job = load_job(folder)
     server_app = ServerApp()
@@ -76,7 +78,7 @@ def main(folder: Path, output: Path) -> None:
             grid,
             initial_arrays=ArrayRecord(ClipClassifier(job).adapter()),
             num_rounds=job.rounds,
-            train_config=ConfigRecord({"workload": str(folder.resolve())}),
+            train_config=ConfigRecord({"workload": str(folder.resolve()), "cached": cached}),
         )
         adapter = result.arrays.to_torch_state_dict()
         write_outcome(output, strategy.round_seconds, adapter, ("flwr", "ray"))
@@ -93,4 +95,4 @@ def main(folder: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), cached="--cached" in sys.argv)

@@ -110,10 +110,11 @@ def open_for_fedclip(folder: Path) -> FedclipJob:
 
 
 def _write_model(folder: Path, seed: int) -> None:
-    """The embedded model's architecture with random weights and a projection of its own."""
+    """The embedded model's sizes, the activation of OpenAI's CLIPs, and random weights."""
     tiny = base_folder("tiny")
     config = CLIPConfig.from_pretrained(tiny)
     config.projection_dim = PROJECTION
+    config.vision_config.hidden_act = config.text_config.hidden_act = "quick_gelu"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_for(seed, "model"))
         model = CLIPModel(config)
