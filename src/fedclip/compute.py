@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from fedclip.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def resolve_device(name: str) -> torch.device:
@@ -58,6 +61,19 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in fp32 where it came in a shorter format: losses are summed in full precision."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def return_freed_memory() -> None:
+    """Lets freed tensors of a megabyte and more go back to the system at once, from now on.
+
+    glibc otherwise raises its limit with each large block that is freed and then keeps such blocks
+    on a heap that fragments: half a gigabyte in training ViT-B/32. Elsewhere nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def float64_home(device: torch.device) -> torch.device:

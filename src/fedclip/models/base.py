@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 from transformers.utils import logging as library_logging
 
+from fedclip.compute import return_freed_memory
 from fedclip.errors import UsageError
 from fedclip.models.architectures import OPENAI_CLIP, openai_config
 from fedclip.models.pixels import Pixels
@@ -68,6 +69,7 @@ def load_pixels(model_name: str) -> Pixels:
 
 def enable_checkpointing(model: CLIPModel) -> None:
     """Recompute activations in the backward pass; works where the embeddings are frozen."""
+    return_freed_memory()  # who asks for this wants the memory back
     # transformers renamed it within version 5 and warns under the old name.
     name = "activation_checkpointing_enable"
     enable = getattr(model, name, None) or model.gradient_checkpointing_enable
