@@ -34,7 +34,7 @@ PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))
 TWINS = [page for page in PAGES if page.name.endswith(".zh-CN.md")]
 CLIP = "openai/clip-vit-base-patch32"
 # Programs that a page may call besides fedclip; they are not carried out.
-OTHERS = {"apt-get", "cd", "hf", "ls", "make", "pip", "python", "source"}
+OTHERS = {"apt-get", "cd", "hf", "ls", "make", "pip", "python", "source", "torchrun"}
 SMALL = [
     "federation.rounds=1",
     "client.local_epochs=1",

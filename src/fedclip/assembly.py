@@ -10,6 +10,7 @@ from fedclip.compute import product_dtype, resolve_device, resolve_precision
 from fedclip.config import Config
 from fedclip.data.federation import FederatedData, load_federated
 from fedclip.engine_choice import settle_engine
+from fedclip.engines.processes import Processes
 from fedclip.errors import UsageError
 from fedclip.evaluation.accuracy import Classifier, Images
 from fedclip.evaluation.federated import evaluate_federation
@@ -23,8 +24,11 @@ from fedclip.runs import PARTITION, RunFolder
 from fedclip.seeding import seed_for
 
 
-def assemble(config: Config, listener: Listener) -> Parts:
-    """Loads the base model and the data set, and builds the model that both call for."""
+def assemble(config: Config, listener: Listener, processes: Processes | None = None) -> Parts:
+    """Loads the base model and the data set, and builds the model that both call for.
+
+    Of several `processes`, all assemble the same parts.
+    """
     device = resolve_device(config.device)
     listener.message(f"loading {config.model.model_name} and {config.data.name}")
     pixels = load_pixels(config.model.model_name)
@@ -45,7 +49,9 @@ def assemble(config: Config, listener: Listener) -> Parts:
     model.to(device)
     precision = resolve_precision(config.precision, device)
     inputs = PixelInputs(data.pixels, device)
-    parts = Parts(config, model, data, device, precision, inputs)
+    parts = Parts(
+        config, model, data, device, precision, inputs, processes=processes or Processes()
+    )
     if model.is_lora_enabled():
         stacked = StackedClients(
             model, products=product_dtype(precision), compiled=config.engine.compile

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedclip.errors import FedclipError, FedclipWarning
+from fedclip.compute import torchrun_number
+from fedclip.errors import FedclipError, FedclipWarning, ProcessLost, UsageError
 
 if TYPE_CHECKING:
     from fedclip.config import Config
@@ -26,6 +27,17 @@ class Stopped(Exception):
     def __init__(self, folder: Path) -> None:
         """Name the folder."""
         self.folder = folder
+
+
+# Of several processes on one run, all meet with these, and the first one says so.
+_COMMON = (
+    UsageError,
+    ProcessLost,
+    Stopped,
+    KeyboardInterrupt,
+    click.Abort,
+    click.ClickException,
+)
 
 
 def new_run(config: Config, stem: str, output: Path | None) -> None:
@@ -48,7 +60,7 @@ def resume_run(folder: Path) -> None:
     from fedclip.reports.progress import make_progress
     from fedclip.runs import RunFolder
 
-    if RunFolder.open(folder).is_finished():
+    if RunFolder.open(folder).is_finished() and _is_first():
         _say(f"{folder} is finished; there is nothing left to do")
     try:
         _conclude(experiment.resume(folder, listener=make_progress()))
@@ -57,6 +69,8 @@ def resume_run(folder: Path) -> None:
 
 
 def _conclude(run: Run) -> None:
+    if not _is_first():
+        return
     summary = run.summary
     click.echo(
         f"accuracy {summary['accuracy']:.3f} (zero-shot {summary['zero_shot_accuracy']:.3f}) "
@@ -136,14 +150,17 @@ def exit_code_of(command: Callable[[], Any]) -> int:
 
     def show_warning(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, FedclipWarning):
-            _say(str(message), "warning: ", "yellow")
+            if _is_first():
+                _say(str(message), "warning: ", "yellow")
         else:
             usual(message, category, *place, **more)
 
     warnings.showwarning = show_warning
     try:
         code = int(command() or 0)
-        if code == 130:  # typer turns Ctrl-C outside a run into this code, without a word
+        if (
+            code == 130 and _is_first()
+        ):  # typer turns Ctrl-C outside a run into this code, without a word
             _say("stopped; nothing was written")
         return code
     except BaseException as error:
@@ -155,6 +172,8 @@ def exit_code_of(command: Callable[[], Any]) -> int:
 def _explain(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, _COMMON) and not _is_first(usage=isinstance(error, UsageError)):
+        return int(getattr(error, "exit_code", 130))
     if isinstance(error, BrokenPipeError):  # `fedclip info ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -179,6 +198,11 @@ def _explain(error: BaseException) -> int:
         "red",
     )
     return 1
+
+
+def _is_first(usage: bool = False) -> bool:
+    """Whether this is the first process of a run, or with `usage` the first on its machine."""
+    return torchrun_number("LOCAL_RANK" if usage else "RANK", 0) == 0
 
 
 def _how_to_go_on(folder: Path) -> str:

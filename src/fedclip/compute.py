@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -14,15 +15,24 @@ if TYPE_CHECKING:
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
+def torchrun_number(name: str, alone: int) -> int:
+    """A number that torchrun puts into the environment, such as RANK; `alone` without torchrun."""
+    return int(os.environ.get(name, alone)) if "WORLD_SIZE" in os.environ else alone
+
+
 def resolve_device(name: str) -> torch.device:
-    """The device that a name stands for; `auto` prefers CUDA, then Apple's GPU, then the CPU."""
+    """The device that a name stands for; `auto` prefers CUDA, then Apple's GPU, then the CPU.
+
+    Of several processes that torchrun started on a machine, each has the GPU of its number.
+    """
     import torch
 
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        other = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else other
     device = torch.device(name)
+    if device.type == "cuda" and torchrun_number("WORLD_SIZE", 1) > 1:
+        return _own_gpu(device)
     present = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
@@ -31,6 +41,21 @@ def resolve_device(name: str) -> torch.device:
     if not present.get(device.type, False):
         raise UsageError(f"device: {name!r} is not on this machine; use auto or cpu")
     return device
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    """The GPU of this process, one of several on the machine."""
+    import torch
+
+    own, present = torchrun_number("LOCAL_RANK", 0), torch.cuda.device_count()
+    if device.index not in (None, own):
+        raise UsageError(f"device: {device} is one GPU for several processes; use auto")
+    if own >= present:
+        raise UsageError(
+            f"device: process {own} of this machine has no GPU of its own; start torchrun with "
+            f"--nproc-per-node {present}, or set device: cpu"
+        )
+    return torch.device("cuda", own)
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

@@ -12,6 +12,7 @@ from fedclip.config import Config, EngineConfig
 from fedclip.data.cache import cache_folder
 from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.memory import choose_group_size, memory_budget
+from fedclip.engines.processes import ShardedEngine
 from fedclip.engines.sequential import SequentialEngine
 from fedclip.errors import UsageError
 from fedclip.federated.client import LocalSettings
@@ -20,6 +21,7 @@ from fedclip.models.inputs import FrozenInputs, frozen_numbers
 from fedclip.parts import Parts
 from fedclip.reports.progress import Listener
 
+_PREFIX_CACHES = ("off", "memory", "disk")
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -35,11 +37,13 @@ def settle_engine(parts: Parts, listener: Listener) -> Parts:
             listener.message(f"{what} is not stacked: it runs on the sequential engine")
             engine = engine.model_copy(update={"name": "sequential"})
     if engine.name == "batched":
+        cache = _PREFIX_CACHES.index(_prefix_cache(parts, engine, listener))
+        # Machines may differ: what the first process finds is what all of them do.
+        group_size, cache = parts.processes.first_numbers(
+            [engine.group_size or _group_size(parts, engine), cache]
+        )
         engine = engine.model_copy(
-            update={
-                "group_size": engine.group_size or _group_size(parts, engine),
-                "prefix_cache": _prefix_cache(parts, engine, listener),
-            }
+            update={"group_size": group_size, "prefix_cache": _PREFIX_CACHES[cache]}
         )
     parts = replace(parts, config=parts.config.model_copy(update={"engine": engine}))
     if engine.name == "batched" and engine.prefix_cache != "off":
@@ -105,13 +109,16 @@ def local_settings(config: Config, precision: str) -> LocalSettings:
 
 
 def create_engine(parts: Parts) -> Engine:
-    """The engine that the configuration names."""
+    """The engine that the configuration names, for this process's share of the clients."""
     name = parts.config.engine.name
     if name not in ENGINES:
         raise UsageError(
             f"engine.name: unknown engine {name!r}; known: {', '.join(sorted(ENGINES))}"
         )
-    return ENGINES[name](parts)
+    engine = ENGINES[name](parts)
+    if parts.processes.count == 1:
+        return engine
+    return ShardedEngine(engine, parts.processes, parts.clients)
 
 
 def _sequential(parts: Parts) -> Engine:

@@ -21,6 +21,12 @@ class TrainingFailed(FedclipError):
     exit_code = 1
 
 
+class ProcessLost(FedclipError):
+    """Another process of the same run is gone; the last good state is kept."""
+
+    exit_code = 1
+
+
 class FedclipWarning(UserWarning):
     """Advice that does not stop a run; the command line shows it as one line."""
 

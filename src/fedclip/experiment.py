@@ -7,7 +7,7 @@ the only difference is where the round loop starts.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,16 +15,19 @@ from typing import Any
 
 from fedclip.assembly import assemble, check_partition, evaluate_parts
 from fedclip.checkpoint import Checkpoint
+from fedclip.compute import resolve_device
 from fedclip.config import Config
 from fedclip.config_io import config_from_dict, dump_config, load_config
 from fedclip.data.federation import FederatedData
 from fedclip.engine_choice import create_engine
+from fedclip.engines.processes import Processes
 from fedclip.errors import UsageError
 from fedclip.federated.server import RoundResult, run_rounds
 from fedclip.federated.strategies import create_strategy
 from fedclip.models.base import EMBEDDED, RANDOM
 from fedclip.models.clip import adapter_sha256
 from fedclip.parts import Parts
+from fedclip.records import ClientReport, State
 from fedclip.reports.curves import curves_png
 from fedclip.reports.progress import Listener
 from fedclip.runs import PARTITION, SUMMARY, RunFolder, next_folder
@@ -32,7 +35,10 @@ from fedclip.runs import PARTITION, SUMMARY, RunFolder, next_folder
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder and its figures (`summary.json`)."""
+    """A finished run: its folder and its figures (`summary.json`).
+
+    Of several processes on one run only the first knows the figures.
+    """
 
     folder: Path
     summary: dict[str, Any]
@@ -59,13 +65,18 @@ def run(
     config = with_absolute_paths(_as_config(config))
     path = Path(output) if output else next_folder(name)
     RunFolder.check_free(path)  # before anything slow
-    with listener or Listener() as listener:
-        parts = assemble(config, listener)
+    with (
+        Processes.join(resolve_device(config.device)) as processes,
+        _heard(listener, processes) as listener,
+    ):
+        parts = assemble(config, listener, processes)
         if config.evaluation.keep_best and not len(parts.data.validation):
             raise UsageError(
                 "evaluation.keep_best chooses by validation accuracy, but there are no validation "
                 "examples; raise data.validation_fraction, or use more data"
             )
+        if not processes.is_first:
+            return _follow(parts, path)
         folder = RunFolder.create(path, dump_config(parts.config))
         return _execute(parts, folder, listener, started)
 
@@ -76,9 +87,20 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Run:
     if run_folder.is_finished():
         return Run(run_folder.path, run_folder.read_json(SUMMARY))
     started = time.perf_counter()
-    with listener or Listener() as listener:
-        parts = assemble(load_config(run_folder.path / "config.yaml"), listener)
+    config = load_config(run_folder.path / "config.yaml")
+    with (
+        Processes.join(resolve_device(config.device)) as processes,
+        _heard(listener, processes) as listener,
+    ):
+        parts = assemble(config, listener, processes)
+        if not processes.is_first:
+            return _follow(parts, run_folder.path)
         return _execute(parts, run_folder, listener, started)
+
+
+def _heard(listener: Listener | None, processes: Processes) -> Listener:
+    """The listener, in the first process; the others are silent."""
+    return listener if listener and processes.is_first else Listener()
 
 
 def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
@@ -109,28 +131,44 @@ def _execute(parts: Parts, folder: RunFolder, listener: Listener, started: float
         _record_partition(parts.data, folder, listener)
         checkpoint = Checkpoint.load(folder) or Checkpoint(-1, model.get_parameters())
         folder.truncate_metrics(checkpoint.finished_rounds)
+        parts.processes.first_start(checkpoint.finished_rounds, checkpoint.state)
         clock = Stopwatch(started)
         if checkpoint.finished_rounds < 0:
             _finish_round(parts, folder, checkpoint, clock, _before_training(parts), listener)
         listener.rounds(
             checkpoint.finished_rounds, config.federation.rounds, parts.clients_per_round
         )
-        rounds = run_rounds(
-            checkpoint.state,
-            create_engine(parts),
-            create_strategy(config.federation.strategy),
-            clients=parts.clients,
-            rounds=config.federation.rounds,
-            clients_per_round=parts.clients_per_round,
-            seed=config.seed,
-            finished_rounds=checkpoint.finished_rounds,
-            on_client=listener.client,
-        )
-        for result in rounds:
+        for result in _rounds(parts, checkpoint.finished_rounds, checkpoint.state, listener.client):
             model.set_parameters(result.state)
             checkpoint.state = result.state
             _finish_round(parts, folder, checkpoint, clock, _round_record(parts, result), listener)
         return _finish_run(parts, folder, checkpoint, clock)
+
+
+def _follow(parts: Parts, path: Path) -> Run:
+    """The path of every process but the first: its share of each round, and nothing written."""
+    finished, state = parts.processes.first_start(-1, parts.model.get_parameters())
+    for _ in _rounds(parts, max(0, finished), state, lambda report: None):
+        pass
+    return Run(path, {})
+
+
+def _rounds(
+    parts: Parts, finished: int, state: State, on_client: Callable[[ClientReport], None]
+) -> Iterator[RoundResult]:
+    config = parts.config
+    return run_rounds(
+        state,
+        create_engine(parts),
+        create_strategy(config.federation.strategy),
+        clients=parts.clients,
+        rounds=config.federation.rounds,
+        clients_per_round=parts.clients_per_round,
+        seed=config.seed,
+        finished_rounds=finished,
+        on_client=on_client,
+        combine=parts.processes.combine,
+    )
 
 
 class Stopwatch:

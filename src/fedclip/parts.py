@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fedclip.config import Config
 from fedclip.data.federation import FederatedData
+from fedclip.engines.processes import Processes
 from fedclip.evaluation.accuracy import Images
 from fedclip.models.clip import CLIPLoRAWrapper
 from fedclip.models.stacked import StackedClients
@@ -26,6 +27,7 @@ class Parts:
     precision: str
     images: Images
     stacked: StackedClients | None = None
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def clients(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fedclip.compute import torchrun_number
 from fedclip.engines.batched import Stacked
 
 # A backward pass holds gradients beside what the forward pass kept, and libraries their buffers.
@@ -47,8 +48,12 @@ def choose_group_size(
 
 
 def memory_budget(memory_gb: float | None, device: torch.device) -> float:
-    """Bytes that one part of a run may take: what is asked, or a quarter of the device's memory."""
-    return memory_gb * 1e9 if memory_gb is not None else DEFAULT_SHARE * _total_bytes(device)
+    """Bytes that one part of a run may take: what is asked, or a quarter of the device's memory.
+
+    Processes on one machine divide it, unless each has a GPU of its own.
+    """
+    budget = memory_gb * 1e9 if memory_gb is not None else DEFAULT_SHARE * _total_bytes(device)
+    return budget if device.type == "cuda" else budget / torchrun_number("LOCAL_WORLD_SIZE", 1)
 
 
 def _kept_bytes(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
+
+Combine = Callable[[list[torch.Tensor]], None]
+"""Sums float64 tensors, in place, over all processes that take part."""
 
 
 class RunningMean:
@@ -36,6 +39,19 @@ class RunningMean:
             for update, weight in zip(stacked, weights.tolist(), strict=True):
                 self._sums[name].add_(update.double(), alpha=weight)
         self._total += sum(weights.tolist())
+
+    def combine(self, like: Mapping[str, torch.Tensor], combine: Combine) -> None:
+        """Takes in what the other processes have added, in an order that all of them share.
+
+        `like` has the names, shapes and dtypes of an update: a process without clients adds zeros.
+        """
+        for name, tensor in like.items():
+            if name not in self._sums:
+                self._sums[name] = torch.zeros(tensor.shape, dtype=torch.float64)
+                self._dtypes[name] = tensor.dtype
+        total = torch.tensor([self._total], dtype=torch.float64)
+        combine([*(self._sums[name] for name in sorted(self._sums)), total])
+        self._total = total.item()
 
     def result(self) -> dict[str, torch.Tensor]:
         """The mean by name, in the dtype of the updates."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 
+from fedclip.federated.aggregation import Combine
 from fedclip.federated.strategies import Strategy
 from fedclip.records import ClientReport, Cohort, State, TrainRequest
 from fedclip.seeding import seed_for
@@ -47,8 +49,12 @@ def run_rounds(
     seed: int,
     finished_rounds: int = 0,
     on_client: Callable[[ClientReport], None] = lambda report: None,
+    combine: Combine | None = None,
 ) -> Iterator[RoundResult]:
     """Yields one result per round, from round `finished_rounds + 1` to `rounds`.
+
+    Where other processes train some of the clients, `combine` sums tensors over all of them; it is
+    called once a round. `on_client` hears of the clients that were trained here.
 
     `clients` maps client ids to numbers of training examples. A round depends on the state, the
     seed and its own number only, so a run that starts again at a later round takes the same steps.
@@ -63,8 +69,29 @@ def run_rounds(
         )
         reports: list[ClientReport] = []
         cohorts = _observed(engine.train(request), reports, on_client)
-        state = strategy.fold(state, cohorts)
+        if combine is None:
+            state = strategy.fold(state, cohorts)
+        else:
+            state = strategy.fold(state, cohorts, _with_reports(request, reports, combine))
         yield RoundResult(server_round, state, tuple(reports))
+
+
+def _with_reports(request: TrainRequest, reports: list[ClientReport], combine: Combine) -> Combine:
+    """Sums the reports along with the tensors; `reports` then holds those of all clients."""
+
+    def combine_both(tensors: list[torch.Tensor]) -> None:
+        ids = request.client_ids
+        table = torch.zeros(len(ids), 4, dtype=torch.float64)  # rows of others' clients stay zero
+        for r in reports:
+            row = [r.num_examples, r.loss, r.steps, r.seconds]
+            table[ids.index(r.client_id)] = torch.tensor(row, dtype=torch.float64)
+        combine([*tensors, table])
+        reports[:] = [
+            ClientReport(client_id, int(examples), loss, int(steps), seconds)
+            for client_id, (examples, loss, steps, seconds) in zip(ids, table.tolist(), strict=True)
+        ]
+
+    return combine_both
 
 
 def sample_clients(

@@ -8,15 +8,21 @@ from typing import Protocol
 import torch
 
 from fedclip.errors import UsageError
-from fedclip.federated.aggregation import RunningMean
+from fedclip.federated.aggregation import Combine, RunningMean
 from fedclip.records import Cohort, State
 
 
 class Strategy(Protocol):
     """Folds the updates of one round into the next global state."""
 
-    def fold(self, state: State, cohorts: Iterable[Cohort]) -> State:
-        """The next global state; cohorts come as they finish and need not be kept."""
+    def fold(
+        self, state: State, cohorts: Iterable[Cohort], combine: Combine | None = None
+    ) -> State:
+        """The next global state; cohorts come as they finish and need not be kept.
+
+        Where other processes train some of the round's clients, `combine` sums what was summed
+        here with theirs; it is to be called once, after the last cohort.
+        """
         ...
 
 
@@ -28,12 +34,16 @@ class FedAvg:
     and down: 4 * r * (in + out), summed over the adapted layers.
     """
 
-    def fold(self, state: State, cohorts: Iterable[Cohort]) -> State:
-        """The weighted mean; the old state is not used, as every client started from it."""
+    def fold(
+        self, state: State, cohorts: Iterable[Cohort], combine: Combine | None = None
+    ) -> State:
+        """The weighted mean; of the old state only the shapes are used."""
         mean = RunningMean()
         for cohort in cohorts:
             weights = torch.tensor([r.num_examples for r in cohort.reports], dtype=torch.float64)
             mean.add(cohort.tensors, weights)
+        if combine is not None:
+            mean.combine(state, combine)
         return mean.result()
 
 
