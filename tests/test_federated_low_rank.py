@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -144,6 +146,28 @@ def test_dominant_directions_do_not_drown_the_others_in_float64() -> None:
     torch.testing.assert_close(found[1], s[:4], rtol=1e-8, atol=0)
     angles = (found[0] * u[:, :4]).sum(dim=0).abs()
     assert (1 - angles).max() <= 1e-8
+
+
+def test_a_flat_spectrum_takes_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 3 or 4; with powers in place of Chebyshev polynomials it would be 17 to 23.
+    monkeypatch.setattr(subspace, "_MAX_PASSES", 6)
+    for seed in range(3):
+        x = stacked("flat", torch.float64, seed)
+        assert subspace.leading_triplets((x.b, x.a), 4, seeded(1)) is not None
+
+
+def test_the_polynomial_is_that_of_chebyshev() -> None:
+    squares = torch.tensor([9.0, 2.0, 1.5, 1.0, 0.5], dtype=torch.float64)
+    u = torch.eye(5, dtype=torch.float64)[:, :4]
+    found = subspace._filter([torch.diag(squares.sqrt())], u, squares[:, None] * u, known=1)
+    # The first column is known already. The cut is 1, so T_m has 2 * 2 - 1 = 3 for an argument,
+    # then 2, then 1; half of 16 digits are spent on T_m(3), where m = 10.
+    values = [math.cosh(10 * math.acosh(x)) for x in (3, 2, 1)]
+    expected = torch.zeros(5, 4, dtype=torch.float64)
+    expected[0, 0] = 1
+    for i, value in enumerate(values, start=1):
+        expected[i, i] = value / math.hypot(*values)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-15)
 
 
 def test_where_the_randomised_solver_gives_up_the_exact_one_takes_over(

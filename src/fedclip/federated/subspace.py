@@ -48,8 +48,6 @@ def leading_triplets(
     for _ in range(_MAX_PASSES):
         basis = torch.linalg.qr(block).Q  # [out, columns]
         u, s, v = _rotate(work, basis)
-        if s[0] == 0:
-            return u[:, :rank], s[:rank], v[:, :rank]
         image = _apply(work, v)
         residuals = (image - u * s).norm(dim=0)
         # Without a column beyond the rank asked for, all of W is in the block.
