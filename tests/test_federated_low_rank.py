@@ -168,6 +168,9 @@ def test_the_polynomial_is_that_of_chebyshev() -> None:
     for i, value in enumerate(values, start=1):
         expected[i, i] = value / math.hypot(*values)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-15)
+    # A column that W maps to zero leaves no cut to scale by.
+    ends = torch.tensor([1.0, 0.0])
+    assert subspace._filter([torch.diag(ends)], torch.eye(2), torch.diag(ends), 0).isfinite().all()
 
 
 def test_where_the_randomised_solver_gives_up_the_exact_one_takes_over(
