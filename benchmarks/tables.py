@@ -1,4 +1,4 @@
-"""Writes the tables of the READMEs from the result files, so that no figure is typed by hand.
+"""Writes the tables of the pages from the result files, so that no figure is typed by hand.
 
 python benchmarks/tables.py            writes them
 python benchmarks/tables.py --check    fails when they are not current
@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.speed_tables import SPEED_PAGES, speed_tables
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "main_job.json"
-START, END = "<!-- main-job-table -->", "<!-- /main-job-table -->"
 DATA = ("digits", "fashion_mnist", "icons")
 HEADINGS = {
     "README.md": (
@@ -72,13 +75,18 @@ def main(arguments: list[str]) -> int:
         print(f"{RESULT.name} is missing; run python benchmarks/main_job.py", file=sys.stderr)
         return 1
     result = json.loads(RESULT.read_text(encoding="utf-8"))
+    pages = {name: {"main-job": table(result, words)} for name, words in HEADINGS.items()}
+    pages |= {name: speed_tables(RESULT.parent, language) for name, language in SPEED_PAGES.items()}
     stale = []
-    for name, headings in HEADINGS.items():
+    for name, tables in pages.items():
         path = ROOT / name
         text = path.read_text(encoding="utf-8")
-        before, rest = text.split(START)
-        _, after = rest.split(END)
-        wanted = f"{before}{START}\n{table(result, headings)}\n{END}{after}"
+        wanted = text
+        for mark, body in tables.items():
+            start, end = f"<!-- {mark}-table -->", f"<!-- /{mark}-table -->"
+            before, rest = wanted.split(start)
+            _, after = rest.split(end)
+            wanted = f"{before}{start}\n{body}\n{end}{after}"
         if text != wanted:
             stale.append(name)
             if "--check" not in arguments:

@@ -230,7 +230,8 @@ def test_a_group_that_does_not_fit_is_halved(monkeypatch):
 
     whole = rounds("batched", settings, dtype=torch.float64)
     monkeypatch.setattr(BatchedEngine, "_train_group", small_memory)
-    assert difference(rounds("batched", settings, dtype=torch.float64), whole) <= 1e-9
+    with pytest.warns(FedclipWarning, match=r"engine\.group_size is [23]"):
+        assert difference(rounds("batched", settings, dtype=torch.float64), whole) <= 1e-9
     assert sizes_tried == [5, 3, 2, 2, 1]
 
 
@@ -239,7 +240,10 @@ def test_one_client_too_large_is_an_error_with_a_remedy(monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(BatchedEngine, "_train_group", no_memory)
-    with pytest.raises(TrainingFailed, match=r"data\.batch_size"):
+    with (
+        pytest.warns(FedclipWarning, match="group_size"),
+        pytest.raises(TrainingFailed, match=r"data\.batch_size"),
+    ):
         rounds("batched", LocalSettings())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,7 +18,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedclip.compute import at_least_fp32, float64_home
-from fedclip.errors import TrainingFailed, out_of_memory
+from fedclip.errors import FedclipWarning, TrainingFailed, out_of_memory
 from fedclip.federated.client import LocalSettings, plan_steps, schedule_factor, training_images
 from fedclip.federated.stacked_optimizer import StackedOptimizer, StackedParameters, clip_by_client
 from fedclip.models.lora import at_rank
@@ -111,6 +112,12 @@ class BatchedEngine:
                     who = f"client {ids[0]}, round {request.server_round}"
                     raise out_of_memory(who) from None
                 self.group_size = (min(self.group_size, len(ids)) + 1) // 2
+                warnings.warn(
+                    f"round {request.server_round}: a group did not fit into the GPU's memory; "
+                    f"from here on engine.group_size is {self.group_size}",
+                    FedclipWarning,
+                    stacklevel=2,
+                )
                 continue
             ids = ids[len(cohort.reports) :]
             yield cohort
