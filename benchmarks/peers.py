@@ -180,8 +180,9 @@ def _print(found: dict[str, dict[str, Arm]]) -> None:
     for name in next(iter(found.values())):
         cells = []
         for arms in found.values():
-            cells.append(f"{statistics.median(arms[name].rounds):.3f} s")
-            cells.append(f"{statistics.median(arms[name].jobs):.1f} s")
+            arm = arms.get(name)
+            cells.append(f"{statistics.median(arm.rounds):.3f} s" if arm else "-")
+            cells.append(f"{statistics.median(arm.jobs):.1f} s" if arm else "-")
         table.add_row(name, *cells)
     Console().print(table)
 
