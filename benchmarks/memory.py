@@ -36,6 +36,7 @@ from benchmarks.engine_jobs import (
 )
 from fedclip.federated.server import run_rounds
 from fedclip.federated.strategies import FedAvg
+from fedclip.records import RunState
 
 TINY = "random:tiny"
 STEPS = {"full": {"full": True}, "lora": {}, "lora_checkpointed": {"checkpointing": True}}
@@ -110,7 +111,7 @@ def _case(case: dict[str, Any]) -> dict[str, Any]:
         rng = np.random.default_rng(0)
         trainer._clients = {c: np.sort(rng.choice(800, 8, replace=False)) for c in sizes}
     for _ in run_rounds(
-        model.get_parameters(),
+        RunState(model.get_parameters()),
         trainer,
         FedAvg(),
         clients=sizes,

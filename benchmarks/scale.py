@@ -27,6 +27,7 @@ from benchmarks.common import write_result
 from benchmarks.engine_jobs import DEVICE, PRECISION, SUFFIX, VISION, build, client_ids, engine
 from fedclip.federated.server import run_rounds
 from fedclip.federated.strategies import FedAvg
+from fedclip.records import RunState
 
 CLIENTS = (10, 100, 1000)
 GROUP = 50
@@ -71,7 +72,7 @@ def _round(trainer: Any, model: Any, count: int, server_round: int) -> float:
     sizes = dict.fromkeys(client_ids(count), 8)
     started = time.perf_counter()
     for _ in run_rounds(
-        state,
+        RunState(state),
         trainer,
         FedAvg(),
         clients=sizes,

@@ -14,6 +14,7 @@ from fedclip.models.base import base_folder
 from fedclip.models.clip import create_clip_model
 from fedclip.models.inputs import FrozenInputs, PixelInputs
 from fedclip.models.stacked import StackedClients
+from fedclip.records import RunState
 
 CPU = torch.device("cpu")
 VISION = {"vision_encoder": ["q_proj", "v_proj", "fc1"]}
@@ -106,7 +107,13 @@ def rounds(
         engine.train = lambda request: train(replace(request, ranks=ranks))
     state = {name: p.detach().clone() for name, p in model.trainable().items()}
     loop = run_rounds(
-        state, engine, FedAvg(), clients=sizes, rounds=count, clients_per_round=len(sizes), seed=1
+        RunState(state),
+        engine,
+        FedAvg(),
+        clients=sizes,
+        rounds=count,
+        clients_per_round=len(sizes),
+        seed=1,
     )
     return list(loop)[-1]
 
@@ -114,6 +121,9 @@ def rounds(
 def difference(one, other):
     """Largest relative Frobenius difference of any tensor that training moved."""
     return max(
-        ((one.state[n] - other.state[n]).norm() / other.state[n].norm().clamp(min=1e-30)).item()
-        for n in one.state
+        (
+            (one.state.shared[n] - other.state.shared[n]).norm()
+            / other.state.shared[n].norm().clamp(min=1e-30)
+        ).item()
+        for n in one.state.shared
     )

@@ -10,6 +10,7 @@ from fedclip.errors import TrainingFailed, UsageError
 from fedclip.federated.client import LocalSettings
 from fedclip.federated.server import run_rounds, sample_clients
 from fedclip.federated.strategies import FedAvg, create_strategy
+from fedclip.records import RunState
 from fedclip.seeding import seed_for
 from tests.toys import CPU, Toy, toy_data
 
@@ -28,7 +29,9 @@ def rounds(model=None, clients=CLIENTS, state=None, *, count=3, seed=5, settings
     sizes = {c: len(i) for c, i in clients.items()}
     loop = engine(model, clients, settings, seed)
     kw = {"clients_per_round": len(clients)} | kw
-    return list(run_rounds(state, loop, FedAvg(), clients=sizes, rounds=count, seed=seed, **kw))
+    return list(
+        run_rounds(RunState(state), loop, FedAvg(), clients=sizes, rounds=count, seed=seed, **kw)
+    )
 
 
 def test_clients_are_sampled_without_replacement_and_largest_first():
@@ -63,7 +66,9 @@ def test_one_client_is_centralised_training_with_the_optimizer_reset_each_round(
             optimizer.step()
     result = rounds(clients=clients, count=total)[-1]
     for name, parameter in oracle.trainable().items():
-        torch.testing.assert_close(result.state[name], parameter.detach(), rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(
+            result.state.shared[name], parameter.detach(), rtol=1e-6, atol=1e-12
+        )
 
 
 def test_a_round_is_the_weighted_mean_of_clients_trained_alone():
@@ -71,7 +76,7 @@ def test_a_round_is_the_weighted_mean_of_clients_trained_alone():
         c: next(iter(engine(Toy()).train(_request(c)))).tensors["linear.weight"][0] for c in CLIENTS
     }
     expected = (10 * alone["a"] + 30 * alone["b"] + 20 * alone["c"]) / 60
-    together = rounds(count=3)[0].state["linear.weight"]
+    together = rounds(count=3)[0].state.shared["linear.weight"]
     torch.testing.assert_close(together, expected, rtol=1e-12, atol=1e-15)
 
 
@@ -84,10 +89,10 @@ def _request(client_id):
 
 def test_a_loop_that_starts_again_takes_the_same_steps():
     whole = rounds(count=4, clients_per_round=2)
-    tail = rounds(state=whole[1].state, count=4, clients_per_round=2, finished_rounds=2)
+    tail = rounds(state=whole[1].state.shared, count=4, clients_per_round=2, finished_rounds=2)
     assert [r.server_round for r in tail] == [3, 4]
-    for name, tensor in whole[-1].state.items():
-        assert torch.equal(tensor, tail[-1].state[name])
+    for name, tensor in whole[-1].state.shared.items():
+        assert torch.equal(tensor, tail[-1].state.shared[name])
     assert [[r.client_id for r in x.reports] for x in whole[2:]] == [
         [r.client_id for r in x.reports] for x in tail
     ]

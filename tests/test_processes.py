@@ -23,6 +23,7 @@ from fedclip.federated.aggregation import RunningMean
 from fedclip.federated.client import LocalSettings
 from fedclip.federated.server import run_rounds
 from fedclip.federated.strategies import FedAvg
+from fedclip.records import RunState
 from fedclip.runs import RunFolder
 from tests.runs_help import StopAfter, with_
 from tests.toys import CPU, Toy, toy_data
@@ -120,8 +121,8 @@ def test_shares_trained_apart_and_summed_are_the_round(count):
 
     for rank in range(count):
         result = next(loop(Processes(rank, count), take))
-        for name, tensor in whole.state.items():
-            torch.testing.assert_close(result.state[name], tensor, rtol=1e-12, atol=1e-15)
+        for name, tensor in whole.state.shared.items():
+            torch.testing.assert_close(result.state.shared[name], tensor, rtol=1e-12, atol=1e-15)
         for ours, theirs in zip(result.reports, whole.reports, strict=True):
             assert (ours.client_id, ours.num_examples, ours.steps, ours.loss) == (
                 theirs.client_id,
@@ -151,7 +152,7 @@ def loop(processes, combine=None, on_client=lambda report: None):
     engine = SequentialEngine(model, pixels, labels, CLIENTS, local, seed=5, device=CPU)
     state = {n: p.detach().clone() for n, p in model.trainable().items()}
     return run_rounds(
-        state,
+        RunState(state),
         ShardedEngine(engine, processes, sizes),
         FedAvg(),
         clients=sizes,

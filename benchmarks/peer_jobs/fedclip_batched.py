@@ -23,6 +23,7 @@ from fedclip.federated.server import run_rounds
 from fedclip.federated.strategies import FedAvg
 from fedclip.models.inputs import PixelInputs
 from fedclip.models.stacked import StackedClients
+from fedclip.records import RunState
 
 CPU = torch.device("cpu")
 
@@ -45,7 +46,7 @@ def main(folder: Path, output: Path, *, compiled: bool) -> None:
     round_seconds = []
     started = time.perf_counter()
     for result in run_rounds(
-        job.model.get_parameters(),
+        RunState(job.model.get_parameters()),
         engine,
         FedAvg(),
         clients={client_id: len(indices) for client_id, indices in job.clients.items()},
@@ -55,7 +56,7 @@ def main(folder: Path, output: Path, *, compiled: bool) -> None:
     ):
         now = time.perf_counter()
         round_seconds.append(now - started)
-        started, state = now, result.state
+        started, state = now, result.state.shared
     write_outcome(output, round_seconds, state)
 
 

@@ -13,12 +13,13 @@ from fedclip.engine_choice import settle_engine
 from fedclip.engines.processes import Processes
 from fedclip.errors import UsageError
 from fedclip.evaluation.accuracy import Classifier, Images
-from fedclip.evaluation.federated import evaluate_federation
+from fedclip.evaluation.federated import evaluate_federation, evaluate_personal
 from fedclip.models.base import load_pixels
 from fedclip.models.clip import create_clip_model
 from fedclip.models.inputs import PixelInputs
 from fedclip.models.stacked import StackedClients
 from fedclip.parts import Parts
+from fedclip.records import RunState
 from fedclip.reports.progress import Listener
 from fedclip.runs import PARTITION, RunFolder
 from fedclip.seeding import seed_for
@@ -60,24 +61,36 @@ def assemble(config: Config, listener: Listener, processes: Processes | None = N
     return settle_engine(parts, listener)
 
 
-def evaluate_parts(parts: Parts, *, base: bool = False) -> dict[str, Any]:
-    """Figures of the model as it stands, or of the `base` model, as the configuration asks."""
+def evaluate_parts(
+    parts: Parts, *, base: bool = False, personal: RunState | None = None
+) -> dict[str, Any]:
+    """Figures of the model as it stands, or of the `base` model, as the configuration asks.
+
+    With a `personal` state each client's examples are judged by its own model.
+    """
     images: Images = PixelInputs(parts.data.pixels, parts.device)
-    classifier: Classifier = parts.model
     if parts.stacked is not None and not base:
-        images, classifier = parts.images, parts.stacked.merged(parts.model.trainable())
+        images = parts.images
+
+    def classifier(client_id: str | None = None) -> Classifier:
+        if client_id is not None and personal is not None and not base:
+            parts.model.set_parameters(personal.of(client_id))
+        if parts.stacked is not None and not base:
+            return parts.stacked.merged(parts.model.trainable())
+        return parts.model
+
+    how: dict[str, Any] = {
+        "max_examples": parts.config.evaluation.max_examples,
+        "seed": parts.config.seed,
+        "device": parts.device,
+        "precision": parts.precision,
+        # As much memory as training takes, at most: no activations are kept here.
+        "batch_size": min(256, 4 * parts.config.data.batch_size),
+    }
     with parts.model.zero_shot() if base else nullcontext():
-        return evaluate_federation(
-            classifier,
-            images,
-            parts.data,
-            max_examples=parts.config.evaluation.max_examples,
-            seed=parts.config.seed,
-            device=parts.device,
-            precision=parts.precision,
-            # As much memory as training takes, at most: no activations are kept here.
-            batch_size=min(256, 4 * parts.config.data.batch_size),
-        )
+        if personal is not None:
+            return evaluate_personal(classifier, images, parts.data, **how)
+        return evaluate_federation(classifier(), images, parts.data, **how)
 
 
 def check_partition(data: FederatedData, folder: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""What the next round needs of the rounds before it."""
+"""What the next round needs of the rounds before it, on disk."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedclip.records import State
+from fedclip.federated.server import RoundResult
+from fedclip.records import RunState
 from fedclip.runs import RunFolder
+
+_BEST = "best/"
 
 
 @dataclass
@@ -15,13 +18,16 @@ class Checkpoint:
     """How far a run has come.
 
     `finished_rounds` is -1 before the evaluation that precedes training, and `best` tells the
-    round and validation accuracy of `best_state` where the run keeps it.
+    round and validation accuracy of `best_state` where the run keeps it. `bytes_up` and
+    `bytes_down` are what has travelled so far, summed over clients.
     """
 
     finished_rounds: int
-    state: State
-    best_state: State | None = None
+    state: RunState
+    best_state: RunState | None = None
     best: dict[str, Any] | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
 
     @classmethod
     def load(cls, folder: RunFolder) -> Checkpoint | None:
@@ -30,17 +36,35 @@ class Checkpoint:
         if found is None:
             return None
         tensors, meta = found
-        homes: dict[str, dict[str, Any]] = {"state": {}, "best": {}}
-        for path, tensor in tensors.items():
-            home, _, name = path.partition("/")
-            homes[home][name] = tensor
-        return cls(meta["server_round"], homes["state"], homes["best"] or None, meta["best"])
+        now = {name: t for name, t in tensors.items() if not name.startswith(_BEST)}
+        best = {n.removeprefix(_BEST): t for n, t in tensors.items() if n.startswith(_BEST)}
+        return cls(
+            meta["server_round"],
+            RunState.from_flat(now),
+            RunState.from_flat(best) if best else None,
+            meta["best"],
+            meta["bytes_up"],
+            meta["bytes_down"],
+        )
 
     def save(self, folder: RunFolder) -> None:
         """Writes the checkpoint, whole or not at all."""
-        tensors = {f"state/{name}": tensor for name, tensor in self.state.items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in (self.best_state or {}).items()}
-        folder.save_checkpoint(tensors, {"server_round": self.finished_rounds, "best": self.best})
+        tensors = self.state.flat()
+        if self.best_state is not None:
+            tensors |= {_BEST + name: tensor for name, tensor in self.best_state.flat().items()}
+        meta = {
+            "server_round": self.finished_rounds,
+            "best": self.best,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+        }
+        folder.save_checkpoint(tensors, meta)
+
+    def add(self, result: RoundResult) -> None:
+        """Takes in a finished round's state and traffic."""
+        self.state = result.state
+        self.bytes_up += result.bytes_up
+        self.bytes_down += result.bytes_down
 
     def keep_if_best(self, record: Mapping[str, Any]) -> None:
         """Remembers the state of the best validation accuracy, the earliest of equals."""
@@ -48,4 +72,4 @@ class Checkpoint:
         if accuracy is None or (self.best and accuracy <= self.best["validation_accuracy"]):
             return
         self.best = {"server_round": record["server_round"], "validation_accuracy": accuracy}
-        self.best_state = self.state
+        self.best_state = RunState(self.state.shared, self.state.shift, private=self.state.private)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PartitionConfig",
+    "ServerOptimizerConfig",
     "TargetModules",
 ]
 
@@ -67,13 +68,51 @@ class OptimizerConfig(Section):
     )
 
 
+StrategyName = Literal[
+    "fedavg",
+    "fedit",
+    "ffa",
+    "rolora",
+    "fedsa",
+    "flora",
+    "flexlora",
+    "hetlora",
+    "fedex",
+    "fedsvd",
+    "lora_fair",
+    "fed_sb",
+    "qfedavg",
+    "local",
+    "centralised",
+]
+
+
+class ServerOptimizerConfig(Section):
+    """The server's step along what the strategy proposes (Reddi et al. 2021, arXiv:2003.00295)."""
+
+    name: Literal["none", "avgm", "adam", "yogi", "adagrad"] = Field(
+        "none", description="`none` takes what the strategy proposes; else FedAvgM, FedAdam, ..."
+    )
+    learning_rate: float = Field(
+        0.01, gt=0, description="The server's rate; FedAvgM wants about 1, the others far less."
+    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="Momentum.")
+    beta2: float = Field(0.99, ge=0, lt=1, description="Memory of squares (adam, yogi).")
+    tau: float = Field(1e-3, gt=0, description="Added to the root of the squares.")
+
+
 class FederationConfig(Section):
     """Rounds, clients and how their updates are combined."""
 
     # These names, and the engines' below, are those of the registries; a test holds them together.
     # They stand here too so that `fedclip validate` knows them without loading torch.
-    strategy: Literal["fedavg"] = Field(
-        "fedavg", description="How updates become the next global state."
+    strategy: StrategyName | Annotated[str, Field(pattern=r".+\.py:\w+$")] = Field(
+        "fedavg",
+        description="How updates become the next global state; see the page on strategies. "
+        "`path/to/file.py:Name` is a class of your own.",
+        json_schema_extra={
+            "expected": f"one of {', '.join(get_args(StrategyName))}, or path/to/file.py:Name"
+        },
     )
     rounds: int = Field(10, ge=1, description="Rounds of the run.")
     num_clients: int = Field(
@@ -87,6 +126,27 @@ class FederationConfig(Section):
                 "expected": "a whole number >= 1 (clients), a share between 0 and 1, or null (all)"
             },
         )
+    )
+
+    server_optimizer: ServerOptimizerConfig = Field(
+        ServerOptimizerConfig(), description="The server's optimizer."
+    )
+    scaffold: bool = Field(
+        False, description="Control variates against client drift (SCAFFOLD); for plain SGD."
+    )
+    ditto_mu: float | None = Field(
+        None,
+        gt=0,
+        description="Also train a personal model for each client, pulled to the shared one with "
+        "this weight (Ditto); `null` trains none.",
+    )
+    q: float = Field(1.0, ge=0, description="How much more a client of high loss weighs (qfedavg).")
+    ridge: float = Field(
+        0.01, ge=0, description="Weight that keeps LoRA-FAIR's correction small (lora_fair)."
+    )
+    average_owners: bool = Field(
+        False,
+        description="Average a row over the clients that hold it, instead of padding (hetlora).",
     )
 
 

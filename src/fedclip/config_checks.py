@@ -118,8 +118,73 @@ def _images_that_stay(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
         )
 
 
+LORA_STRATEGIES = {
+    "fedit",
+    "ffa",
+    "rolora",
+    "fedsa",
+    "flora",
+    "flexlora",
+    "hetlora",
+    "fedex",
+    "fedsvd",
+    "lora_fair",
+    "fed_sb",
+}
+"""Strategies that work on the factors A and B."""
+
+_MEANS = {"fedavg", "fedit", "ffa", "rolora"}
+
+
+def _strategies_compose(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    """What can go around which strategy, and what cannot, with the reason."""
+    strategy = lookup(values, "federation.strategy")
+    own = isinstance(strategy, str) and ".py:" in strategy
+    if not isinstance(strategy, str) or own:
+        return
+    if strategy in LORA_STRATEGIES and lookup(values, "model.lora.enabled") is False:
+        yield CrossProblem(
+            "federation.strategy",
+            f"federation.strategy: {strategy} combines LoRA factors, but model.lora.enabled is "
+            "false; use fedavg, or train an adapter",
+        )
+    if lookup(values, "federation.scaffold") is True:
+        if strategy not in _MEANS:
+            yield CrossProblem(
+                "federation.scaffold",
+                f"federation.scaffold corrects gradients of tensors that are averaged one by one, "
+                f"which {strategy} does not do; use it with {', '.join(sorted(_MEANS))}",
+            )
+        optimizer = lookup(values, "optimizer.name")
+        if isinstance(optimizer, str) and optimizer != "sgd":
+            yield CrossProblem(
+                "federation.scaffold",
+                "federation.scaffold recovers gradients from the way that plain SGD has gone, "
+                f"which {optimizer}'s steps do not tell; set optimizer.name: sgd",
+            )
+    if number(values, "federation.ditto_mu") is not None:
+        fits = _MEANS | {"lora_fair", "qfedavg"}
+        if strategy not in fits:
+            yield CrossProblem(
+                "federation.ditto_mu",
+                "federation.ditto_mu pulls personal factors to shared ones, which must keep their "
+                f"meaning from round to round; {strategy} does not share any that do; use it with "
+                f"{', '.join(sorted(fits))}",
+            )
+    server = lookup(values, "federation.server_optimizer.name")
+    fits = _MEANS | {"fedsa", "lora_fair"}
+    if isinstance(server, str) and server != "none" and strategy not in fits:
+        yield CrossProblem(
+            "federation.server_optimizer.name",
+            f"federation.server_optimizer.name: {server} steps from the old tensors towards the "
+            f"proposed ones, which {strategy} proposes in other coordinates or not at all; use it "
+            f"with {', '.join(sorted(fits))}",
+        )
+
+
 CHECKS = (
     _learning_rates,
+    _strategies_compose,
     _something_left_to_train_on,
     _cohort_fits,
     _path_where_needed,

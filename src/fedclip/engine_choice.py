@@ -143,7 +143,7 @@ def _common(parts: Parts) -> dict[str, Any]:
     return {
         "pixels": parts.data.pixels,
         "labels": parts.data.labels,
-        "clients": {c.client_id: c.train for c in parts.data.clients},
+        "clients": parts.training,
         "settings": local_settings(parts.config, parts.precision),
         "seed": parts.config.seed,
         "device": parts.device,

@@ -23,14 +23,16 @@ from fedclip.engine_choice import create_engine
 from fedclip.engines.processes import Processes
 from fedclip.errors import UsageError
 from fedclip.federated.server import RoundResult, run_rounds
-from fedclip.federated.strategies import create_strategy
+from fedclip.federated.strategies import Strategy
 from fedclip.models.base import EMBEDDED, RANDOM
 from fedclip.models.clip import adapter_sha256
 from fedclip.parts import Parts
-from fedclip.records import ClientReport, State
+from fedclip.records import ClientReport, RunState
 from fedclip.reports.curves import curves_png
 from fedclip.reports.progress import Listener
 from fedclip.runs import PARTITION, SUMMARY, RunFolder, next_folder
+from fedclip.saving import save_adapters
+from fedclip.strategy_choice import choose_strategy
 
 
 @dataclass(frozen=True)
@@ -129,38 +131,47 @@ def _execute(parts: Parts, folder: RunFolder, listener: Listener, started: float
     config, model = parts.config, parts.model
     with folder.exclusive():
         _record_partition(parts.data, folder, listener)
-        checkpoint = Checkpoint.load(folder) or Checkpoint(-1, model.get_parameters())
+        strategy = choose_strategy(parts)
+        checkpoint = Checkpoint.load(folder) or Checkpoint(-1, RunState(model.get_parameters()))
         folder.truncate_metrics(checkpoint.finished_rounds)
         parts.processes.first_start(checkpoint.finished_rounds, checkpoint.state)
         clock = Stopwatch(started)
         if checkpoint.finished_rounds < 0:
-            _finish_round(parts, folder, checkpoint, clock, _before_training(parts), listener)
+            before = _before_training(parts, checkpoint.state if strategy.personal else None)
+            _finish_round(parts, folder, checkpoint, clock, before, listener)
         listener.rounds(
             checkpoint.finished_rounds, config.federation.rounds, parts.clients_per_round
         )
-        for result in _rounds(parts, checkpoint.finished_rounds, checkpoint.state, listener.client):
-            model.set_parameters(result.state)
-            checkpoint.state = result.state
-            _finish_round(parts, folder, checkpoint, clock, _round_record(parts, result), listener)
+        start = checkpoint.finished_rounds, checkpoint.state
+        for result in _rounds(parts, strategy, *start, listener.client):
+            parts.put(result.state)
+            checkpoint.add(result)
+            record = _round_record(parts, result, strategy.personal)
+            _finish_round(parts, folder, checkpoint, clock, record, listener)
         return _finish_run(parts, folder, checkpoint, clock)
 
 
 def _follow(parts: Parts, path: Path) -> Run:
     """The path of every process but the first: its share of each round, and nothing written."""
-    finished, state = parts.processes.first_start(-1, parts.model.get_parameters())
-    for _ in _rounds(parts, max(0, finished), state, lambda report: None):
+    finished, state = parts.processes.first_start(-1, RunState({}))
+    strategy = choose_strategy(parts)
+    for _ in _rounds(parts, strategy, max(0, finished), state, lambda report: None):
         pass
     return Run(path, {})
 
 
 def _rounds(
-    parts: Parts, finished: int, state: State, on_client: Callable[[ClientReport], None]
+    parts: Parts,
+    strategy: Strategy,
+    finished: int,
+    state: RunState,
+    on_client: Callable[[ClientReport], None],
 ) -> Iterator[RoundResult]:
     config = parts.config
     return run_rounds(
         state,
         create_engine(parts),
-        create_strategy(config.federation.strategy),
+        strategy,
         clients=parts.clients,
         rounds=config.federation.rounds,
         clients_per_round=parts.clients_per_round,
@@ -185,26 +196,28 @@ class Stopwatch:
         return seconds
 
 
-def _before_training(parts: Parts) -> dict[str, Any]:
+def _before_training(parts: Parts, personal: RunState | None) -> dict[str, Any]:
     """Round 0: the untrained model, and the base model with CLIP's own zero-shot classifier."""
-    figures = evaluate_parts(parts)
+    figures = evaluate_parts(parts, personal=personal)
     zero_shot = figures["accuracy"]
     if parts.model.head != "text":
-        zero_shot = evaluate_parts(parts, base=True)["accuracy"]
+        zero_shot = evaluate_parts(parts, base=True, personal=personal)["accuracy"]
     return {"server_round": 0, "zero_shot_accuracy": zero_shot} | figures
 
 
-def _round_record(parts: Parts, result: RoundResult) -> dict[str, Any]:
+def _round_record(parts: Parts, result: RoundResult, personal: bool) -> dict[str, Any]:
     record = {
         "server_round": result.server_round,
         "loss": result.loss,
         "num_examples": sum(r.num_examples for r in result.reports),
+        "bytes_up": result.bytes_up,
+        "bytes_down": result.bytes_down,
         "clients": {r.client_id: {"loss": r.loss, "steps": r.steps} for r in result.reports},
         "seconds_by_client": {r.client_id: r.seconds for r in result.reports},
     }
     last = result.server_round == parts.config.federation.rounds
     if last or result.server_round % parts.config.evaluation.every == 0:
-        record |= evaluate_parts(parts)
+        record |= evaluate_parts(parts, personal=result.state if personal else None)
     return record
 
 
@@ -248,12 +261,8 @@ def _record_partition(data: FederatedData, folder: RunFolder, listener: Listener
 def _finish_run(parts: Parts, folder: RunFolder, checkpoint: Checkpoint, clock: Stopwatch) -> Run:
     """Writes adapters, curves and, last, the summary, whose presence says: finished."""
     if checkpoint.best_state:
-        parts.model.set_parameters(checkpoint.best_state)
-        with folder.writing("adapter_best") as path:
-            parts.model.save_adapter(path)
-    parts.model.set_parameters(checkpoint.state)
-    with folder.writing("adapter") as path:
-        parts.model.save_adapter(path)
+        save_adapters(parts, checkpoint.best_state, folder, "adapter_best")
+    save_adapters(parts, checkpoint.state, folder, "adapter")
     metrics = folder.read_metrics()
     folder.write_bytes("curves.png", curves_png(metrics, metrics[0]["zero_shot_accuracy"]))
     summary = _summary(parts, checkpoint, metrics)
@@ -264,7 +273,7 @@ def _finish_run(parts: Parts, folder: RunFolder, checkpoint: Checkpoint, clock: 
 
 def _summary(parts: Parts, checkpoint: Checkpoint, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     config, counts, last = parts.config, parts.model.get_model_summary(), metrics[-1]
-    payload = sum(t.numel() * t.element_size() for t in checkpoint.state.values())
+    trainings = parts.clients_per_round * config.federation.rounds
     return {
         "model": config.model.model_name,
         "data": config.data.name,
@@ -283,12 +292,13 @@ def _summary(parts: Parts, checkpoint: Checkpoint, metrics: list[dict[str, Any]]
         "base_parameters": counts["base_parameters"],
         "total_parameters": counts["total_parameters"],
         "trainable_parameters": counts["trainable_parameters"],
-        "bytes_up_per_client_round": payload,
-        "bytes_down_per_client_round": payload,
+        "bytes_up_per_client_round": checkpoint.bytes_up / trainings,
+        "bytes_down_per_client_round": checkpoint.bytes_down / trainings,
         "device": str(parts.device),
         "precision": parts.precision,
         "bad_images": len(parts.data.bad_images),
-        "adapter_sha256": adapter_sha256(checkpoint.state),
+        "adapter_sha256": adapter_sha256(checkpoint.state.shared),
+        "state_sha256": adapter_sha256(checkpoint.state.flat()),
         "versions": {
             name: version(name) for name in ("fedclip", "torch", "transformers", "peft", "numpy")
         },

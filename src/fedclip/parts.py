@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fedclip.config import Config
 from fedclip.data.federation import FederatedData
 from fedclip.engines.processes import Processes
 from fedclip.evaluation.accuracy import Images
 from fedclip.models.clip import CLIPLoRAWrapper
 from fedclip.models.stacked import StackedClients
+from fedclip.records import RunState
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,30 @@ class Parts:
     processes: Processes = field(default_factory=Processes)
 
     @property
+    def training(self) -> dict[str, NDArray[np.int64]]:
+        """Each client's training examples; centralised training has one client with all."""
+        own = {c.client_id: c.train for c in self.data.clients}
+        if self.config.federation.strategy != "centralised":
+            return own
+        return {"all": np.concatenate(list(own.values()))}
+
+    @property
     def clients(self) -> dict[str, int]:
         """Numbers of training examples by client id."""
-        return {c.client_id: len(c.train) for c in self.data.clients}
+        return {client_id: len(indices) for client_id, indices in self.training.items()}
+
+    def put(self, state: RunState) -> None:
+        """Puts a state's tensors in the model."""
+        self.model.set_parameters(state.shared)
+        if state.shift and self.stacked is not None:
+            self.stacked.set_shift(state.shift)
+        elif state.shift:
+            self.model.set_shift(state.shift)
 
     @property
     def clients_per_round(self) -> int:
         """How many clients take part in a round; a fraction is rounded, but never to none."""
-        share, all_clients = self.config.federation.clients_per_round, len(self.data.clients)
+        share, all_clients = self.config.federation.clients_per_round, len(self.training)
         if share is None:
             return all_clients
         if isinstance(share, int):

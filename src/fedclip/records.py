@@ -2,15 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
     import torch
 
 State = Mapping[str, "torch.Tensor"]
-"""Trainable tensors by name: what travels, and what an aggregation works on."""
+"""Tensors by name: what travels, and what an aggregation works on."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All that the next round needs of the rounds before it.
+
+    `shared` are the trainable tensors that a client starts from. `shift` is by layer the change
+    `[out, in]` of a frozen weight, where an algorithm folds updates into it; `server` is the
+    server's own memory, and `private` by client id the tensors that never leave it, but for the
+    simulation's checkpoint. `news` is what the last round sent to every client, where that is not
+    simply what was trained of `shared`; it is counted and not kept.
+    """
+
+    shared: State
+    shift: State = field(default_factory=dict)
+    server: State = field(default_factory=dict)
+    private: Mapping[str, State] = field(default_factory=dict)
+    news: State | None = None
+
+    def flat(self) -> dict[str, torch.Tensor]:
+        """Everything but the news under one mapping of names, from which `from_flat` reads."""
+        flat = {f"shared/{name}": tensor for name, tensor in self.shared.items()}
+        flat |= {f"shift/{name}": tensor for name, tensor in self.shift.items()}
+        flat |= {f"server/{name}": tensor for name, tensor in self.server.items()}
+        for client_id, own in self.private.items():
+            flat |= {f"private/{quote(client_id, '')}/{name}": t for name, t in own.items()}
+        return flat
+
+    @classmethod
+    def from_flat(cls, flat: State) -> RunState:
+        """A state from what `flat` gave."""
+        homes: dict[str, dict[str, torch.Tensor]] = {"shared": {}, "shift": {}, "server": {}}
+        private: dict[str, dict[str, torch.Tensor]] = {}
+        for path, tensor in flat.items():
+            home, _, name = path.partition("/")
+            if home == "private":
+                client_id, _, name = name.partition("/")
+                private.setdefault(unquote(client_id), {})[name] = tensor
+            else:
+                homes[home][name] = tensor
+        return cls(**homes, private=private)
+
+    def of(self, client_id: str) -> State:
+        """The tensors that a client's own model is made of: its private ones, else the shared."""
+        own = self.private.get(client_id, {})
+        return {name: own.get(name, tensor) for name, tensor in self.shared.items()}
 
 
 @dataclass(frozen=True)
@@ -21,6 +69,14 @@ class TrainRequest:
     in [0, 1), and `round_share` the share that one round takes: learning-rate schedules need both.
     `ranks` tells the LoRA rank of clients that train fewer rows than the state has: they start from
     the first `rank` rows of A and columns of B, at the scaling of that rank; the rest stays zero.
+
+    `trained` names the tensors that are trained and returned, all others stay as they are; None is
+    all. `sent` are those of them that leave the client, None again all. By client id, `starts`
+    replaces tensors of the state, and `offsets` are added to the gradients. `anchor` is what the
+    proximal term pulls to, with weight `proximal_mu`; None are each client's start and the
+    configured weight. `shift` changes frozen weights, see `RunState`. Where `frames` names a tensor
+    B, what is trained and returned under that name is R `[r, r]`, and B is frame @ R; the state
+    then holds R. `start_loss` asks for the loss before training. Draws are named by `purpose`.
     """
 
     server_round: int
@@ -29,17 +85,37 @@ class TrainRequest:
     progress: float = 0.0
     round_share: float = 1.0
     ranks: Mapping[str, int] = field(default_factory=dict)
+    trained: frozenset[str] | None = None
+    sent: frozenset[str] | None = None
+    starts: Mapping[str, State] = field(default_factory=dict)
+    offsets: Mapping[str, State] = field(default_factory=dict)
+    anchor: State | None = None
+    proximal_mu: float | None = None
+    shift: State = field(default_factory=dict)
+    frames: State = field(default_factory=dict)
+    start_loss: bool = False
+    purpose: str = "client"
+
+    def start(self, client_id: str) -> State:
+        """The tensors that a client starts from."""
+        return {**self.state, **self.starts.get(client_id, {})}
 
 
 @dataclass(frozen=True)
 class ClientReport:
-    """What a client says about its training, besides the tensors."""
+    """What a client says about its training, besides the tensors.
+
+    `rate_sum` is the sum of the learning rates of its steps, `start_loss` its loss before training,
+    where that was asked for.
+    """
 
     client_id: str
     num_examples: int
     loss: float
     steps: int
     seconds: float
+    rate_sum: float = math.nan
+    start_loss: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedclip.compute import at_least_fp32, float64_home
+from fedclip.engines.group import Group
 from fedclip.errors import FedclipWarning, TrainingFailed, out_of_memory
 from fedclip.federated.client import LocalSettings, plan_steps, schedule_factor, training_images
-from fedclip.federated.stacked_optimizer import StackedOptimizer, StackedParameters, clip_by_client
+from fedclip.federated.stacked_optimizer import StackedOptimizer, clip_by_client
 from fedclip.models.lora import at_rank
 from fedclip.records import ClientReport, Cohort, State, TrainRequest
 from fedclip.seeding import seed_for
@@ -37,6 +38,10 @@ class Stacked(Protocol):
     @property
     def trained(self) -> Sequence[str]:
         """Names of the tensors that get gradients."""
+        ...
+
+    def set_shift(self, shift: State) -> None:
+        """Replaces frozen weights by their own plus a change `[out, in]`, by layer."""
         ...
 
     def logits(
@@ -104,6 +109,8 @@ class BatchedEngine:
         A group that does not fit into a GPU's memory is tried again with half as many clients.
         """
         ids = request.client_ids
+        if request.shift:
+            self._model.set_shift(request.shift)
         while ids:
             try:
                 cohort = self._train_group(ids[: self.group_size], request)
@@ -125,7 +132,7 @@ class BatchedEngine:
     def _train_group(self, ids: tuple[str, ...], request: TrainRequest) -> Cohort:
         started = time.perf_counter()
         settings = self._settings
-        seeds = [seed_for(self._seed, "client", request.server_round, c) for c in ids]
+        seeds = [seed_for(self._seed, request.purpose, request.server_round, c) for c in ids]
         plans = [
             list(plan_steps(self._clients[c], settings, seed))
             for c, seed in zip(ids, seeds, strict=True)
@@ -133,45 +140,88 @@ class BatchedEngine:
         if settings.augment == "none":
             for client_id in ids:
                 self._images.prepare(self._clients[client_id])
-        start = {name: tensor.to(self._device) for name, tensor in request.state.items()}
-        starts = [at_rank(start, request.ranks[c]) if c in request.ranks else start for c in ids]
-        parameters = StackedParameters(starts, self._model.trained)
-        anchors = parameters.values.clone() if settings.proximal_mu else None
+        group = self._group(ids, request)
+        parameters, scalings = group.parameters, group.scalings
+        mu = settings.proximal_mu if request.proximal_mu is None else request.proximal_mu
+        anchors = parameters.flat(request.anchor) if request.anchor else parameters.values.clone()
+        offsets = (
+            parameters.flat_rows([request.offsets[c] for c in ids]) if request.offsets else None
+        )
         optimizer = StackedOptimizer(
             settings.optimizer, parameters, weight_decay=settings.weight_decay
         )
-        scalings = self._scalings(ids, request, start)
         home = float64_home(self._device)
         losses = torch.zeros(len(ids), dtype=torch.float64, device=home)
+        rate_sums = torch.zeros(len(ids), dtype=torch.float64)
+        before = self._start_losses(ids, group) if request.start_loss else [math.nan] * len(ids)
         for step in range(len(plans[0])):
             active = sum(len(plan) > step for plan in plans)  # the first ones: they are largest
             leaves = parameters.leaves(active)
+            state = group.state(leaves)
             steps = [plan[step] for plan in plans[:active]]
             own = None if scalings is None else scalings[:active]
             for part in range(max(map(len, steps))):
-                loss, sums = self._loss(leaves, steps, seeds[:active], step, part, own)
+                loss, sums = self._loss(state, steps, seeds[:active], step, part, own)
                 parameters.add_gradient(loss, leaves)
                 losses[:active] += sums
+                state = group.state(leaves) if group.frames else state
             grads = parameters.grads[:active]
-            if anchors is not None:
-                away = parameters.values[:active] - anchors[:active]
-                grads.add_(away, alpha=settings.proximal_mu)
+            if offsets is not None:
+                grads.add_(offsets[:active])
+            if mu:
+                grads.add_(parameters.values[:active] - anchors[:active], alpha=mu)
             if settings.max_grad_norm is not None:
                 clip_by_client(grads, settings.max_grad_norm)
-            optimizer.step(self._rates(request, step, [len(plan) for plan in plans[:active]]))
+            rates = self._rates(request, step, [len(plan) for plan in plans[:active]])
+            rate_sums[:active] += rates
+            optimizer.step(rates)
             grads.zero_()
-        tensors = {
-            name: torch.stack([s[name] for s in starts]).cpu()
-            for name in start
-            if name not in self._model.trained
-        } | parameters.views(parameters.values.cpu())
+        tensors = group.result()
         finite = parameters.values.isfinite().all(dim=1).tolist()
         seconds = time.perf_counter() - started
-        return Cohort(self._reports(ids, request, losses.tolist(), plans, finite, seconds), tensors)
+        extras = list(zip(rate_sums.tolist(), before, strict=True))
+        return Cohort(
+            self._reports(ids, request, losses.tolist(), plans, finite, seconds, extras), tensors
+        )
+
+    def _group(self, ids: tuple[str, ...], request: TrainRequest) -> Group:
+        """The clients' start, on the device."""
+        wanted = request.state.keys() if request.trained is None else request.trained
+        shared = {name: tensor.to(self._device) for name, tensor in request.state.items()}
+        starts = []
+        for client_id in ids:
+            own = request.starts.get(client_id, {})
+            start = {**shared, **{name: t.to(self._device) for name, t in own.items()}}
+            rank = request.ranks.get(client_id)
+            starts.append(start if rank is None else at_rank(start, rank))
+        return Group(
+            starts,
+            trained=[name for name in self._model.trained if name in wanted],
+            returned=[name for name in request.state if name in wanted],
+            frames={name: frame.to(self._device) for name, frame in request.frames.items()},
+            scalings=self._scalings(ids, request, shared),
+        )
+
+    @torch.no_grad()
+    def _start_losses(self, ids: tuple[str, ...], group: Group) -> list[float]:
+        """Each client's mean loss before training, without dropout."""
+        found = []
+        for index, client_id in enumerate(ids):
+            state = group.state(group.parameters.leaves(len(ids)), one=index)
+            scalings = None if group.scalings is None else group.scalings[index : index + 1]
+            indices, size, total = self._clients[client_id], self._settings.batch_size, 0.0
+            for first in range(0, len(indices), size):
+                batch = indices[first : first + size]
+                targets = torch.from_numpy(self._labels[batch]).to(self._device)
+                inputs = self._images.take(batch)
+                scores = self._model.logits(state, inputs, [len(batch)], [], scalings)
+                total += cross_entropy(at_least_fp32(scores), targets, reduction="sum").item()
+            found.append(total / len(indices))
+        return found
 
     def _loss(
         self,
-        leaves: Mapping[str, torch.Tensor],
+        state: State,
         steps: list[list[NDArray[np.int64]]],
         seeds: list[int],
         step: int,
@@ -192,7 +242,7 @@ class BatchedEngine:
         inputs = self._inputs(rows, counts, seeds, step, part)
         targets = torch.from_numpy(self._labels[indices]).to(self._device)
         keys = [seed_for(seed, "dropout", step, part) for seed in seeds]
-        scores = at_least_fp32(self._model.logits(leaves, inputs, counts, keys, scalings))
+        scores = at_least_fp32(self._model.logits(state, inputs, counts, keys, scalings))
         losses = cross_entropy(scores, targets, reduction="none")  # [rows]
         # Not a product: an infinite loss of padding times zero would spoil its client.
         losses = losses.where(torch.from_numpy(real).to(losses.device), 0.0)
@@ -257,10 +307,12 @@ class BatchedEngine:
         plans: list[Plan],
         finite: list[bool],
         seconds: float,
+        extras: list[tuple[float, float]],
     ) -> tuple[ClientReport, ...]:
         reports = []
         all_steps = sum(map(len, plans))
-        for client_id, total, plan, sound in zip(ids, losses, plans, finite, strict=True):
+        rows = zip(ids, losses, plans, finite, extras, strict=True)
+        for client_id, total, plan, sound, extra in rows:
             examples = len(self._clients[client_id])
             loss = total / (self._settings.local_epochs * examples)
             if not (math.isfinite(loss) and sound):
@@ -270,5 +322,6 @@ class BatchedEngine:
                 )
             # The group's time, shared out by the steps that each client took.
             share = len(plan) / all_steps
-            reports.append(ClientReport(client_id, examples, loss, len(plan), seconds * share))
+            own = seconds * share
+            reports.append(ClientReport(client_id, examples, loss, len(plan), own, *extra))
         return tuple(reports)

@@ -6,6 +6,7 @@ only: a round ends with one all-reduce, and nothing is ever unpickled.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from fedclip.compute import torchrun_number
 from fedclip.errors import ProcessLost, UsageError
 from fedclip.federated.server import Engine
-from fedclip.records import Cohort, State, TrainRequest
+from fedclip.records import Cohort, RunState, TrainRequest
 
 # The first process evaluates while the others wait; that one has died is torchrun's to notice.
 _PATIENCE = timedelta(days=1)
@@ -120,14 +121,31 @@ class Processes:
         self.take_first_([values])
         return [int(value) for value in values.tolist()]
 
-    def first_start(self, finished_rounds: int, state: State) -> tuple[int, State]:
-        """The first process's place in the run and its state, which float64 carries exactly."""
+    def first_start(self, finished_rounds: int, state: RunState) -> tuple[int, RunState]:
+        """The first process's place in the run and its state, which float64 carries exactly.
+
+        The others need not know what it holds: its description comes first, as JSON.
+        """
         if self.count == 1:
             return finished_rounds, state
-        place = torch.tensor([finished_rounds], dtype=torch.float64)
-        values = {name: state[name].to("cpu", torch.float64, copy=True) for name in sorted(state)}
-        self.take_first_([place, *values.values()])
-        return int(place.item()), {name: values[name].to(state[name].dtype) for name in state}
+        flat = state.flat()
+        about = [[n, list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in flat.items()]
+        text = json.dumps([finished_rounds, about]).encode()
+        (length,) = self.first_numbers([len(text)])
+        characters = torch.zeros(length, dtype=torch.float64)
+        if self.is_first:
+            characters += torch.tensor(list(text), dtype=torch.float64)
+        self.take_first_([characters])
+        finished_rounds, about = json.loads(bytes(map(int, characters.tolist())))
+        values = {}
+        for name, shape, dtype in about:
+            values[name] = torch.zeros(shape, dtype=torch.float64)
+            if self.is_first:
+                values[name] += flat[name].to("cpu", torch.float64)
+        self.take_first_(list(values.values()))
+        return finished_rounds, RunState.from_flat(
+            {name: values[name].to(getattr(torch, dtype)) for name, _, dtype in about}
+        )
 
     def _exchange(
         self, tensors: list[torch.Tensor], operation: Callable[[torch.Tensor], object]

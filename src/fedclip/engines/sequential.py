@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from fedclip.errors import TrainingFailed, out_of_memory
-from fedclip.federated.client import LocalSettings, TrainableModel, local_train
+from fedclip.federated.client import LocalSettings, LocalTask, TrainableModel, local_train
 from fedclip.models.lora import at_rank
-from fedclip.records import ClientReport, Cohort, TrainRequest
+from fedclip.records import ClientReport, Cohort, State, TrainRequest
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -48,14 +48,19 @@ class SequentialEngine:
 
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
         """Yields a cohort of one per client, in the order of `request.client_ids`."""
+        if request.shift:
+            self._model.set_shift(request.shift)
         for client_id in request.client_ids:
             started = time.perf_counter()
             parameters = self._model.trainable()
             rank = request.ranks.get(client_id)
-            state = request.state if rank is None else at_rank(request.state, rank)
+            state = request.start(client_id)
+            state = state if rank is None else at_rank(state, rank)
+            task = self._task(request, client_id, state)
             with torch.no_grad():
                 for name, parameter in parameters.items():
-                    parameter.copy_(state[name])
+                    frame = task.frames.get(name)
+                    parameter.copy_(state[name] if frame is None else frame @ task.cores[name])
             indices = self._clients[client_id]
             try:
                 with nullcontext() if rank is None else self._model.scaled_for_rank(rank):
@@ -65,10 +70,11 @@ class SequentialEngine:
                         self._labels,
                         indices,
                         self._settings,
-                        seed=seed_for(self._seed, "client", request.server_round, client_id),
+                        seed=seed_for(self._seed, request.purpose, request.server_round, client_id),
                         device=self._device,
                         progress=request.progress,
                         round_share=request.round_share,
+                        task=task,
                     )
             except torch.OutOfMemoryError:
                 raise out_of_memory(f"client {client_id}, round {request.server_round}") from None
@@ -77,7 +83,29 @@ class SequentialEngine:
                     f"client {client_id}, round {request.server_round}: {error}"
                 ) from error
             # Copies on the CPU are what travels, here as over a network.
-            update = {n: p.detach().cpu().clone()[None] for n, p in parameters.items()}
+            trained = parameters.keys() if request.trained is None else request.trained
+            ended = {n: p for n, p in parameters.items() if n in trained} | task.cores
+            update = {n: p.detach().cpu().clone()[None] for n, p in ended.items()}
             seconds = time.perf_counter() - started
-            report = ClientReport(client_id, len(indices), result.loss, result.steps, seconds)
+            report = ClientReport(
+                client_id,
+                len(indices),
+                result.loss,
+                result.steps,
+                seconds,
+                result.rate_sum,
+                result.start_loss,
+            )
             yield Cohort((report,), update)
+
+    def _task(self, request: TrainRequest, client_id: str, state: State) -> LocalTask:
+        frames = {name: frame.to(self._device) for name, frame in request.frames.items()}
+        return LocalTask(
+            trained=request.trained,
+            offsets=request.offsets.get(client_id, {}),
+            anchor=request.anchor,
+            proximal_mu=request.proximal_mu,
+            frames=frames,
+            cores={name: state[name].to(self._device) for name in frames},
+            start_loss=request.start_loss,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +54,51 @@ def evaluate_federation(
         "validation_accuracy": scores.accuracy(validation),
         "client_accuracy": spread(accuracies),
         "accuracy_by_client": accuracies,
+    }
+
+
+def evaluate_personal(
+    classifier: Callable[[str], Classifier],
+    images: Images,
+    data: FederatedData,
+    *,
+    max_examples: int | None,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    batch_size: int,
+) -> dict[str, Any]:
+    """The figures of models of the clients' own, each on its own examples.
+
+    `classifier` gives a client's model by its id. The accuracies and the loss are over the test
+    (and validation) examples of all clients together, each judged by its owner's model.
+    """
+    correct: list[float] = []
+    validated: list[float] = []
+    losses: list[float] = []
+    by_client: dict[str, float | None] = {}
+    for client in data.clients:
+        test = _at_most(client.test, max_examples, seed_for(seed, "evaluation", client.client_id))
+        scores = score(
+            classifier(client.client_id),
+            images,
+            data.labels,
+            np.concatenate([test, client.validation]),
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+        )
+        by_client[client.client_id] = scores.accuracy(test)
+        correct += [float(scores.correct[int(i)]) for i in test]
+        validated += [float(scores.correct[int(i)]) for i in client.validation]
+        losses += [scores.losses[int(i)] for i in test]
+    return {
+        "accuracy": float(np.mean(correct)) if correct else None,
+        "test_loss": float(np.mean(losses)) if losses else None,
+        "test_examples": len(correct),
+        "validation_accuracy": float(np.mean(validated)) if validated else None,
+        "client_accuracy": spread(by_client),
+        "accuracy_by_client": by_client,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from fedclip.compute import at_least_fp32, autocast, float64_home
 from fedclip.data.augment import affine
 from fedclip.errors import TrainingFailed
+from fedclip.records import State
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class TrainableModel(Protocol):
 
     def scaled_for_rank(self, rank: int) -> AbstractContextManager[None]:
         """Inside, the adapter is scaled as one of that rank."""
+        ...
+
+    def set_shift(self, shift: State) -> None:
+        """Replaces frozen weights by their own plus a change `[out, in]`, by layer."""
         ...
 
     def train(self, mode: bool = True) -> object:
@@ -64,10 +69,32 @@ class LocalSettings:
 
 @dataclass(frozen=True)
 class LocalResult:
-    """Mean loss over all examples seen, and optimizer steps taken."""
+    """Mean loss over all examples seen, optimizer steps taken, and the sum of their rates.
+
+    `start_loss` is the mean loss before training, nan where it was not asked for.
+    """
 
     loss: float
     steps: int
+    rate_sum: float
+    start_loss: float
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """What one round asks of one client besides the settings; see `TrainRequest`.
+
+    `trained`, `offsets`, `anchor` and `frames` are by tensor name. Names of `frames` stand for
+    their cores R: `cores` are where they start, and after training where they ended.
+    """
+
+    trained: frozenset[str] | None = None
+    offsets: State = field(default_factory=dict)
+    anchor: State | None = None
+    proximal_mu: float | None = None
+    frames: State = field(default_factory=dict)
+    cores: dict[str, torch.Tensor] = field(default_factory=dict)
+    start_loss: bool = False
 
 
 def local_train(
@@ -81,6 +108,7 @@ def local_train(
     device: torch.device,
     progress: float = 0.0,
     round_share: float = 1.0,
+    task: LocalTask | None = None,
 ) -> LocalResult:
     """Trains the model in place on one client's examples.
 
@@ -91,20 +119,30 @@ def local_train(
     model `batch_size` at a time. With `proximal_mu` the step also pulls towards the state that
     training started from (FedProx, Li et al. 2020, arXiv:1812.06127, equation 2).
     """
+    task = task or LocalTask()
+    before = math.nan
+    if task.start_loss:
+        before = mean_loss(model, pixels, labels, indices, settings, device)
     model.train()
-    parameters = list(model.trainable().values())
-    anchors = [p.detach().clone() for p in parameters] if settings.proximal_mu else []
-    optimizer = _optimizer(parameters, settings)
+    live = model.trainable()
+    parameters = _leaves(live, task)
+    values = list(parameters.values())
+    mu = settings.proximal_mu if task.proximal_mu is None else task.proximal_mu
+    anchors = {n: p.detach().clone() for n, p in parameters.items()} if mu else {}
+    anchors |= {n: task.anchor[n].to(p) for n, p in parameters.items()} if task.anchor else {}
+    optimizer = _optimizer(values, settings)
     scaler = torch.amp.GradScaler(
         device.type, init_scale=2.0**10, enabled=settings.precision == "fp16"
     )
     steps = list(plan_steps(indices, settings, seed))
     loss_sum = torch.zeros((), dtype=torch.float64, device=float64_home(device))
+    rate_sum = 0.0
 
     for step, micro_batches in enumerate(steps):
         rate = settings.learning_rate * schedule_factor(
             settings.schedule, progress + round_share * step / len(steps)
         )
+        rate_sum += rate
         for group in optimizer.param_groups:
             group["lr"] = rate
         step_examples = sum(len(batch) for batch in micro_batches)
@@ -118,23 +156,70 @@ def local_train(
             loss = cross_entropy(at_least_fp32(logits), targets, reduction="sum")
             scaler.scale(loss / step_examples).backward()
             loss_sum += loss.detach().to(loss_sum)
+        for name, frame in task.frames.items():  # B = frame R, so dR = frame^T dB
+            gradient = live[name].grad
+            parameters[name].grad = None if gradient is None else frame.T @ gradient
         scaler.unscale_(optimizer)
-        for parameter, anchor in zip(parameters, anchors, strict=False):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - anchor, alpha=settings.proximal_mu)
+        for name, parameter in parameters.items():
+            if parameter.grad is None:
+                continue
+            if name in task.offsets:
+                parameter.grad.add_(task.offsets[name].to(parameter))
+            if mu:
+                parameter.grad.add_(parameter.detach() - anchors[name], alpha=mu)
         if settings.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(values, settings.max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, frame in task.frames.items():
+                live[name].grad = None
+                live[name].copy_(frame @ parameters[name])
 
     model.set_dropout_key(None)
+    for parameter in live.values():
+        parameter.requires_grad_(True)
+    task.cores.update({name: parameters[name].detach() for name in task.frames})
     loss_mean = loss_sum.item() / (settings.local_epochs * len(indices))
-    if not (math.isfinite(loss_mean) and all(p.isfinite().all() for p in parameters)):
+    if not (math.isfinite(loss_mean) and all(p.isfinite().all() for p in values)):
         raise TrainingFailed(
             f"the loss became {loss_mean}; a lower client.learning_rate or precision: fp32 may help"
         )
-    return LocalResult(loss_mean, len(steps))
+    return LocalResult(loss_mean, len(steps), rate_sum, before)
+
+
+def _leaves(live: dict[str, torch.nn.Parameter], task: LocalTask) -> dict[str, torch.nn.Parameter]:
+    """What the optimizer steps, by name: the trained tensors, or the cores in their place."""
+    leaves = {}
+    for name, parameter in live.items():
+        wanted = task.trained is None or name in task.trained
+        parameter.requires_grad_(wanted)
+        if wanted:
+            core = task.cores.get(name) if name in task.frames else None
+            leaves[name] = parameter if core is None else torch.nn.Parameter(core.clone())
+    return leaves
+
+
+@torch.no_grad()
+def mean_loss(
+    model: TrainableModel,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    indices: NDArray[np.int64],
+    settings: LocalSettings,
+    device: torch.device,
+) -> float:
+    """Mean loss over a client's examples as they are, without dropout."""
+    model.train(False)
+    total = 0.0
+    for first in range(0, len(indices), settings.batch_size):
+        batch = indices[first : first + settings.batch_size]
+        with autocast(settings.precision, device):
+            logits = model(torch.from_numpy(pixels[batch]).to(device))
+        targets = torch.from_numpy(labels[batch]).to(device)
+        total += cross_entropy(at_least_fp32(logits), targets, reduction="sum").item()
+    return total / len(indices)
 
 
 def training_images(

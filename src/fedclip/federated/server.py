@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from fedclip.federated.aggregation import Combine
-from fedclip.federated.strategies import Strategy
-from fedclip.records import ClientReport, Cohort, State, TrainRequest
+from fedclip.federated.strategies.base import Strategy
+from fedclip.federated.updates import Updates, tensor_bytes
+from fedclip.records import ClientReport, Cohort, RunState, TrainRequest
 from fedclip.seeding import seed_for
 
 
@@ -25,11 +25,16 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class RoundResult:
-    """A finished round: the new global state and what its clients reported."""
+    """A finished round: the new state, what its clients reported, and what travelled.
+
+    `bytes_up` and `bytes_down` are summed over the round's clients.
+    """
 
     server_round: int
-    state: State
+    state: RunState
     reports: tuple[ClientReport, ...]
+    bytes_up: int = 0
+    bytes_down: int = 0
 
     @property
     def loss(self) -> float:
@@ -39,7 +44,7 @@ class RoundResult:
 
 
 def run_rounds(
-    state: State,
+    state: RunState,
     engine: Engine,
     strategy: Strategy,
     *,
@@ -54,44 +59,49 @@ def run_rounds(
     """Yields one result per round, from round `finished_rounds + 1` to `rounds`.
 
     Where other processes train some of the clients, `combine` sums tensors over all of them; it is
-    called once a round. `on_client` hears of the clients that were trained here.
+    called once for each time that clients are trained. `on_client` hears of the clients that were
+    trained here.
 
     `clients` maps client ids to numbers of training examples. A round depends on the state, the
     seed and its own number only, so a run that starts again at a later round takes the same steps.
     """
     for server_round in range(finished_rounds + 1, rounds + 1):
+        asked: list[Updates] = []
+
+        def train(request: TrainRequest, asked: list[Updates] = asked) -> Updates:
+            # A second training of the same clients, such as Ditto's, is not a second report.
+            hear = on_client if not asked else lambda report: None
+            asked.append(Updates(request, engine.train(request), combine, hear))
+            return asked[-1]
+
         request = TrainRequest(
             server_round=server_round,
             client_ids=sample_clients(clients, clients_per_round, server_round, seed),
-            state=state,
+            state=state.shared,
             progress=(server_round - 1) / rounds,
             round_share=1 / rounds,
+            shift=state.shift,
         )
-        reports: list[ClientReport] = []
-        cohorts = _observed(engine.train(request), reports, on_client)
-        if combine is None:
-            state = strategy.fold(state, cohorts)
-        else:
-            state = strategy.fold(state, cohorts, _with_reports(request, reports, combine))
-        yield RoundResult(server_round, state, tuple(reports))
+        state = strategy.round(replace(state, news=None), request, train)
+        yield RoundResult(
+            server_round,
+            state,
+            tuple(asked[0].reports),
+            bytes_up=sum(updates.bytes_up for updates in asked),
+            bytes_down=bytes_down(state, asked[0].request),
+        )
 
 
-def _with_reports(request: TrainRequest, reports: list[ClientReport], combine: Combine) -> Combine:
-    """Sums the reports along with the tensors; `reports` then holds those of all clients."""
-
-    def combine_both(tensors: list[torch.Tensor]) -> None:
-        ids = request.client_ids
-        table = torch.zeros(len(ids), 4, dtype=torch.float64)  # rows of others' clients stay zero
-        for r in reports:
-            row = [r.num_examples, r.loss, r.steps, r.seconds]
-            table[ids.index(r.client_id)] = torch.tensor(row, dtype=torch.float64)
-        combine([*tensors, table])
-        reports[:] = [
-            ClientReport(client_id, int(examples), loss, int(steps), seconds)
-            for client_id, (examples, loss, steps, seconds) in zip(ids, table.tolist(), strict=True)
-        ]
-
-    return combine_both
+def bytes_down(state: RunState, request: TrainRequest) -> int:
+    """Bytes by which the round's clients learn the new state, those of lower rank their part."""
+    if state.news is not None:
+        return len(request.client_ids) * sum(t.nbytes for t in state.news.values())
+    names = request.sent or request.trained or state.shared.keys()
+    return sum(
+        tensor_bytes(name, state.shared[name], request.ranks.get(client_id))
+        for client_id in request.client_ids
+        for name in names
+    )
 
 
 def sample_clients(
@@ -105,15 +115,3 @@ def sample_clients(
     rng = np.random.default_rng(seed_for(seed, "sample", server_round))
     drawn = rng.choice(sorted(clients), size=count, replace=False)
     return tuple(sorted((str(c) for c in drawn), key=lambda c: (-clients[c], c)))
-
-
-def _observed(
-    cohorts: Iterable[Cohort],
-    reports: list[ClientReport],
-    on_client: Callable[[ClientReport], None],
-) -> Iterator[Cohort]:
-    for cohort in cohorts:
-        for report in cohort.reports:
-            reports.append(report)
-            on_client(report)
-        yield cohort

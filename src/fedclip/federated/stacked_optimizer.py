@@ -19,15 +19,15 @@ class StackedParameters:
 
     def __init__(self, states: Sequence[State], names: Sequence[str]) -> None:
         """Takes each client's start; only the tensors in `names` are held."""
-        shapes = {name: states[0][name].shape for name in names}
-        rows = [torch.cat([state[name].flatten() for name in names]) for state in states]
-        self.values = torch.stack(rows)
-        self.grads = torch.zeros_like(self.values)
         self._places: dict[str, tuple[int, int, torch.Size]] = {}
         start = 0
-        for name, shape in shapes.items():
+        for name in names:
+            shape = states[0][name].shape
             self._places[name] = (start, start + shape.numel(), shape)
             start += shape.numel()
+        self.values = states[0][names[0]].new_empty(0)  # the format and place of what follows
+        self.values = self.flat_rows(states)
+        self.grads = torch.zeros_like(self.values)
 
     def leaves(self, clients: int) -> dict[str, torch.Tensor]:
         """The first clients' tensors `[clients, ...]`, to differentiate by."""
@@ -39,6 +39,15 @@ class StackedParameters:
         found = torch.autograd.grad(loss, list(leaves.values()))
         flat = torch.cat([g.flatten(1) for g in found], dim=1)
         self.grads[: len(flat)].add_(flat)
+
+    def flat(self, state: State) -> torch.Tensor:
+        """One state for all clients, laid out as `values`: `[clients, numbers]`."""
+        return self.flat_rows([state]).expand_as(self.values)
+
+    def flat_rows(self, states: Sequence[State]) -> torch.Tensor:
+        """One state per client, laid out as `values`."""
+        rows = [torch.cat([s[name].flatten() for name in self._places]) for s in states]
+        return torch.stack(rows).to(self.values)
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """A buffer `[clients, numbers]` as tensors by name."""

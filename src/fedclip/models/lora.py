@@ -218,6 +218,11 @@ def at_rank(state: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Ten
     return cut
 
 
+def scalings(network: nn.Module) -> dict[str, float]:
+    """What each adapted layer multiplies its update with, by the layer's path."""
+    return {layer: scaling_of(module) for layer, module in lora_layers(network).items()}
+
+
 @contextmanager
 def scaled_for_rank(network: nn.Module, rank: int) -> Iterator[None]:
     """Inside, updates are scaled as those of an adapter of that rank: lora_alpha / rank."""

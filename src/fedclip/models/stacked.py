@@ -39,8 +39,8 @@ class StackedClients:
         self._lora = model.lora
         self._compiled = compiled
         self._scalings = {name: scaling_of(m) for name, m in lora_layers(model.network).items()}
-        self._vision = read_tower(model.clip, "vision_encoder", products)
-        self._text = read_tower(model.clip, "text_encoder", products)
+        self._products = products
+        self._vision, self._text = self._towers()
         self._text_is_trained = model.head == "text" and any(
             tower_of(name) == "text_encoder" for name in self._scalings
         )
@@ -54,6 +54,11 @@ class StackedClients:
         idle = self._model.head == "linear"
         names = self._model.trainable()
         return tuple(n for n in names if not (idle and tower_of(n) == "text_encoder"))
+
+    def set_shift(self, shift: State) -> None:
+        """Replaces frozen weights by their own plus a change `[out, in]`, by layer."""
+        self._model.set_shift(shift)
+        self._vision, self._text = self._towers()
 
     @torch.no_grad()
     def frozen(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -118,6 +123,11 @@ class StackedClients:
             return MergedClassifier(self, stacked)
 
     # --- inside ---
+
+    def _towers(self) -> tuple[Tower, Tower]:
+        clip = self._model.clip
+        vision = read_tower(clip, "vision_encoder", self._products)
+        return vision, read_tower(clip, "text_encoder", self._products)
 
     def _factors(self, state: State, scalings: torch.Tensor | None) -> dict[str, Factors]:
         """The layers' A and scaled B, in the format of the products."""

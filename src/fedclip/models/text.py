@@ -131,6 +131,10 @@ class TextHead:
             self._cache[slot] = known
         return known.features
 
+    def forget(self) -> None:
+        """Compute features anew, as weights have changed that are not trained."""
+        self._cache.clear()
+
     def prompt_ids(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids of all prompts `[prompts, tokens]`, class by class, and where each one ends."""
         ends = [row.index(self._tokens.end) for row in self._rows]

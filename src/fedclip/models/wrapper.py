@@ -30,6 +30,7 @@ from fedclip.models.lora import (
     scaled_for_rank,
     tower_of,
 )
+from fedclip.models.shift import ShiftedWeights
 from fedclip.models.state import checked_state
 from fedclip.models.text import TextHead, checked_classes
 
@@ -66,6 +67,7 @@ class CLIPLoRAWrapper(nn.Module):
         self._asked_head = head
         self._seed = seed
         self._slot = "adapted"
+        self._shifted: ShiftedWeights | None = None
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (base.pixels.mean, base.pixels.std))
         self._mean = nn.Buffer(mean, persistent=False)
         self._std = nn.Buffer(std, persistent=False)
@@ -162,6 +164,13 @@ class CLIPLoRAWrapper(nn.Module):
         for module in self.network.modules():
             if isinstance(module, KeyedDropout):
                 module.key = key
+
+    def set_shift(self, shift: Mapping[str, torch.Tensor]) -> None:
+        """Replace frozen weights of adapted layers by their own plus a change, by layer path."""
+        if self._shifted is None:
+            self._shifted = ShiftedWeights(self.network)
+        self._shifted.set(shift)
+        self.text_head.forget()
 
     def scaled_for_rank(self, rank: int) -> AbstractContextManager[None]:
         """Inside, updates are scaled as those of an adapter of that rank."""

@@ -1,0 +1,171 @@
+"""What a strategy is, and what it knows of the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+
+from fedclip.errors import UsageError
+from fedclip.federated.algebra import StackedLora
+from fedclip.federated.low_rank import Factors
+from fedclip.federated.updates import Updates
+from fedclip.records import Cohort, RunState, State, TrainRequest
+from fedclip.seeding import seed_for
+
+Train = Callable[[TrainRequest], Updates]
+"""Has clients trained, and gives what they send."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a strategy knows of the run, besides its state.
+
+    `scalings` are the adapted layers' own, by layer. `ranks` are those of clients that train fewer
+    rows than the model has, by client id; `rslora` says that lora_alpha is divided by the root of
+    the rank. `options` are the keys of the configuration that some strategies read.
+    """
+
+    seed: int = 0
+    scalings: Mapping[str, float] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    rslora: bool = False
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    def generator(self, *names: str | int) -> torch.Generator:
+        """Draws of one name, the same in every process and after a resume."""
+        return torch.Generator().manual_seed(seed_for(self.seed, *names))
+
+
+class Strategy:
+    """One round of a federated algorithm, from one state of the run to the next.
+
+    `round` asks for training by `train`, once or more, and takes the updates from what comes back.
+    A strategy of your own needs nothing but that method; `examples/custom_strategy.py` is one.
+    `personal` says that every client ends with a model of its own.
+    """
+
+    personal = False
+    needs_lora = True
+
+    def __init__(self, setting: Setting | None = None) -> None:
+        """Takes what is known of the run; the default suits strategies that need none of it."""
+        self.setting = setting or Setting()
+
+    def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
+        """The next state. `request` is for the round's clients, to be trained from `state`."""
+        raise NotImplementedError
+
+
+class Pair(NamedTuple):
+    """Names of one layer's A and B in a state."""
+
+    a: str
+    b: str
+
+
+def pairs(state: Mapping[str, object]) -> dict[str, Pair]:
+    """The factors in a state by the path of their layer."""
+    found = {}
+    for name in state:
+        if name.endswith(".lora_A.weight"):
+            stem = name.removesuffix(".lora_A.weight")
+            found[stem.removeprefix("base_model.model.")] = Pair(name, f"{stem}.lora_B.weight")
+    return found
+
+
+def factor_names(state: Mapping[str, object], which: str) -> frozenset[str]:
+    """Names of all A ("a") or all B ("b")."""
+    return frozenset(getattr(pair, which) for pair in pairs(state).values())
+
+
+def factors(state: State, pair: Pair) -> Factors:
+    """One layer's factors."""
+    return Factors(state[pair.a], state[pair.b])
+
+
+def others(tensors: State, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Weighted means of the stacked tensors that belong to no factor pair, such as a head's."""
+    inside = {name for pair in pairs(tensors).values() for name in pair}
+    shares = weights.double() / weights.double().sum()
+    return {
+        name: torch.tensordot(shares, stacked.double(), dims=1).to(stacked.dtype)
+        for name, stacked in tensors.items()
+        if name not in inside
+    }
+
+
+def examples(updates: Cohort) -> torch.Tensor:
+    """Numbers of examples `[clients]`."""
+    return torch.tensor([r.num_examples for r in updates.reports], dtype=torch.float64)
+
+
+def layer_updates(
+    setting: Setting, updates: Cohort, layer: str, pair: Pair, weights: torch.Tensor
+) -> StackedLora:
+    """One layer's updates, each with the scaling of its client's rank."""
+    a, b = updates.tensors[pair.a], updates.tensors[pair.b]
+    scalings = [
+        client_scaling(setting, layer, a.shape[1], report.client_id) for report in updates.reports
+    ]
+    return StackedLora(a, b, weights, torch.tensor(scalings, dtype=torch.float64))
+
+
+def client_scaling(setting: Setting, layer: str, rank: int, client_id: str) -> float:
+    """The scaling that a client multiplies its update with: lora_alpha over its own rank."""
+    ratio = rank / setting.ranks.get(client_id, rank)
+    return setting.scalings[layer] * (math.sqrt(ratio) if setting.rslora else ratio)
+
+
+def held(setting: Setting, updates: Cohort, rank: int) -> list[int]:
+    """The clients' ranks, in the order of the updates."""
+    return [setting.ranks.get(report.client_id, rank) for report in updates.reports]
+
+
+def at_client_ranks(setting: Setting, request: TrainRequest) -> TrainRequest:
+    """The request for clients of different ranks, who start from the state's first rows.
+
+    B makes up for the client's scaling, so that what it starts from is the state's own product.
+    """
+    ranks = {c: setting.ranks[c] for c in request.client_ids if c in setting.ranks}
+    if not ranks:
+        return request
+    starts = {client_id: dict(_rescaled(setting, request.state, client_id)) for client_id in ranks}
+    return replace(request, ranks=ranks, starts=starts)
+
+
+def _rescaled(setting: Setting, state: State, client_id: str) -> Iterator[tuple[str, torch.Tensor]]:
+    for layer, pair in pairs(state).items():
+        own = client_scaling(setting, layer, len(state[pair.a]), client_id)
+        yield pair.b, state[pair.b] * (setting.scalings[layer] / own)
+
+
+def refuse_ranks(setting: Setting, why: str) -> None:
+    """Refuses clients of different ranks where an algorithm has no place for them."""
+    if setting.ranks:
+        raise UsageError(
+            f"federation.client_ranks: this strategy cannot mix clients of different ranks, as "
+            f"{why}; set federation.strategy to flexlora, hetlora or flora, or leave the ranks out"
+        )
+
+
+def own_starts(state: RunState) -> dict[str, State]:
+    """By client id, the tensors of its own that it starts from."""
+    return {
+        client_id: {name: tensor for name, tensor in own.items() if name in state.shared}
+        for client_id, own in state.private.items()
+    }
+
+
+def kept_by(
+    state: RunState, updates: Cohort, names: Iterable[str] | None = None
+) -> dict[str, State]:
+    """The private tensors after these updates, of which the clients keep those of that name."""
+    private = {client_id: dict(own) for client_id, own in state.private.items()}
+    for index, report in enumerate(updates.reports):
+        own = private.setdefault(report.client_id, {})
+        own |= {name: updates.tensors[name][index].clone() for name in names or updates.tensors}
+    return dict(private)

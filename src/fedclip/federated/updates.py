@@ -1,0 +1,109 @@
+"""The updates of one round, as a strategy takes them: their mean, or all of them stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from fedclip.federated.aggregation import Combine, RunningMean
+from fedclip.records import ClientReport, Cohort, State, TrainRequest
+
+Weigh = Callable[[ClientReport], float]
+
+
+@dataclass
+class Updates:
+    """What the clients of a request send, to be taken once, by `mean` or `stacked`.
+
+    `cohorts` come as they finish. Where other processes train some of the clients, `combine` sums
+    tensors over all of them; then `reports` too are those of all clients, in the request's order.
+    `bytes_up` counts what was sent, in the tensors' own format.
+    """
+
+    request: TrainRequest
+    cohorts: Iterable[Cohort]
+    combine: Combine | None = None
+    on_client: Callable[[ClientReport], None] = lambda report: None
+    reports: list[ClientReport] = field(default_factory=list)
+    bytes_up: int = 0
+
+    def mean(self, weigh: Weigh = lambda report: report.num_examples) -> dict[str, torch.Tensor]:
+        """Mean of the trained tensors, weighted by examples or as `weigh` says.
+
+        Clients are added one by one as they finish, so memory does not grow with their number.
+        """
+        mean = RunningMean()
+        for cohort in self._observed():
+            weights = torch.tensor([weigh(r) for r in cohort.reports], dtype=torch.float64)
+            mean.add(cohort.tensors, weights)
+        if self.combine is not None:
+            mean.combine(self._like(), self._with_reports(self.combine))
+        return mean.result()
+
+    def stacked(self) -> Cohort:
+        """All updates in one cohort, in the order of the request: tensors `[clients, ...]`."""
+        cohorts = list(self._observed())
+        if self.combine is None:
+            names = cohorts[0].tensors
+            tensors = {n: torch.cat([c.tensors[n] for c in cohorts]) for n in names}
+            return Cohort(tuple(self.reports), tensors)
+        # Everyone fills in the rows of its own clients, and the sum is the whole.
+        ids, like = self.request.client_ids, self._like()
+        whole = {n: torch.zeros(len(ids), *t.shape, dtype=torch.float64) for n, t in like.items()}
+        for cohort in cohorts:
+            rows = [ids.index(report.client_id) for report in cohort.reports]
+            for name, tensor in cohort.tensors.items():
+                whole[name][rows] = tensor.double()
+        self._with_reports(self.combine)([whole[name] for name in sorted(whole)])
+        tensors = {name: whole[name].to(tensor.dtype) for name, tensor in like.items()}
+        return Cohort(tuple(self.reports), tensors)
+
+    def _observed(self) -> Iterator[Cohort]:
+        for cohort in self.cohorts:
+            for report in cohort.reports:
+                self.reports.append(report)
+                self.on_client(report)
+                self.bytes_up += self._bytes(cohort.tensors, report.client_id)
+            yield cohort
+
+    def _bytes(self, tensors: State, client_id: str) -> int:
+        sent = self.request.sent
+        names = [name for name in tensors if sent is None or name in sent]
+        rank = self.request.ranks.get(client_id)
+        return sum(tensor_bytes(name, tensors[name][0], rank) for name in names)
+
+    def _like(self) -> State:
+        """Names, shapes and formats of one client's update."""
+        trained = self.request.trained
+        return {n: t for n, t in self.request.state.items() if trained is None or n in trained}
+
+    def _with_reports(self, combine: Combine) -> Combine:
+        """Sums the reports and the count of bytes along with the tensors."""
+
+        def combine_all(tensors: list[torch.Tensor]) -> None:
+            ids = self.request.client_ids
+            table = torch.zeros(len(ids), 6, dtype=torch.float64)  # rows of others stay zero
+            for r in self.reports:
+                row = [r.num_examples, r.loss, r.steps, r.seconds, r.rate_sum, r.start_loss]
+                table[ids.index(r.client_id)] = torch.tensor(row, dtype=torch.float64)
+            sent = torch.tensor([self.bytes_up], dtype=torch.float64)
+            combine([*tensors, table, sent])
+            self.bytes_up = int(sent.item())
+            self.reports[:] = [
+                ClientReport(client_id, int(row[0]), row[1], int(row[2]), *row[3:])
+                for client_id, row in zip(ids, table.tolist(), strict=True)
+            ]
+
+        return combine_all
+
+
+def tensor_bytes(name: str, tensor: torch.Tensor, rank: int | None) -> int:
+    """Bytes of a tensor that travels; of a factor only the rows or columns below `rank`."""
+    count = tensor.numel()
+    if rank is not None and ".lora_A." in name:
+        count = count // len(tensor) * min(rank, len(tensor))
+    elif rank is not None and ".lora_B." in name:
+        count = count // tensor.shape[-1] * min(rank, tensor.shape[-1])
+    return count * tensor.element_size()
