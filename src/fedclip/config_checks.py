@@ -118,7 +118,36 @@ def _images_that_stay(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
         )
 
 
+def _one_source_of_ranks(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    dynamic = lookup(values, "federation.dynamic_ranks.enabled") is True
+    sources = [f"federation.{key}" for key in ("client_ranks", "client_memory_mb")]
+    given = [key for key in sources if lookup(values, key) is not None]
+    if dynamic:
+        given.append("federation.dynamic_ranks.enabled")
+    if len(given) > 1:
+        yield CrossProblem(
+            given[0],
+            f"{' and '.join(given)} cannot be used together, as each says what the ranks are; "
+            "keep one of them",
+        )
+    if given and lookup(values, "model.lora.enabled") is False:
+        yield CrossProblem(
+            given[-1], f"{given[-1]} needs an adapter, but model.lora.enabled is false"
+        )
+    r, minimum = number(values, "model.lora.r"), number(values, "federation.dynamic_ranks.minimum")
+    budget = number(values, "federation.dynamic_ranks.budget")
+    if not dynamic or r is None or minimum is None or budget is None or minimum <= budget * r:
+        return
+    yield CrossProblem(
+        "federation.dynamic_ranks.minimum",
+        f"federation.dynamic_ranks.minimum ({minimum}) exceeds the mean rank that "
+        f"federation.dynamic_ranks.budget allows, {budget} of model.lora.r ({r}); lower the one or "
+        "raise the other",
+    )
+
+
 CHECKS = (
+    _one_source_of_ranks,
     _learning_rates,
     _something_left_to_train_on,
     _cohort_fits,
