@@ -80,7 +80,6 @@ def create(kind, model, settings, *, sizes=SIZES, group_size=5, padded=False, ca
         group_size=group_size,
         seed=1,
         device=CPU,
-        lora_alpha=6,
         padded=padded,
     )
 

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from fedclip.config_checks import cross_problems, lookup
 from fedclip.config_data import DataConfig, PartitionConfig
 from fedclip.config_model import LoraConfig, ModelConfig, TargetModules
-from fedclip.config_section import Section
+from fedclip.config_section import Pattern, Section
 
 __all__ = [
     "ClientConfig",
@@ -64,6 +64,11 @@ class OptimizerConfig(Section):
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="How the learning rate falls over the rounds of the run."
+    )
+    rate_pattern: dict[Pattern, Annotated[float, Field(ge=0)]] = Field(
+        {},
+        description="Factors on the learning rate, by patterns of layers or of tensors (`lora_A`, "
+        "`lora_B`, `head`); the first that fits counts.",
     )
 
 

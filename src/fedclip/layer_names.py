@@ -29,7 +29,9 @@ PROJECTIONS = {"vision_encoder": "visual_projection", "text_encoder": "text_proj
 """The linear layer behind each tower, which has no bias."""
 
 _BY_TOWER = re.compile(
-    rf"(?P<tower>{'|'.join(TOWERS)})(\.layers\.(?P<first>\d+)(-(?P<last>\d+))?)?(\.(?P<name>\w+))?"
+    rf"(?P<tower>{'|'.join(TOWERS)})"
+    r"(\.layers\.(?P<first>\d{1,3})(-(?P<last>\d{1,3}))?)?"
+    r"(\.(?P<name>\w+))?"
 )
 _FILE_PREFIX = re.compile(r"^base_model\.model\.")
 _OWN_ENDS = (r"\.weight$|\.bias$", r"\.lora_\w+$")

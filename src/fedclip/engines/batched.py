@@ -45,7 +45,7 @@ class Stacked(Protocol):
         inputs: torch.Tensor,
         counts: Sequence[int],
         keys: Sequence[int],
-        scalings: torch.Tensor | None = None,
+        ranks: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Logits `[rows, classes]` of the clients' rows, laid end to end."""
         ...
@@ -78,7 +78,6 @@ class BatchedEngine:
         group_size: int,
         seed: int,
         device: torch.device,
-        lora_alpha: float = 1.0,
         padded: bool = False,
     ) -> None:
         """Takes the images `[n, 3, size, size]`, labels `[n]` and each client's example indices.
@@ -94,7 +93,6 @@ class BatchedEngine:
         self._images = images
         self._seed = seed
         self._device = device
-        self._lora_alpha = lora_alpha
         self._padded = padded
         self.group_size = group_size
 
@@ -138,16 +136,19 @@ class BatchedEngine:
         parameters = StackedParameters(starts, self._model.trained)
         anchors = parameters.values.clone() if settings.proximal_mu else None
         optimizer = StackedOptimizer(
-            settings.optimizer, parameters, weight_decay=settings.weight_decay
+            settings.optimizer,
+            parameters,
+            weight_decay=settings.weight_decay,
+            rate_pattern=settings.rate_pattern,
         )
-        scalings = self._scalings(ids, request, start)
+        ranks = self._ranks(ids, request, start)
         home = float64_home(self._device)
         losses = torch.zeros(len(ids), dtype=torch.float64, device=home)
         for step in range(len(plans[0])):
             active = sum(len(plan) > step for plan in plans)  # the first ones: they are largest
             leaves = parameters.leaves(active)
             steps = [plan[step] for plan in plans[:active]]
-            own = None if scalings is None else scalings[:active]
+            own = None if ranks is None else ranks[:active]
             for part in range(max(map(len, steps))):
                 loss, sums = self._loss(leaves, steps, seeds[:active], step, part, own)
                 parameters.add_gradient(loss, leaves)
@@ -176,7 +177,7 @@ class BatchedEngine:
         seeds: list[int],
         step: int,
         part: int,
-        scalings: torch.Tensor | None,
+        ranks: Sequence[int] | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One micro-step's loss to differentiate, and each client's summed loss `[active]`."""
         batches = [b[part] if part < len(b) else b[0][:0] for b in steps]
@@ -192,7 +193,7 @@ class BatchedEngine:
         inputs = self._inputs(rows, counts, seeds, step, part)
         targets = torch.from_numpy(self._labels[indices]).to(self._device)
         keys = [seed_for(seed, "dropout", step, part) for seed in seeds]
-        scores = at_least_fp32(self._model.logits(leaves, inputs, counts, keys, scalings))
+        scores = at_least_fp32(self._model.logits(leaves, inputs, counts, keys, ranks))
         losses = cross_entropy(scores, targets, reduction="none")  # [rows]
         # Not a product: an infinite loss of padding times zero would spoil its client.
         losses = losses.where(torch.from_numpy(real).to(losses.device), 0.0)
@@ -231,15 +232,12 @@ class BatchedEngine:
             shown.append(self._pixels[row[count:]])
         return torch.from_numpy(np.concatenate(shown)).to(self._device)
 
-    def _scalings(
-        self, ids: tuple[str, ...], request: TrainRequest, start: State
-    ) -> torch.Tensor | None:
-        """Scaling of each client's update `[clients]`; None where all have the model's rank."""
+    def _ranks(self, ids: tuple[str, ...], request: TrainRequest, start: State) -> list[int] | None:
+        """Rank of each client; None where all have the model's."""
         if not request.ranks:
             return None
         largest = max(len(t) for name, t in start.items() if ".lora_A." in name)
-        ranks = [request.ranks.get(client_id, largest) for client_id in ids]
-        return torch.tensor([self._lora_alpha / rank for rank in ranks], dtype=torch.float64)
+        return [request.ranks.get(client_id, largest) for client_id in ids]
 
     def _rates(self, request: TrainRequest, step: int, steps: list[int]) -> torch.Tensor:
         shares = [request.progress + request.round_share * step / total for total in steps]
