@@ -29,6 +29,7 @@ def build(
     last=None,
     name="random:tiny",
     checkpointing=False,
+    lora=None,
 ):
     config = {
         "model_name": name,
@@ -40,6 +41,7 @@ def build(
             "lora_dropout": dropout,
             "target_modules": targets,
             "last_layers": last,
+            **(lora or {}),
         },
     }
     names = ["zero", "one", "two", "three"]

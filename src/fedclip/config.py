@@ -102,7 +102,7 @@ class EngineConfig(Section):
         "batched",
         description=(
             "`batched`: many clients in one pass over the shared weights; `sequential`: one after "
-            "another, the readable reference (full fine-tuning always takes it)."
+            "another, the readable reference (full fine-tuning and DoRA always take it)."
         ),
     )
     group_size: int | None = Field(

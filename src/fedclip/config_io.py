@@ -40,10 +40,10 @@ class Source:
 
     def of(self, key: str) -> str:
         """Name the place of a key, or of the nearest mapping around it."""
+        key = key.partition("[")[0]
         for typed in (key, *self._inside(key)):
             if typed in self.overrides:
                 return f"command line: {self.overrides[typed]}"
-        key = key.partition("[")[0]
         while key and key not in self.lines:
             key = key.rpartition(".")[0]
         return f"{self.name}, line {self.lines[key]}" if key else self.name

@@ -225,7 +225,8 @@ def put_factors(layer: LoraLayer, factors: Factors, lora_alpha: float) -> None:
     for home, value in ((layer.lora_A, factors.a), (layer.lora_B, factors.b)):
         linear = cast(nn.Linear, home[_ADAPTER])
         old = linear.weight
-        linear.weight = nn.Parameter(value.detach().to(old), requires_grad=old.requires_grad)
+        fresh = value.detach().to(old, copy=True, memory_format=torch.contiguous_format)
+        linear.weight = nn.Parameter(fresh, requires_grad=old.requires_grad)
         linear.out_features, linear.in_features = value.shape
     layer.r[_ADAPTER] = len(factors.a)
     layer.lora_alpha[_ADAPTER] = _whole(lora_alpha)

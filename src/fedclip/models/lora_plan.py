@@ -72,8 +72,12 @@ def scaling(lora_alpha: float, r: int, use_rslora: bool) -> float:
 
 
 def alpha_at(lora_alpha: float, r: int, new: int, use_rslora: bool) -> float:
-    """The lora_alpha that scales an adapter of rank `new` as `lora_alpha` does one of rank `r`."""
-    return lora_alpha * math.sqrt(new / r) if use_rslora else lora_alpha * new / r
+    """The lora_alpha that scales an adapter of rank `new` as `lora_alpha` does one of rank `r`.
+
+    Rounded to twelve digits, so that layers which came there by other ways agree.
+    """
+    exact = lora_alpha * math.sqrt(new / r) if use_rslora else lora_alpha * new / r
+    return float(f"{exact:.12g}")
 
 
 def target_regex(
