@@ -345,7 +345,7 @@ def test_after_set_rank_all_is_true_here_and_in_peft(tmp_path: Path) -> None:
     assert config["alpha_pattern"]["visual_projection"] == 6
     ours = logits(model)
     assert (in_peft(tmp_path / "adapter") - ours).abs().max() <= 1e-5 * ours.abs().max()
-    other = create_clip_model({"lora": {"r": 6, "target_modules": TARGETS}}, class_names=NAMES)
+    other = create_clip_model({"lora": {"r": 2, "target_modules": TARGETS}}, class_names=NAMES)
     other.load_adapter(tmp_path / "adapter")
     assert torch.equal(logits(other), ours)
     assert other.get_lora_info() == model.get_lora_info()
@@ -423,6 +423,7 @@ def test_a_stacked_adapter_of_a_high_rank_needs_no_notes(tmp_path: Path) -> None
         ({"r": 4, "use_dora": True}, {}, "has use_dora False, the model True"),
         ({"r": 4}, {"r": 3}, "has shape"),
         ({"r": 4}, {"r": "x"}, "'x' and lora_alpha"),
+        ({"r": 4}, {"lora_alpha": -1, "alpha_pattern": {".*": 3}}, "lora_alpha -1 of the adapter"),
         ({"r": 4}, {"rank_pattern": [3]}, "rank_pattern must be a mapping"),
         ({"r": 4}, {"rank_pattern": {"(": 3}}, "not a regular expression"),
         ({"r": 4}, {"rank_pattern": {"q_proj": 1.5}}, "r 1.5 and lora_alpha"),

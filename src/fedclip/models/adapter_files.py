@@ -80,8 +80,8 @@ def load(model: CLIPLoRAWrapper, folder: Path) -> None:
     state = checked_state(tensors, expected, source=f"the adapter in {folder}")
     if notes.class_names and not model.class_names:
         model.set_classes(notes.class_names, notes.templates or None)
-    if plans:
-        model.adopt_ranks(plans, state)
+    if plans and theirs:
+        model.adopt_ranks(theirs, state)
     model.set_parameters(state)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,21 +71,24 @@ def told_plans(
     for key, patterns in by_pattern.items():
         if not isinstance(patterns, Mapping):
             raise UsageError(f"{source}: {key} must be a mapping, got {patterns!r}")
+    plain = config.get("r"), config.get("lora_alpha")
     plans = {}
     try:
+        _checked("the adapter", *plain)
         for path, plan in now.items():
-            r = first_hit(by_pattern["rank_pattern"], path, config.get("r"))
-            alpha = first_hit(by_pattern["alpha_pattern"], path, config.get("lora_alpha"))
-            if not (_is_number(r) and isinstance(r, int) and r > 0 and _is_number(alpha)):
-                raise ValueError(f"r {r!r} and lora_alpha {alpha!r} of {path} must be numbers > 0")
-            plans[path] = LayerPlan(r, float(alpha), plan.lora_dropout)
+            r = first_hit(by_pattern["rank_pattern"], path, plain[0])
+            alpha = first_hit(by_pattern["alpha_pattern"], path, plain[1])
+            plans[path] = LayerPlan(*_checked(path, r, alpha), plan.lora_dropout)
     except ValueError as error:  # also patterns that are no regular expressions
         raise UsageError(f"{source}: {error}") from None
     return plans
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _checked(whose: str, r: Any, alpha: Any) -> tuple[int, float]:
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (r, alpha))
+    if not (numbers and isinstance(r, int) and r > 0 and 0 < alpha < math.inf):
+        raise ValueError(f"r {r!r} and lora_alpha {alpha!r} of {whose} must be numbers > 0")
+    return r, float(alpha)
 
 
 def brings_own_ranks(config: Mapping[str, Any], told: bool) -> bool:
@@ -112,15 +117,20 @@ def shapes_of(
 def adopt(
     network: PeftModel,
     settings: LoraSettings,
-    plans: Mapping[str, LayerPlan],
+    config: Mapping[str, Any],
     state: Mapping[str, torch.Tensor],
 ) -> LoraSettings:
-    """Give layers other ranks, scales and factors at once; the settings that this makes."""
+    """Give layers the ranks and scales that PEFT's configuration tells, with the factors for them.
+
+    Returns the settings that this makes.
+    """
     layers = lora_layers(network)
-    for path, plan in plans.items():
+    now = {path: plan_of(layer) for path, layer in layers.items()}
+    for path, plan in told_plans(config, now, "adopt_ranks").items():
         a, b = (state[name] for name in factor_names(path))
         put_factors(layers[path], Factors(a, b), plan.lora_alpha)
-    return restate(network, settings)
+    defaults = {"r": config["r"], "lora_alpha": float(config["lora_alpha"])}
+    return restate(network, replace(settings, **defaults))
 
 
 def ranks_by_layer(network: torch.nn.Module) -> dict[str, dict[str, float]]:

@@ -29,7 +29,7 @@ from fedclip.models.lora import (
     tower_of,
     trained_body,
 )
-from fedclip.models.lora_plan import LayerPlan, LoraSettings, planned, restated
+from fedclip.models.lora_plan import LoraSettings, planned, restated
 from fedclip.models.state import checked_state
 from fedclip.models.text import TextHead, checked_classes
 from fedclip.records import State
@@ -148,10 +148,10 @@ class CLIPLoRAWrapper(nn.Module):
         self.lora = ranks.set_rank(self._peft, self.lora, rank, seed=self._seed)
         self._settle_trainable()
 
-    def adopt_ranks(self, plans: Mapping[str, LayerPlan], state: State) -> None:
-        """Take over ranks and scales by layer with the factors that have them, as loading does."""
+    def adopt_ranks(self, config: Mapping[str, Any], state: State) -> None:
+        """Take over ranks and scales of a PEFT configuration, and factors, as loading does."""
         assert self.lora is not None
-        self.lora = ranks.adopt(self._peft, self.lora, plans, state)
+        self.lora = ranks.adopt(self._peft, self.lora, config, state)
         self._settle_trainable()
 
     def set_dropout_key(self, key: int | None) -> None:
