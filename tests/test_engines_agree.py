@@ -1,6 +1,7 @@
 """The engines do the same work: factors, losses and steps agree, whatever the grouping."""
 
 import warnings
+from dataclasses import replace
 
 import hypothesis as h
 import pytest
@@ -70,6 +71,60 @@ def test_every_setting_agrees(change):
     options = {"dropout": 0.1, "dtype": torch.float64}
     one = rounds("batched", settings, **options)
     assert difference(one, rounds("sequential", settings, **options)) <= 1e-9
+
+
+LAYERWISE = {
+    "exclude_modules": ["vision_encoder.layers.0-1"],
+    "rank_pattern": {"vision_encoder.layers.3.fc1": 5, "text_encoder.k_proj": 1},
+    "alpha_pattern": {"visual_projection": 3},
+    "dropout_pattern": {"q_proj": 0.0, "visual_projection": 0.3},
+}
+PROJECTIONS = {
+    "vision_encoder": ["q_proj", "fc1", "visual_projection"],
+    "text_encoder": ["k_proj", "text_projection"],
+}
+ONE_PROJECTION = {"vision_encoder": ["visual_projection"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"targets": PROJECTIONS, "lora": LAYERWISE}, {}),
+        ({"targets": PROJECTIONS, "lora": LAYERWISE | {"use_rslora": True}}, {"cached": True}),
+        ({"targets": ONE_PROJECTION, "head": "linear"}, {"padded": True}),
+        ({"targets": ONE_PROJECTION}, {"cached": True}),
+        ({"targets": {"text_encoder": ["text_projection"]}}, {"cached": True}),
+    ],
+    ids=["layerwise", "rslora", "head", "image", "text"],
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_layerwise_configurations_agree(options, kind, optimizer):
+    rates = {"lora_B": 4.0, "vision_encoder": 0.5, "head": 0.0, "text_encoder": 2.0}
+    settings = LocalSettings(
+        batch_size=8, local_epochs=2, optimizer=optimizer, learning_rate=1e-2, rate_pattern=rates
+    )
+    options = {"dropout": 0.2, "dtype": torch.float64, "ranks": {"a": 2, "d": 1}} | options
+    one = rounds("batched", settings, **kind, **options)
+    other = rounds("sequential", settings, **options)
+    assert difference(one, other) <= 1e-9
+    plain = rounds("batched", replace(settings, rate_pattern={}), **kind, **options)
+    assert difference(one, plain) > 1e-3
+
+
+def test_ranks_may_change_under_a_stacked_model():
+    model = build(targets=PROJECTIONS)
+    model.set_parameters(shaken(model))
+    stacked = StackedClients(model)
+    images = torch.from_numpy(data(SIZES)[0][:9])
+    for change in ({"fc1": 1, "text_encoder": 2}, 6, {"visual_projection": 2}):
+        model.set_rank(change)
+        state = {name: p.detach()[None] for name, p in model.trainable().items()}
+        with torch.no_grad():
+            expected = model(images)
+            together = stacked.logits(state, images, [9], [])
+            merged = stacked.merged(model.trainable())(images)
+        for found in (together, merged):
+            assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_thirty_steps_of_adamw_agree_in_float32():
@@ -204,7 +259,11 @@ def test_one_step_is_vmap_of_grad_over_peft():
 
 
 def test_evaluation_on_merged_weights_is_the_model_s_own():
-    for options in ({"targets": BOTH}, {"head": "linear"}, {"last": 1}):
+    projections = (
+        {"targets": PROJECTIONS, "lora": LAYERWISE},
+        {"targets": ONE_PROJECTION},
+    )
+    for options in ({"targets": BOTH}, {"head": "linear"}, {"last": 1}, *projections):
         model = build(**options)
         model.set_parameters(shaken(model))
         pixels, _, _ = data(SIZES)

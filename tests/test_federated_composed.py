@@ -198,8 +198,7 @@ def test_a_layer_can_grow_again_without_losing_what_was_learnt():
     """A state cut to rank 1 whose clients bring new directions gets its rank back."""
     state = start()
     for layer in SIDES:
-        a, b = names(layer)
-        state[a][1:] = 0
+        state[names(layer)[0]][1:] = 0
     kept = RunState(state, server={f"rank/{n}": torch.tensor(1.0) for n in SIDES})
     results, engine = rounds(dynamic(1, energy=1.0, budget=1.0), state=kept)
     assert engine.requests[0].cut == dict.fromkeys(state, 1)

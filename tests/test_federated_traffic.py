@@ -7,8 +7,8 @@ import torch
 
 from fedclip.federated import algebra
 from fedclip.federated.algebra import StackedLora
-from fedclip.federated.low_rank import orthonormal_rows, singular_frame
 from fedclip.federated.traffic import ALGORITHMS, Layer, Traffic, bytes_per_round
+from fedclip.low_rank import orthonormal_rows, singular_frame
 from tests.algebra_help import seeded
 
 CLIP_B32 = [Layer(768, 768)] * 48 + [Layer(512, 512)] * 48

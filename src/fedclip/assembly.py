@@ -17,7 +17,7 @@ from fedclip.evaluation.federated import evaluate_federation, evaluate_personal
 from fedclip.models.base import load_pixels
 from fedclip.models.clip import create_clip_model
 from fedclip.models.inputs import PixelInputs
-from fedclip.models.stacked import StackedClients
+from fedclip.models.stacked import StackedClients, can_stack
 from fedclip.parts import Parts
 from fedclip.records import RunState
 from fedclip.reports.progress import Listener
@@ -53,7 +53,7 @@ def assemble(config: Config, listener: Listener, processes: Processes | None = N
     parts = Parts(
         config, model, data, device, precision, inputs, processes=processes or Processes()
     )
-    if model.is_lora_enabled():
+    if can_stack(model):
         stacked = StackedClients(
             model, products=product_dtype(precision), compiled=config.engine.compile
         )

@@ -23,7 +23,7 @@ from fedclip.config_ranks import (
     ClientRanks,
     DynamicRankConfig,
 )
-from fedclip.config_section import Section
+from fedclip.config_section import Pattern, Section
 
 __all__ = [
     "ClientConfig",
@@ -73,6 +73,11 @@ class OptimizerConfig(Section):
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="How the learning rate falls over the rounds of the run."
+    )
+    rate_pattern: dict[Pattern, Annotated[float, Field(ge=0)]] = Field(
+        {},
+        description="Factors on the learning rate, by patterns of layers or of tensors (`lora_A`, "
+        "`lora_B`, `head`); the first that fits counts.",
     )
 
 
@@ -170,7 +175,7 @@ class EngineConfig(Section):
         "batched",
         description=(
             "`batched`: many clients in one pass over the shared weights; `sequential`: one after "
-            "another, the readable reference (full fine-tuning always takes it)."
+            "another, the readable reference (full fine-tuning and DoRA always take it)."
         ),
     )
     group_size: int | None = Field(

@@ -148,7 +148,20 @@ def _strategies_compose(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
             f"federation.strategy: {strategy} combines LoRA factors, but model.lora.enabled is "
             "false; use fedavg, or train an adapter",
         )
+    dora_fits = _MEANS | {"fedsa", "qfedavg", "local", "centralised"}
+    if lookup(values, "model.lora.use_dora") is True and strategy not in dora_fits:
+        yield CrossProblem(
+            "model.lora.use_dora",
+            f"model.lora.use_dora: {strategy} works on the product B A, which is not the whole of "
+            f"a DoRA update; use it with {', '.join(sorted(dora_fits))}",
+        )
     if lookup(values, "federation.scaffold") is True:
+        if lookup(values, "optimizer.rate_pattern"):
+            yield CrossProblem(
+                "federation.scaffold",
+                "federation.scaffold recovers gradients by one learning rate for all tensors; "
+                "leave out optimizer.rate_pattern",
+            )
         if strategy not in _MEANS:
             yield CrossProblem(
                 "federation.scaffold",

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from fedclip.assembly import assemble, check_partition, evaluate_parts, model_seed
+from fedclip.checkpoint import Checkpoint
 from fedclip.compute import autocast, resolve_device, resolve_precision
 from fedclip.config import Config
 from fedclip.config_io import load_config
@@ -20,6 +21,7 @@ from fedclip.models.adapter_files import read_adapter
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.reports.progress import Listener
 from fedclip.runs import CONFIG, SUMMARY, RunFolder
+from fedclip.strategy_choice import choose_strategy
 
 _BYTES = 4  # of an fp32 parameter, the format that travels
 _BATCH = 64
@@ -58,9 +60,14 @@ def evaluate(folder: str | Path, *, listener: Listener | None = None) -> dict[st
     run_folder = _finished(folder)
     with listener or Listener() as listener:
         parts = assemble(load_config(run_folder.path / CONFIG), listener)
-        parts.model.load_adapter(run_folder.path / "adapter")
         check_partition(parts.data, run_folder)
-        figures = evaluate_parts(parts)
+        personal = None
+        if choose_strategy(parts).personal:
+            checkpoint = Checkpoint.load(run_folder)
+            personal = checkpoint.state if checkpoint else None
+        else:
+            parts.model.load_adapter(run_folder.path / "adapter")
+        figures = evaluate_parts(parts, personal=personal)
     summary = run_folder.read_json(SUMMARY)
     return {"zero_shot_accuracy": summary["zero_shot_accuracy"], **figures}
 

@@ -11,8 +11,8 @@ import torch
 
 from fedclip.errors import UsageError
 from fedclip.federated.algebra import StackedLora
-from fedclip.federated.low_rank import Factors
 from fedclip.federated.updates import Updates
+from fedclip.low_rank import Factors
 from fedclip.records import Cohort, RunState, State, TrainRequest
 from fedclip.seeding import seed_for
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedclip.federated.algebra import StackedLora, mean_of_factors, stack, truncated_mean
-from fedclip.federated.low_rank import Factors, resize, svd
 from fedclip.federated.ranks import Importance, allocate, cubic_budget, importance, is_due
 from fedclip.federated.strategies.base import (
     Pair,
@@ -23,6 +22,7 @@ from fedclip.federated.strategies.base import (
     refuse_ranks,
 )
 from fedclip.federated.strategies.shifts import fresh_factors
+from fedclip.low_rank import Factors, resize, svd
 from fedclip.records import Cohort, RunState, State, TrainRequest
 
 
