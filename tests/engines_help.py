@@ -97,6 +97,7 @@ def rounds(
     padded=False,
     cached=False,
     ranks=None,
+    strategy=None,
     **options,
 ):
     model = build(**options)
@@ -110,7 +111,7 @@ def rounds(
     loop = run_rounds(
         RunState(state),
         engine,
-        FedAvg(),
+        strategy(model) if strategy else FedAvg(),
         clients=sizes,
         rounds=count,
         clients_per_round=len(sizes),
