@@ -120,8 +120,8 @@ class _Project(torch.autograd.Function):
             if x_grad is not None and mask is None:
                 _add_rows_times(x_grad, h_grad, pair.down, ctx.sizes)
             elif x_grad is not None and mask is not None:
-                back = _rows_times(h_grad, pair.down, ctx.sizes).mul_(mask)
-                x_grad.add_(back, alpha=scale)
+                back = _rows_times(h_grad, pair.down, ctx.sizes).mul_(mask).mul_(scale)
+                x_grad.add_(back)  # not add_(..., alpha=scale): torch.compile loses the alpha
         return x_grad, None, None, None, None, None, *factor_grads
 
 
