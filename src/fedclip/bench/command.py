@@ -24,6 +24,7 @@ from fedclip.bench.schedule import Choice, Results, Watcher, run_grid
 from fedclip.errors import UsageError
 from fedclip.reports.comparison import accuracy_png, accuracy_table, bytes_png, cost_table
 
+_WIDTH = 160
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
@@ -51,9 +52,13 @@ def bench(
         return _list_runs(plan, runner)
     (work / "runs").mkdir(parents=True, exist_ok=True)
     with _terminated_like_interrupted(), Display() as display:
-        results = run_grid(
-            plan, run_cell or runner, work, jobs=jobs, watcher=display, stop=runner.stop
-        )
+        try:
+            results = run_grid(
+                plan, run_cell or runner, work, jobs=jobs, watcher=display, stop=runner.stop
+            )
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            raise SystemExit(130) from None
     rows = arm_figures(plan, results)
     figures, details = _for_the_file(grid.stem, plan, results, rows)
     for path in dict.fromkeys([work / "result.json", *([result_file] if result_file else [])]):
@@ -66,6 +71,8 @@ def bench(
         print(json.dumps(whole, indent=2, ensure_ascii=False))
     elif rows:
         console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=_WIDTH)  # a file has room for a row
         console.print(accuracy_table(rows, plan.grid.reference))
         console.print(cost_table(rows))
     _tell(results, rows, work, result_file)

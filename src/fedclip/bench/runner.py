@@ -174,7 +174,9 @@ def _reason(code: int, errors: str) -> str:
         ended = f"ended by signal {signal.Signals(-code).name}"
         return f"{ended}: out of memory?" if -code == signal.SIGKILL else ended
     lines = [line for line in errors.strip().splitlines() if line.strip()]
-    return "\n".join(lines[-_LAST_LINES:]) or f"exit code {code}, without a word"
+    told = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    lines = lines[told[-1] :] if told else lines  # the message alone, without the progress
+    return "\n".join(lines[-_LAST_LINES:]).removeprefix("error: ") or f"exit code {code}, without a word"
 
 
 def _diverged(code: int, errors: str) -> bool:

@@ -77,6 +77,7 @@ def accuracy_png(rows: Rows) -> bytes:
     for place, arm in enumerate(upwards):
         _dot(axes, rows[arm]["accuracy"]["mean"], place, rows[arm], axis="x")
     axes.set_yticks(range(len(rows)), upwards)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     zero_shot = [row["zero_shot_accuracy"]["mean"] for row in rows.values()]
     axes.axvline(sum(zero_shot) / len(zero_shot), linestyle="--", color="grey", label="zero-shot")
     axes.set(xlabel="accuracy", title="Accuracy, mean and 95 % interval")
@@ -101,7 +102,8 @@ def bytes_png(rows: Rows) -> bytes:
         )
     # Linear near zero: training without a federation sends nothing.
     axes.set_xscale("symlog", linthresh=0.1)
-    axes.set_xlim(left=0)
+    most = max(row["bytes_total"] for row in rows.values()) / 1e6
+    axes.set_xlim(0, max(1.0, 3 * most))  # with room for the last name
     axes.set(xlabel="megabytes of the run, both ways", ylabel="accuracy")
     axes.grid(alpha=0.3)
     return _png(figure)
@@ -136,4 +138,4 @@ def _table(title: str) -> Table:
 
 def _columns(table: Table, *names: str) -> None:
     for name in names:
-        table.add_column(name, justify="left" if name == "arm" else "right")
+        table.add_column(name, justify="left" if name == "arm" else "right", overflow="fold")
