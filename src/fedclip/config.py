@@ -16,12 +16,20 @@ from pydantic import Field, model_validator
 from fedclip.config_checks import cross_problems, lookup
 from fedclip.config_data import DataConfig, PartitionConfig
 from fedclip.config_model import LoraConfig, ModelConfig, TargetModules
+from fedclip.config_ranks import (
+    CLIENT_MEMORY,
+    CLIENT_RANKS,
+    ClientMemory,
+    ClientRanks,
+    DynamicRankConfig,
+)
 from fedclip.config_section import Section
 
 __all__ = [
     "ClientConfig",
     "Config",
     "DataConfig",
+    "DynamicRankConfig",
     "EngineConfig",
     "EvaluationConfig",
     "FederationConfig",
@@ -126,6 +134,11 @@ class FederationConfig(Section):
                 "expected": "a whole number >= 1 (clients), a share between 0 and 1, or null (all)"
             },
         )
+    )
+    client_ranks: ClientRanks = CLIENT_RANKS
+    client_memory_mb: ClientMemory = CLIENT_MEMORY
+    dynamic_ranks: DynamicRankConfig = Field(
+        DynamicRankConfig(), description="Ranks that change during the run."
     )
 
     server_optimizer: ServerOptimizerConfig = Field(

@@ -171,18 +171,78 @@ def _strategies_compose(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
                 f"meaning from round to round; {strategy} does not share any that do; use it with "
                 f"{', '.join(sorted(fits))}",
             )
+    if lookup(values, "federation.dynamic_ranks.enabled") is True:
+        around = [
+            key
+            for key, given in (
+                ("federation.scaffold", lookup(values, "federation.scaffold") is True),
+                ("federation.ditto_mu", number(values, "federation.ditto_mu") is not None),
+            )
+            if given
+        ]
+        if around:
+            yield CrossProblem(
+                around[0],
+                f"{around[0]} needs factors that keep their meaning from round to round, but "
+                "federation.dynamic_ranks turns them; use one of the two",
+            )
     server = lookup(values, "federation.server_optimizer.name")
     fits = _MEANS | {"fedsa", "lora_fair"}
-    if isinstance(server, str) and server != "none" and strategy not in fits:
+    dynamic = lookup(values, "federation.dynamic_ranks.enabled") is True
+    if isinstance(server, str) and server != "none" and (strategy not in fits or dynamic):
         yield CrossProblem(
             "federation.server_optimizer.name",
             f"federation.server_optimizer.name: {server} steps from the old tensors towards the "
             f"proposed ones, which {strategy} proposes in other coordinates or not at all; use it "
-            f"with {', '.join(sorted(fits))}",
+            f"with {', '.join(sorted(fits))}, without dynamic ranks",
         )
 
 
+def _one_source_of_ranks(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    dynamic = lookup(values, "federation.dynamic_ranks.enabled") is True
+    sources = [f"federation.{key}" for key in ("client_ranks", "client_memory_mb")]
+    given = [key for key in sources if lookup(values, key) is not None]
+    if dynamic:
+        given.append("federation.dynamic_ranks.enabled")
+    if len(given) > 1:
+        yield CrossProblem(
+            given[0],
+            f"{' and '.join(given)} cannot be used together, as each says what the ranks are; "
+            "keep one of them",
+        )
+    if given and lookup(values, "model.lora.enabled") is False:
+        yield CrossProblem(
+            given[-1], f"{given[-1]} needs an adapter, but model.lora.enabled is false"
+        )
+    strategy = lookup(values, "federation.strategy")
+    mixing = {"flexlora", "hetlora", "flora"}
+    if isinstance(strategy, str) and ".py:" not in strategy:
+        if dynamic and strategy not in ("fedit", "flexlora", "fedavg"):
+            yield CrossProblem(
+                "federation.dynamic_ranks.enabled",
+                "federation.dynamic_ranks cuts the mean of the round's updates, which goes with "
+                f"federation.strategy fedit or flexlora, not with {strategy}",
+            )
+        if set(given) & set(sources) and strategy not in mixing:
+            yield CrossProblem(
+                given[0],
+                f"{given[0]} makes clients of different ranks, which {strategy} cannot mix; set "
+                f"federation.strategy to {', '.join(sorted(mixing))}",
+            )
+    r, minimum = number(values, "model.lora.r"), number(values, "federation.dynamic_ranks.minimum")
+    budget = number(values, "federation.dynamic_ranks.budget")
+    if not dynamic or r is None or minimum is None or budget is None or minimum <= budget * r:
+        return
+    yield CrossProblem(
+        "federation.dynamic_ranks.minimum",
+        f"federation.dynamic_ranks.minimum ({minimum}) exceeds the mean rank that "
+        f"federation.dynamic_ranks.budget allows, {budget} of model.lora.r ({r}); lower the one or "
+        "raise the other",
+    )
+
+
 CHECKS = (
+    _one_source_of_ranks,
     _learning_rates,
     _strategies_compose,
     _something_left_to_train_on,

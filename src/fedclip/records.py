@@ -76,7 +76,8 @@ class TrainRequest:
     proximal term pulls to, with weight `proximal_mu`; None are each client's start and the
     configured weight. `shift` changes frozen weights, see `RunState`. Where `frames` names a tensor
     B, what is trained and returned under that name is R `[r, r]`, and B is frame @ R; the state
-    then holds R. `start_loss` asks for the loss before training. Draws are named by `purpose`.
+    then holds R. `start_loss` asks for the loss before training. `cut` is by tensor name the rank
+    beyond which a factor is zero, and is not sent. Draws are named by `purpose`.
     """
 
     server_round: int
@@ -94,6 +95,7 @@ class TrainRequest:
     shift: State = field(default_factory=dict)
     frames: State = field(default_factory=dict)
     start_loss: bool = False
+    cut: Mapping[str, int] = field(default_factory=dict)
     purpose: str = "client"
 
     def start(self, client_id: str) -> State:

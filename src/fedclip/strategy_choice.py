@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from fedclip.engines.memory import activation_bytes
 from fedclip.errors import UsageError
+from fedclip.federated.client_ranks import client_ranks, ranks_for_memory
 from fedclip.federated.strategies import FedAvg, Setting, Strategy, create_strategy
+from fedclip.federated.strategies.base import pairs
 from fedclip.federated.strategies.composed import Ditto, Scaffold, ServerOptimizer
+from fedclip.federated.strategies.dynamic import DynamicRanks, RankPlan
+from fedclip.federated.traffic import Layer
 from fedclip.models.lora import scalings
 from fedclip.parts import Parts
 
@@ -18,6 +23,11 @@ def choose_strategy(parts: Parts) -> Strategy:
             f"federation.strategy: {federation.strategy} combines LoRA factors, but "
             "model.lora.enabled is false; use fedavg, or train an adapter"
         )
+    dynamic = federation.dynamic_ranks
+    if dynamic.enabled:
+        plan = RankPlan(federation.rounds, **dynamic.model_dump(exclude={"enabled"}))
+        exact = federation.strategy == "flexlora"
+        strategy = DynamicRanks(strategy.setting, plan, exact=exact)
     if federation.scaffold:
         assert isinstance(strategy, FedAvg)  # the configuration's checks have seen to it
         strategy = Scaffold(strategy, len(parts.clients))
@@ -36,10 +46,46 @@ def setting_of(parts: Parts) -> Setting:
     return Setting(
         seed=parts.config.seed,
         scalings=scalings(parts.model.network) if parts.model.is_lora_enabled() else {},
+        ranks=_client_ranks(parts),
         options={
             "q": federation.q,
             "ridge": federation.ridge,
             "average_owners": float(federation.average_owners),
             "learning_rate": parts.config.client.learning_rate,
         },
+    )
+
+
+def _client_ranks(parts: Parts) -> dict[str, int]:
+    """The clients' ranks as configured, or as their memory allows; none where all have r."""
+    federation, r = parts.config.federation, parts.config.model.lora.r
+    ids = list(parts.clients)
+    if federation.client_ranks is not None:
+        ranks = client_ranks(federation.client_ranks, ids, parts.config.seed)
+        above = [client_id for client_id, rank in ranks.items() if rank > r]
+        if above:
+            raise UsageError(
+                f"federation.client_ranks: {above[0]} has rank {ranks[above[0]]}, but the server's "
+                f"adapter has model.lora.r: {r}; raise that, or lower the client's"
+            )
+        return ranks
+    if federation.client_memory_mb is None:
+        return {}
+    assert parts.stacked is not None
+    state = parts.model.get_parameters()
+    return ranks_for_memory(
+        federation.client_memory_mb,
+        ids,
+        layers=[
+            Layer(state[pair.a].shape[1], len(state[pair.b])) for pair in pairs(state).values()
+        ],
+        base_bytes=4 * parts.model.get_model_summary()["base_parameters"],
+        activation_bytes=activation_bytes(
+            parts.stacked,
+            state,
+            image_size=parts.model.image_size,
+            batch_size=parts.config.data.batch_size,
+            device=parts.device,
+        ),
+        maximum=r,
     )

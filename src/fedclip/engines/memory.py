@@ -32,6 +32,23 @@ def choose_group_size(
     `state` is one client's trainable tensors. The budget is `memory_gb` (10^9 bytes), by default
     a quarter of the device's memory.
     """
+    activations = activation_bytes(
+        model, state, image_size=image_size, batch_size=batch_size, device=device
+    )
+    optimizer = _ADAMW_BYTES * sum(tensor.numel() for tensor in state.values())
+    budget = memory_budget(memory_gb, device)
+    return max(1, min(clients, int(budget / (HEADROOM * activations + optimizer))))
+
+
+def activation_bytes(
+    model: Stacked,
+    state: Mapping[str, torch.Tensor],
+    *,
+    image_size: int,
+    batch_size: int,
+    device: torch.device,
+) -> int:
+    """Bytes that one more client in a pass keeps for its backward pass."""
     sizes = {
         (stack, batch): _kept_bytes(model, state, stack, batch, image_size, device)
         for stack in (1, 2)
@@ -40,11 +57,7 @@ def choose_group_size(
     # What the second client adds: a fixed part (prompts) and a part for each image. What all
     # share, such as the frozen weights, cancels out.
     one_image, two_images = (sizes[2, batch] - sizes[1, batch] for batch in (1, 2))
-    per_image = two_images - one_image
-    activations = one_image + per_image * (batch_size - 1)
-    optimizer = _ADAMW_BYTES * sum(tensor.numel() for tensor in state.values())
-    budget = memory_budget(memory_gb, device)
-    return max(1, min(clients, int(budget / (HEADROOM * activations + optimizer))))
+    return one_image + (two_images - one_image) * (batch_size - 1)
 
 
 def memory_budget(memory_gb: float | None, device: torch.device) -> float:

@@ -138,7 +138,7 @@ class Processes:
         self.take_first_([characters])
         finished_rounds, about = json.loads(bytes(map(int, characters.tolist())))
         values = {}
-        for name, shape, dtype in about:
+        for name, shape, _ in about:
             values[name] = torch.zeros(shape, dtype=torch.float64)
             if self.is_first:
                 values[name] += flat[name].to("cpu", torch.float64)

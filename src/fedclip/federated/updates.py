@@ -71,8 +71,8 @@ class Updates:
     def _bytes(self, tensors: State, client_id: str) -> int:
         sent = self.request.sent
         names = [name for name in tensors if sent is None or name in sent]
-        rank = self.request.ranks.get(client_id)
-        return sum(tensor_bytes(name, tensors[name][0], rank) for name in names)
+        own, cut = self.request.ranks.get(client_id), self.request.cut
+        return sum(tensor_bytes(n, tensors[n][0], cut.get(n, own)) for n in names)
 
     def _like(self) -> State:
         """Names, shapes and formats of one client's update."""
