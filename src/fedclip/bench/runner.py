@@ -176,7 +176,10 @@ def _reason(code: int, errors: str) -> str:
     lines = [line for line in errors.strip().splitlines() if line.strip()]
     told = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     lines = lines[told[-1] :] if told else lines  # the message alone, without the progress
-    return "\n".join(lines[-_LAST_LINES:]).removeprefix("error: ") or f"exit code {code}, without a word"
+    return (
+        "\n".join(lines[-_LAST_LINES:]).removeprefix("error: ")
+        or f"exit code {code}, without a word"
+    )
 
 
 def _diverged(code: int, errors: str) -> bool:
