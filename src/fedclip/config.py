@@ -23,7 +23,7 @@ from fedclip.config_ranks import (
     ClientRanks,
     DynamicRankConfig,
 )
-from fedclip.config_section import Pattern, Section
+from fedclip.config_section import AsTuple, Pattern, Section
 
 __all__ = [
     "ClientConfig",
@@ -208,6 +208,11 @@ class EvaluationConfig(Section):
     every: int = Field(1, ge=1, description="Evaluate every so many rounds, and after the last.")
     max_examples: int | None = Field(
         None, ge=1, description="Use at most this many examples of each set; `null` takes all."
+    )
+    other_data: Annotated[tuple[Literal["digits", "fashion_mnist", "icons"], ...], AsTuple] = Field(
+        (),
+        description="After the run, also measure on these data sets, which were not trained: what "
+        "was forgotten.",
     )
     keep_best: bool = Field(
         False, description="Also keep the best round by validation, in `adapter_best/`."

@@ -254,6 +254,24 @@ def _one_source_of_ranks(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
     )
 
 
+def _classes_can_change(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    other = lookup(values, "evaluation.other_data")
+    if lookup(values, "model.head") == "linear":
+        keys = ("evaluation.other_data", "data.train_classes")
+        for key in (key for key in keys if lookup(values, key)):
+            yield CrossProblem(
+                key,
+                f"{key} needs a classifier that takes other classes; use model.head: text, or "
+                f"leave {key} out",
+            )
+    name = lookup(values, "data.name")
+    if isinstance(other, list | tuple) and name in other:
+        yield CrossProblem(
+            "evaluation.other_data",
+            f"evaluation.other_data: {name} is what is trained on; name other data sets",
+        )
+
+
 CHECKS = (
     _one_source_of_ranks,
     _learning_rates,
@@ -263,4 +281,5 @@ CHECKS = (
     _path_where_needed,
     _classes_agree,
     _images_that_stay,
+    _classes_can_change,
 )

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedclip.assembly import assemble, check_partition, evaluate_parts
+from fedclip.assembly import assemble, check_partition, evaluate_parts, evaluate_unseen
 from fedclip.checkpoint import Checkpoint
 from fedclip.compute import resolve_device
 from fedclip.config import Config
@@ -302,4 +302,7 @@ def _summary(parts: Parts, checkpoint: Checkpoint, metrics: list[dict[str, Any]]
         "versions": {
             name: version(name) for name in ("fedclip", "torch", "transformers", "peft", "numpy")
         },
+        **evaluate_unseen(
+            parts, checkpoint.state, (metrics[0]["zero_shot_accuracy"], last["accuracy"])
+        ),
     }
