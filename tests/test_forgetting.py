@@ -148,13 +148,13 @@ def test_a_spoilt_model_forgets_and_is_given_back_as_it_was() -> None:
     images = unseen(model)
     layer = next(iter(model.trainable())).partition(".lora_")[0].removeprefix("base_model.model.")
     weight = dict(model.clip.named_modules())[layer].get_base_layer().weight
-    shift = {layer: torch.full_like(weight, 0.5)}
+    shift = {layer: torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))}
     model.set_parameters({n: torch.ones_like(t) for n, t in model.get_parameters().items()})
     model.set_shift(shift)
     logits = model(torch.from_numpy(images.pixels[:4]))
     before, after = before_and_after(model, shift, images, HOW)
     assert before == plain  # neither the adapter nor the shift counts
-    assert after < before - 0.2
+    assert after < before - 0.1
     assert model.class_names == ("zero", "one", "two")
     assert torch.equal(model(torch.from_numpy(images.pixels[:4])), logits)
 
