@@ -64,7 +64,9 @@ class DrawingEngine:
 
 
 def setting(**kw):
-    return Setting(**{"seed": 3, "scalings": dict.fromkeys(SIDES, SCALING)} | kw)
+    options = {"q": 1.0, "learning_rate": 0.1}
+    given = {"seed": 3, "scalings": dict.fromkeys(SIDES, SCALING), "options": options}
+    return Setting(**given | kw)
 
 
 def rounds(strategy, *, count=1, state=None, engine=None, total=None, **kw):
