@@ -123,7 +123,12 @@ def with_absolute_paths(config: Config) -> Config:
     name = model.model_name.removeprefix(start)
     if name not in EMBEDDED and Path(name).is_dir():
         model = model.model_copy(update={"model_name": f"{start}{Path(name).resolve()}"})
-    return config.model_copy(update={"data": data, "model": model})
+    federation = config.federation
+    file, _, attribute = federation.strategy.rpartition(":")
+    if file.endswith(".py"):  # a strategy of the user's own
+        own = f"{Path(file).resolve()}:{attribute}"
+        federation = federation.model_copy(update={"strategy": own})
+    return config.model_copy(update={"data": data, "model": model, "federation": federation})
 
 
 def _execute(parts: Parts, folder: RunFolder, listener: Listener, started: float) -> Run:

@@ -163,6 +163,8 @@ class CLIPLoRAWrapper(nn.Module):
     def set_shift(self, shift: Mapping[str, torch.Tensor]) -> None:
         """Replace frozen weights of adapted layers by their own plus a change, by layer path."""
         if self._shifted is None:
+            if not shift:
+                return
             self._shifted = ShiftedWeights(self.network)
         self._shifted.set(shift)
         self.text_head.forget()

@@ -82,7 +82,8 @@ class DynamicRanks(Strategy):
         spectra = {layer: svd(stack(x))[1].double() for layer, x in layers.items()}
         server |= self._remember(state, spectra)
         if due:
-            ranks = {**ranks, **self._choose(spectra, ranks, server, request, updates)}
+            chosen = self._choose(spectra, ranks, server, request, updates)
+            ranks |= {layer: min(rank, layers[layer].a.shape[1]) for layer, rank in chosen.items()}
         for layer, x in layers.items():
             pair, rank = found[layer], ranks[layer]
             cut_now = due or self._exact
@@ -105,8 +106,8 @@ class DynamicRanks(Strategy):
     ) -> dict[str, int]:
         """New ranks by the plan's schedule."""
         plan = self._plan
-        maximum = next(updates.tensors[p.a].shape[1] for p in pairs(updates.tensors).values())
-        full = maximum * len(spectra)
+        sizes = [updates.tensors[p.a].shape[1] for p in pairs(updates.tensors).values()]
+        maximum, full = max(sizes), sum(sizes)
         if plan.schedule == "importance":
             energy = 1.0
             values = {layer: _remembered(server, layer).scores for layer in spectra}
