@@ -161,7 +161,8 @@ def test_twins_have_the_same_code(page: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what pages speak of: configurations, a finished run, images."""
     place = tmp_path_factory.mktemp("docs")
-    shutil.copytree(ROOT / "configs", place / "configs")
+    for name in ("configs", "examples"):
+        shutil.copytree(ROOT / name, place / name)
     random = np.random.default_rng(0)
     for site in ("hospital_a", "hospital_b"):
         for label in ("normal", "pneumonia"):

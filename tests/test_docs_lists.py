@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from fedclip import CLIPLoRAWrapper
 from fedclip.config import Config
-from fedclip.config_io import load_config
+from fedclip.config_io import config_from_dict, load_config
 from fedclip.data.federation import load_federated
+from fedclip.errors import UsageError
+from fedclip.federated.strategies import STRATEGIES
+from fedclip.federated.strategies.composed import Ditto, Scaffold, ServerOptimizer
+from fedclip.federated.strategies.dynamic import DynamicRanks
 from fedclip.inspection import info
 
 ROOT = Path(__file__).parents[1]
@@ -83,3 +89,51 @@ def test_markers_of_the_table_stand_in_both_front_pages() -> None:
         text = page.read_text("utf-8")
         assert text.index("<!-- main-job-table -->") < text.index("<!-- /main-job-table -->")
         assert len(text.splitlines()) < 150
+
+
+STRATEGY_PAGES = sorted((ROOT / "docs").glob("explanation-strategies*.md"))
+# The columns of the table of what goes with what, in its order.
+COLUMNS: list[dict[str, Any]] = [
+    {"federation": {"client_ranks": [4, 8]}},
+    {"federation": {"dynamic_ranks": {"enabled": True}}},
+    {"federation": {"scaffold": True}, "optimizer": {"name": "sgd"}},
+    {"federation": {"server_optimizer": {"name": "adam"}}},
+    {"federation": {"ditto_mu": 0.1}},
+    {"model": {"lora": {"use_dora": True}}},
+    {"model": {"lora": {"enabled": False}}},
+]
+
+
+def rows(text: str, columns: int) -> dict[str, list[str]]:
+    """Tables of so many columns by the names in their first one, which may be several."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        first, *rest = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(rest) + 1 == columns:
+            found |= dict.fromkeys(re.findall(r"`(\w+)`", first), rest)
+    return found
+
+
+@pytest.mark.parametrize("page", STRATEGY_PAGES, ids=lambda page: page.name)
+def test_the_strategies_page_has_them_all_and_what_composes(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert set(rows(text, 6)) == set(STRATEGIES)
+    composed = rows(text, 1 + len(COLUMNS))
+    assert set(composed) == set(STRATEGIES)
+    for name, cells in composed.items():
+        for cell, column in zip(cells, COLUMNS, strict=True):
+            federation = {"strategy": name, **column.get("federation", {})}
+            expected: Any = nullcontext() if cell in ("yes", "是") else pytest.raises(UsageError)
+            with expected:
+                config_from_dict({**column, "federation": federation})
+            assert cell in ("yes", "是", "")
+    for table in ("strategies", "ranks", "guide"):
+        assert text.index(f"<!-- {table}:begin -->") < text.index(f"<!-- {table}:end -->")
+
+
+def test_every_strategy_tells_its_source_and_its_bytes() -> None:
+    around = (Ditto, Scaffold, ServerOptimizer, DynamicRanks)
+    for strategy in {*STRATEGIES.values(), *around} - {STRATEGIES["local"]}:
+        words = strategy.__doc__ or ""
+        assert "arXiv:" in words, strategy
+        assert "Bytes" in words, strategy

@@ -118,7 +118,7 @@ def test_the_largest_rank_that_fits() -> None:
 
 
 def federation(**keys: Any) -> dict[str, Any]:
-    return {"federation": keys}
+    return {"federation": {"strategy": "flexlora", **keys}}  # goes with every kind of ranks
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,18 @@ def test_qfedavg_is_its_formula():
 RANKS = {"a": 1, "b": 3, "c": 2}
 
 
+def test_a_client_has_no_more_rows_than_the_layer():
+    """Ranks above a layer's own are that layer's, as `scaled_for_rank` has it."""
+    ranks = {"a": 1, "b": RANK + 5, "c": 2}
+    for strategy in ("flora", "flexlora"):
+        asked = rounds(strategy, count=2, setting={"ranks": ranks})
+        plain = rounds(strategy, count=2, setting={"ranks": ranks | {"b": RANK}})
+        for ours, theirs in zip(asked[0], plain[0], strict=True):
+            assert (ours.bytes_up, ours.bytes_down) == (theirs.bytes_up, theirs.bytes_down)
+            for name, tensor in theirs.state.flat().items():
+                assert torch.equal(ours.state.flat()[name], tensor)
+
+
 @pytest.mark.parametrize("rslora", [False, True])
 def test_flora_and_flexlora_mix_ranks_each_at_its_scaling(rslora):
     power = 0.5 if rslora else 1.0

@@ -72,4 +72,6 @@ class Checkpoint:
         if accuracy is None or (self.best and accuracy <= self.best["validation_accuracy"]):
             return
         self.best = {"server_round": record["server_round"], "validation_accuracy": accuracy}
-        self.best_state = RunState(self.state.shared, self.state.shift, private=self.state.private)
+        now = self.state
+        ranks = {name: t for name, t in now.server.items() if name.startswith("rank/")}
+        self.best_state = RunState(now.shared, now.shift, ranks, now.private)

@@ -217,6 +217,8 @@ def _one_source_of_ranks(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
     given = [key for key in sources if lookup(values, key) is not None]
     if dynamic:
         given.append("federation.dynamic_ranks.enabled")
+        if lookup(values, "model.lora.rank_pattern"):
+            given.append("model.lora.rank_pattern")
     if len(given) > 1:
         yield CrossProblem(
             given[0],
@@ -225,23 +227,24 @@ def _one_source_of_ranks(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
         )
     if given and lookup(values, "model.lora.enabled") is False:
         yield CrossProblem(
-            given[-1], f"{given[-1]} needs an adapter, but model.lora.enabled is false"
+            given[0], f"{given[0]} needs an adapter, but model.lora.enabled is false"
         )
-    strategy = lookup(values, "federation.strategy")
     mixing = {"flexlora", "hetlora", "flora"}
-    if isinstance(strategy, str) and ".py:" not in strategy:
-        if dynamic and strategy not in ("fedit", "flexlora", "fedavg"):
-            yield CrossProblem(
-                "federation.dynamic_ranks.enabled",
-                "federation.dynamic_ranks cuts the mean of the round's updates, which goes with "
-                f"federation.strategy fedit or flexlora, not with {strategy}",
-            )
-        if set(given) & set(sources) and strategy not in mixing:
-            yield CrossProblem(
-                given[0],
-                f"{given[0]} makes clients of different ranks, which {strategy} cannot mix; set "
-                f"federation.strategy to {', '.join(sorted(mixing))}",
-            )
+    strategy = lookup(values, "federation.strategy")
+    named = isinstance(strategy, str)  # what is no text is reported elsewhere
+    if dynamic and named and strategy not in ("fedit", "flexlora", "fedavg"):
+        yield CrossProblem(
+            "federation.dynamic_ranks.enabled",
+            "federation.dynamic_ranks cuts the mean of the round's updates, which goes with "
+            f"federation.strategy fedit or flexlora, not with {strategy}",
+        )
+    mixed = set(given) & set(sources)
+    if mixed and named and strategy not in mixing and ".py:" not in str(strategy):
+        yield CrossProblem(
+            given[0],
+            f"{given[0]} makes clients of different ranks, which {strategy} cannot mix; set "
+            f"federation.strategy to {', '.join(sorted(mixing))}",
+        )
     r, minimum = number(values, "model.lora.r"), number(values, "federation.dynamic_ranks.minimum")
     budget = number(values, "federation.dynamic_ranks.budget")
     if not dynamic or r is None or minimum is None or budget is None or minimum <= budget * r:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedclip.assembly import assemble, check_partition, evaluate_parts, evaluate_unseen
+from fedclip.assembly import assemble, check_partition, evaluate_parts
 from fedclip.checkpoint import Checkpoint
 from fedclip.compute import resolve_device
 from fedclip.config import Config
@@ -25,7 +24,6 @@ from fedclip.errors import UsageError
 from fedclip.federated.server import RoundResult, run_rounds
 from fedclip.federated.strategies import Strategy
 from fedclip.models.base import EMBEDDED, RANDOM
-from fedclip.models.clip import adapter_sha256
 from fedclip.parts import Parts
 from fedclip.records import ClientReport, RunState
 from fedclip.reports.curves import curves_png
@@ -33,6 +31,7 @@ from fedclip.reports.progress import Listener
 from fedclip.runs import PARTITION, SUMMARY, RunFolder, next_folder
 from fedclip.saving import save_adapters
 from fedclip.strategy_choice import choose_strategy
+from fedclip.summary import summarise
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The configuration with local folders by their full path: a run may go on from elsewhere."""
+    """The configuration with local files by their full path: a run may go on from elsewhere."""
     data, model = config.data, config.model
     folder, mark, options = (data.path or "").partition("?")  # as of the hub's data sets
     if folder and Path(folder).exists():
@@ -123,11 +122,9 @@ def with_absolute_paths(config: Config) -> Config:
     name = model.model_name.removeprefix(start)
     if name not in EMBEDDED and Path(name).is_dir():
         model = model.model_copy(update={"model_name": f"{start}{Path(name).resolve()}"})
-    federation = config.federation
-    file, _, attribute = federation.strategy.rpartition(":")
-    if file.endswith(".py"):  # a strategy of the user's own
-        own = f"{Path(file).resolve()}:{attribute}"
-        federation = federation.model_copy(update={"strategy": own})
+    file, colon, attribute = config.federation.strategy.rpartition(":")  # a class of one's own
+    name = f"{Path(file).resolve()}:{attribute}" if colon else attribute
+    federation = config.federation.model_copy(update={"strategy": name})
     return config.model_copy(update={"data": data, "model": model, "federation": federation})
 
 
@@ -270,44 +267,7 @@ def _finish_run(parts: Parts, folder: RunFolder, checkpoint: Checkpoint, clock: 
     save_adapters(parts, checkpoint.state, folder, "adapter")
     metrics = folder.read_metrics()
     folder.write_bytes("curves.png", curves_png(metrics, metrics[0]["zero_shot_accuracy"]))
-    summary = _summary(parts, checkpoint, metrics)
+    summary = summarise(parts, checkpoint, metrics)
     summary["seconds"] = sum(line["seconds"] for line in folder.read_timing()) + clock.lap()
     folder.write_json(SUMMARY, summary)
     return Run(folder.path, summary)
-
-
-def _summary(parts: Parts, checkpoint: Checkpoint, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    config, counts, last = parts.config, parts.model.get_model_summary(), metrics[-1]
-    trainings = parts.clients_per_round * config.federation.rounds
-    return {
-        "model": config.model.model_name,
-        "data": config.data.name,
-        "strategy": config.federation.strategy,
-        "engine": config.engine.name,
-        "seed": config.seed,
-        "rounds": config.federation.rounds,
-        "clients": len(parts.data.clients),
-        "clients_per_round": parts.clients_per_round,
-        "zero_shot_accuracy": metrics[0]["zero_shot_accuracy"],
-        "initial_accuracy": metrics[0]["accuracy"],
-        "accuracy": last["accuracy"],
-        "validation_accuracy": last["validation_accuracy"],
-        "client_accuracy": last["client_accuracy"],
-        "best": checkpoint.best,
-        "base_parameters": counts["base_parameters"],
-        "total_parameters": counts["total_parameters"],
-        "trainable_parameters": counts["trainable_parameters"],
-        "bytes_up_per_client_round": checkpoint.bytes_up / trainings,
-        "bytes_down_per_client_round": checkpoint.bytes_down / trainings,
-        "device": str(parts.device),
-        "precision": parts.precision,
-        "bad_images": len(parts.data.bad_images),
-        "adapter_sha256": adapter_sha256(checkpoint.state.shared),
-        "state_sha256": adapter_sha256(checkpoint.state.flat()),
-        "versions": {
-            name: version(name) for name in ("fedclip", "torch", "transformers", "peft", "numpy")
-        },
-        **evaluate_unseen(
-            parts, checkpoint.state, (metrics[0]["zero_shot_accuracy"], last["accuracy"])
-        ),
-    }

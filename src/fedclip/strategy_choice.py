@@ -31,7 +31,12 @@ def choose_strategy(parts: Parts) -> Strategy:
         exact = federation.strategy == "flexlora"
         strategy = DynamicRanks(strategy.setting, plan, exact=exact)
     if federation.scaffold:
-        assert isinstance(strategy, FedAvg)  # the configuration's checks have seen to it
+        # Of the strategies here the configuration knows; this is about a user's own.
+        if not (isinstance(strategy, FedAvg) and type(strategy).round is FedAvg.round):
+            raise UsageError(
+                "federation.scaffold takes plain means of tensors, which "
+                f"{federation.strategy} does not; leave scaffold out"
+            )
         strategy = Scaffold(strategy, len(parts.clients))
     server = federation.server_optimizer
     if server.name != "none":
@@ -49,6 +54,7 @@ def setting_of(parts: Parts) -> Setting:
         seed=parts.config.seed,
         scalings=scalings(parts.model.network) if parts.model.is_lora_enabled() else {},
         ranks=_client_ranks(parts),
+        rslora=parts.config.model.lora.use_rslora,
         options={
             "q": federation.q,
             "ridge": federation.ridge,

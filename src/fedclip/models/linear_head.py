@@ -36,3 +36,9 @@ def warn_of_idle_text(lora: LoraSettings) -> None:
             FedclipWarning,
             stacklevel=2,
         )
+
+
+def head_parameters(classifier: nn.Linear | None) -> dict[str, nn.Parameter]:
+    """A classifier's live parameters, named as in `head.safetensors`; none of none."""
+    own = classifier.named_parameters() if classifier is not None else ()
+    return {f"head.{name}": parameter for name, parameter in own}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from fedclip.errors import UsageError
 from fedclip.models.lora import rank_of
+from fedclip.records import State
 
 
 def checked_state(
@@ -31,6 +33,24 @@ def checked_state(
             f"set model.lora.r to {theirs} or use another adapter"
         )
     return {name: _checked(name, given[name], expected[name], source) for name in expected}
+
+
+@torch.no_grad()
+def write(parameters: Mapping[str, torch.Tensor], state: State) -> None:
+    """Copy tensors into the parameters of the same names, of which none may be missing."""
+    for name, parameter in parameters.items():
+        parameter.copy_(state[name])
+
+
+@contextmanager
+def replaced(parameters: Mapping[str, torch.Tensor], state: State) -> Iterator[None]:
+    """Inside, the parameters that the state names hold its values."""
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    write(parameters, before | {name: state[name] for name in before if name in state})
+    try:
+        yield
+    finally:
+        write(parameters, before)
 
 
 def adapter_sha256(state: Mapping[str, torch.Tensor]) -> str:

@@ -21,7 +21,7 @@ from fedclip.errors import UsageError
 from fedclip.models import adapter_files, facts, ranks
 from fedclip.models.base import Base, enable_checkpointing, load_base
 from fedclip.models.dropout import set_dropout_key
-from fedclip.models.linear_head import new_classifier, warn_of_idle_text
+from fedclip.models.linear_head import head_parameters, new_classifier, warn_of_idle_text
 from fedclip.models.lora import (
     add_lora,
     base_parameters,
@@ -31,7 +31,7 @@ from fedclip.models.lora import (
 )
 from fedclip.models.lora_plan import LoraSettings, planned, restated
 from fedclip.models.shift import ShiftedWeights
-from fedclip.models.state import checked_state
+from fedclip.models.state import checked_state, replaced, write
 from fedclip.models.text import TextHead, checked_classes
 from fedclip.records import State
 
@@ -136,7 +136,10 @@ class CLIPLoRAWrapper(nn.Module):
         Names, shapes and finiteness are checked before anything is written, so a `UsageError`
         leaves the model as it was.
         """
-        self._write(checked_state(state, self.trainable(), source="set_parameters: the state"))
+        write(
+            self._trainable,
+            checked_state(state, self._trainable, source="set_parameters: the state"),
+        )
 
     def set_rank(self, rank: int | Mapping[str, int]) -> None:
         """Give the adapter another rank, or some layers by pattern, as `{"vision_encoder": 4}`.
@@ -227,10 +230,13 @@ class CLIPLoRAWrapper(nn.Module):
         """Inside, the model is the base model alone with its text classifier."""
         if not self.class_names:
             raise UsageError("zero-shot classification needs class names; call set_classes")
+        if self.lora is not None:
+            base = self._peft.disable_adapter()
+        else:
+            base = replaced(self._trainable, self._base_parameters())
         head, self.head, self._slot = self.head, "text", "base"
         try:
-            adapted = self.lora is not None
-            with self._peft.disable_adapter() if adapted else self._base_weights():
+            with base:
                 yield self
         finally:
             self.head, self._slot = head, "adapted"
@@ -284,27 +290,10 @@ class CLIPLoRAWrapper(nn.Module):
         """Note which tensors train."""
         linear = self.head == "linear"
         body = trained_body(self.network, adapter=self.lora is not None, idle_text=linear)
-        self._trainable = dict(sorted((body | self._head_parameters()).items()))
+        self._trainable = dict(sorted((body | head_parameters(self.classifier)).items()))
 
-    def _head_parameters(self) -> dict[str, nn.Parameter]:
-        own = self.classifier.named_parameters() if self.classifier is not None else ()
-        return {f"head.{name}": p for name, p in own}
-
-    def _write(self, state: State) -> None:
-        with torch.no_grad():
-            for name, parameter in self._trainable.items():
-                parameter.copy_(state[name])
-
-    @contextmanager
-    def _base_weights(self) -> Iterator[None]:
-        """Put the base model's own weights in the place of fine-tuned ones for a while."""
-        fresh = base_parameters(load_base(self.base_name, seed=self._seed).model)
-        trained = self.get_parameters()
-        self._write(trained | {name: fresh[name] for name in trained if name in fresh})
-        try:
-            yield
-        finally:
-            self._write(trained)
+    def _base_parameters(self) -> State:
+        return base_parameters(load_base(self.base_name, seed=self._seed).model)
 
     def full_precision(self) -> torch.autocast:
         """Inside, mixed precision is off."""

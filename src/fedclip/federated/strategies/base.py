@@ -117,15 +117,15 @@ def layer_updates(
 def client_scaling(setting: Setting, layer: str, rank: int, client_id: str) -> float:
     """The scaling that a client multiplies its update with: lora_alpha over its own rank.
 
-    `rank` is the layer's; a client of a higher one has the layer's.
+    `rank` is the layer's; a client has no more than that.
     """
     ratio = rank / min(rank, setting.ranks.get(client_id, rank))
     return setting.scalings[layer] * (math.sqrt(ratio) if setting.rslora else ratio)
 
 
 def held(setting: Setting, updates: Cohort, rank: int) -> list[int]:
-    """The clients' ranks, in the order of the updates."""
-    return [min(rank, setting.ranks.get(report.client_id, rank)) for report in updates.reports]
+    """The clients' ranks in a layer of that rank, in the order of the updates."""
+    return [min(rank, setting.ranks.get(r.client_id, rank)) for r in updates.reports]
 
 
 def at_client_ranks(setting: Setting, request: TrainRequest) -> TrainRequest:

@@ -98,8 +98,9 @@ class Ditto(Strategy):
 class ServerOptimizer(Strategy):
     """The server steps along the way that the inner strategy proposes, instead of going it.
 
-    Reddi et al. 2021 (arXiv:2003.00295): the proposed state minus the old one is taken for a
-    negative gradient, of FedAvgM, FedAdagrad, FedAdam or FedYogi. Bytes as the inner strategy.
+    Reddi et al. 2021 (arXiv:2003.00295, algorithm 2): the gradient is g = old - proposed, and the
+    next state one step of SGD with momentum, Adagrad, Adam or Yogi on g from the old one (FedAvgM,
+    FedAdagrad, FedAdam, FedYogi). Bytes as the inner strategy.
     """
 
     def __init__(self, inner: Strategy, name: str, options: dict[str, float]) -> None:

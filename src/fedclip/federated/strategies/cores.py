@@ -26,9 +26,9 @@ class FedSB(Strategy):
 
     Singhal et al. 2025 (arXiv:2502.15436). B and A are the leading singular vectors of an estimate
     of the first full update (LoRA-SB, arXiv:2411.19557); here of the exact mean of the first
-    round's LoRA updates, of which K clients together know K r directions. So the first round is
-    FedIT's in bytes, with the frame of 4 r (in + out) for each layer down; from the second on, up
-    and down, 4 r^2 for each layer. Wants a larger rank than LoRA.
+    round's LoRA updates, of which K clients together know K r directions. Wants a larger rank than
+    LoRA. Bytes per client and round, up and down: 4 r (in + out) in the first round, then 4 r^2,
+    for each layer.
     """
 
     def __init__(self, setting: Setting | None = None) -> None:

@@ -44,6 +44,8 @@ class RankPlan:
 class DynamicRanks(Strategy):
     """Each layer at the rank that its update is worth, within a budget for all layers.
 
+    By kept energy (sum of the first k sigma^2 over the sum of all), or by the schedule and scores
+    of AdaLoRA (Zhang et al. 2023, arXiv:2303.10512) taken by round; see `federated.ranks`.
     After a round in which ranks may change, the exact mean of every layer is decomposed, its rank
     is chosen (`ranks.allocate`), and the mean is cut there; in the other rounds the factors are
     averaged (fedit) or the mean is cut at the ranks there are (flexlora). The tensors keep the

@@ -22,8 +22,8 @@ from fedclip.records import RunState, TrainRequest
 class FedAvg(Strategy):
     """Mean of the clients' tensors, weighted by their training examples.
 
-    McMahan et al. 2017 (arXiv:1602.05629, algorithm 1). With `client.proximal_mu` it is FedProx (Li
-    et al. 2020, arXiv:1812.06127).
+    McMahan et al. 2017 (arXiv:1602.05629, algorithm 1): w = sum_i p_i w_i, with p_i the share of
+    examples. With `client.proximal_mu` it is FedProx (Li et al. 2020, arXiv:1812.06127).
     Bytes per client and round, up and down: 4 for each trained number.
     """
 
@@ -69,8 +69,9 @@ class FFA(FedIT):
 class RoLoRA(FedIT):
     """B is trained and averaged in odd rounds, A in even ones: exact means.
 
-    Chen et al. 2025 (arXiv:2502.01755). The first round trains B, as A gets no gradient while B is
-    zero. Bytes per client and round, up and down: 4 r out or 4 r in for each layer, in turns.
+    Chen et al. 2025 (arXiv:2502.01755): sum_i p_i B_i A = (sum_i p_i B_i) A, and the other way
+    round. The first round trains B, as A gets no gradient while B is zero.
+    Bytes per client and round, up and down: 4 r out or 4 r in for each layer, in turns.
     """
 
     def asked(self, request: TrainRequest) -> TrainRequest:
@@ -81,7 +82,7 @@ class RoLoRA(FedIT):
 class FedSA(FedIT):
     """A is averaged, B (and a linear head) stays with its client: personal models.
 
-    Guo et al. 2024 (arXiv:2410.01463). A newcomer starts with the shared A and with B = 0.
+    Guo et al. 2024 (arXiv:2410.01463): A = sum_i p_i A_i. A newcomer starts with it and B = 0.
     Bytes per client and round, up and down: 4 r in for each layer.
     """
 

@@ -112,8 +112,9 @@ class HetLoRA(ProductStrategy):
 class LoraFair(ProductStrategy):
     """The mean of A, and of B with a correction towards the exact mean.
 
-    Bian et al. 2024 (arXiv:2411.14961), with the squared distance in place of their cosine, whose
-    best correction is closed: `algebra.corrected_mean`. Bytes as FedIT.
+    Bian et al. 2024 (arXiv:2411.14961): A = Abar, B = Bbar + D, with D the least of
+    |M - s (Bbar + D) Abar|^2 and a penalty on |D|^2, M the exact mean. The distance is squared
+    where theirs is a cosine, so that D is closed: `algebra.corrected_mean`. Bytes as FedIT.
     """
 
     def __init__(self, setting: Setting | None = None) -> None:
