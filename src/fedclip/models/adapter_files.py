@@ -76,7 +76,8 @@ def load(model: CLIPLoRAWrapper, folder: Path) -> None:
 def _frozen_sha256(model: CLIPLoRAWrapper) -> str | None:
     """Digest of the weights that training leaves alone; None where it leaves none alone."""
     frozen = {n: p for n, p in base_parameters(model.network).items() if not p.requires_grad}
-    return adapter_sha256(frozen) if frozen else None
+    with model.unmerged():
+        return adapter_sha256(frozen) if frozen else None
 
 
 def write_adapter(

@@ -35,6 +35,7 @@ class StackedClients:
     ) -> None:
         """`products` is the format of matrix products, by default the weights' own."""
         assert model.lora is not None
+        model.require_unmerged("StackedClients")
         self._model = model
         self._lora = model.lora
         self._compiled = compiled

@@ -30,12 +30,13 @@ from fedclip.models.lora import (
     scaled_for_rank,
     tower_of,
 )
+from fedclip.models.merging import MergeableLora
 from fedclip.models.shift import ShiftedWeights
 from fedclip.models.state import checked_state
 from fedclip.models.text import TextHead, checked_classes
 
 
-class CLIPLoRAWrapper(nn.Module):
+class CLIPLoRAWrapper(MergeableLora):
     """A CLIP whose trainable part is small, named, and easy to take out and put back."""
 
     def __init__(
@@ -167,6 +168,7 @@ class CLIPLoRAWrapper(nn.Module):
 
     def set_shift(self, shift: Mapping[str, torch.Tensor]) -> None:
         """Replace frozen weights of adapted layers by their own plus a change, by layer path."""
+        self.require_unmerged("set_shift")
         if self._shifted is None:
             self._shifted = ShiftedWeights(self.network)
         self._shifted.set(shift)
@@ -232,10 +234,9 @@ class CLIPLoRAWrapper(nn.Module):
             raise UsageError("zero-shot classification needs class names; call set_classes")
         head, self.head, self._slot = self.head, "text", "base"
         try:
-            adapted = self.lora is not None
-            with (
-                cast(PeftModel, self.network).disable_adapter() if adapted else self._base_weights()
-            ):
+            adapted = cast(PeftModel, self.network)
+            base = self._base_weights if self.lora is None else adapted.disable_adapter
+            with self.unmerged(), base():
                 yield self
         finally:
             self.head, self._slot = head, "adapted"
@@ -289,7 +290,7 @@ class CLIPLoRAWrapper(nn.Module):
         return {f"head.{name}": p for name, p in self.classifier.named_parameters()}
 
     def _write(self, state: Mapping[str, torch.Tensor]) -> None:
-        with torch.no_grad():
+        with self.unmerged(), torch.no_grad():
             for name, parameter in self._trainable.items():
                 parameter.copy_(state[name])
 
