@@ -78,6 +78,15 @@ def _conclude(run: Run) -> None:
     )
 
 
+def merge_adapters(
+    adapters: Sequence[Path], output: Path, search: Sequence[Path], as_json: bool, **how: Any
+) -> None:
+    """Merge adapters, and say what came of it."""
+    from fedclip.merge import merge
+
+    show(merge(adapters, output, **how), as_json)
+
+
 def show(facts: Mapping[str, Any], as_json: bool) -> None:
     """Print facts as a table of two columns, or as JSON."""
     if as_json:

@@ -83,7 +83,7 @@ def merge_layer(
 
 def mean_of_factors(updates: Sequence[Factors], weights: Sequence[float]) -> Factors:
     """A = sum_i p_i A_i and B = sum_i w_i B_i. Weights must sum to more than 0."""
-    w = torch.tensor(weights).to(updates[0].a)
+    w = torch.tensor(weights, dtype=updates[0].a.dtype, device=updates[0].a.device)
     a, b = (torch.stack([x[side] for x in updates]) for side in (0, 1))
     return Factors(torch.tensordot(w / w.sum(), a, dims=1), torch.tensordot(w, b, dims=1))
 
@@ -104,7 +104,8 @@ def ties(matrices: torch.Tensor, weights: Sequence[float], density: float) -> to
     trimmed = torch.stack([trim(matrix, density) for matrix in matrices])
     elected = torch.where(trimmed.sum(dim=0) >= 0, 1, -1)
     agree = trimmed.sign() == elected  # an entry that was trimmed has no sign
-    shares = torch.tensor(weights).to(trimmed).view(-1, *[1] * (trimmed.dim() - 1))
+    shares = torch.tensor(weights, dtype=trimmed.dtype, device=trimmed.device)
+    shares = shares.view(-1, *[1] * (trimmed.dim() - 1))
     return (shares * trimmed * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
 
 
@@ -140,9 +141,10 @@ def knots(updates: Sequence[Factors], weights: Sequence[float], density: float) 
         torch.block_diag(*(x.a for x in updates)), torch.cat([x.b for x in updates], dim=1)
     )
     u, s, v = svd(concatenated)
-    real = s > s[:1] * max(u.shape[0], v.shape[0]) * torch.finfo(s.dtype).eps
-    blocks = (v[:, real] * s[real]).T.chunk(len(updates), dim=1)  # [k, in] each
-    return Factors(ties(torch.stack(blocks), weights, density), u[:, real])
+    noise = s[0] * max(len(u), len(v)) * torch.finfo(s.dtype).eps
+    real = max(1, int((s > noise).sum()))  # directions of rounding alone would be trimmed with it
+    blocks = (v[:, :real] * s[:real]).T.chunk(len(updates), dim=1)  # [k, in] each
+    return Factors(ties(torch.stack(blocks), weights, density), u[:, :real])
 
 
 def _share(count: int) -> float:
