@@ -30,8 +30,7 @@ def save(folder: Path, seed: int = 0, rank: int = 2, **how: Any) -> Path:
     """An adapter folder with random tensors."""
     lora = {"r": rank, "lora_alpha": 2 * rank, "target_modules": TARGETS}
     model_config = {
-        "lora": {"r": rank, "lora_alpha": 2 * rank, "target_modules": TARGETS}
-        | how.pop("lora", {}),
+        "lora": lora | how.pop("lora", {}),
         "model_name": how.pop("base", "tiny"),
         "head": how.pop("head", "auto"),
     }

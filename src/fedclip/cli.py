@@ -182,6 +182,30 @@ def predict(
 
 
 @app.command()
+def export(
+    folder: RunPath,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="peft (the adapter), merged (a transformers CLIPModel) or onnx (towers)."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The new folder [default: RUN-FORM].")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's model for other programs.
+
+    RUN is a folder that `fedclip run` made, or an adapter folder.
+    """
+    from fedclip.cli_support import show
+    from fedclip.export import export as write
+
+    show(write(folder, to, output), as_json)
+
+
+@app.command()
 def merge(
     adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", hidden=True)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new adapter folder.")],

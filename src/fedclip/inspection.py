@@ -134,6 +134,11 @@ def _open(path: str) -> Image.Image:
         raise UsageError(f"{path}: not an image that can be read: {error}") from None
 
 
+def adapter_folder(path: str | Path) -> Path:
+    """The adapter folder that a path means: a finished run's `adapter/`, or the path itself."""
+    return _finished(path).path / "adapter" if RunFolder(path).is_run() else Path(path)
+
+
 def _finished(folder: str | Path) -> RunFolder:
     run_folder = RunFolder.open(folder)
     if not run_folder.is_finished():

@@ -13,8 +13,8 @@ import torch
 from fedclip.errors import UsageError
 from fedclip.federated.low_rank import Factors
 from fedclip.federated.merging import METHODS, Method, merge_layer
+from fedclip.inspection import adapter_folder
 from fedclip.models.adapter_layers import LoraAdapter, read_lora, write_lora
-from fedclip.runs import RunFolder
 from fedclip.seeding import seed_for
 
 
@@ -76,18 +76,6 @@ def facts(
         "kept_energy": kept,
         "output": str(output),
     }
-
-
-def adapter_folder(path: str | Path) -> Path:
-    """The adapter folder that a path means: a finished run's `adapter/`, or the path itself."""
-    run = RunFolder(path)
-    if not run.is_run():
-        return Path(path)
-    if not run.is_finished():
-        raise UsageError(
-            f"{path}: this run is not finished; go on with it by `fedclip run --resume {path}`"
-        )
-    return run.path / "adapter"
 
 
 def read_adapters(paths: Sequence[str | Path]) -> list[LoraAdapter]:

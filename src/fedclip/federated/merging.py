@@ -71,10 +71,9 @@ def merge_layer(
     padded with zeros to that rank.
     """
     combined = method.combine(updates, weights, density, generator)
-    dense = isinstance(combined, torch.Tensor)
-    total = float(combined.norm() if dense else norm(combined)) ** 2
+    total = float(combined.norm() if isinstance(combined, torch.Tensor) else norm(combined)) ** 2
     if not method.cut:
-        assert not dense
+        assert not isinstance(combined, torch.Tensor)
         return Merged(resize(combined, rank), total, total)
     cut = truncate(combined, rank, generator=generator)
     # A's rows are orthonormal where B's columns are not zero.

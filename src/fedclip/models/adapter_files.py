@@ -29,7 +29,7 @@ FULL = "model.safetensors"
 HEAD = "head.safetensors"
 NOTES = "fedclip.json"
 CARD = "README.md"
-_FILES = (CONFIG, ADAPTER, FULL, HEAD, NOTES, CARD)
+FILES = (CONFIG, ADAPTER, FULL, HEAD, NOTES, CARD)
 _HEAD_PREFIX = "head."
 
 
@@ -117,7 +117,7 @@ def write_adapter(
         )
         (fresh / CARD).write_text(card, encoding="utf-8")
 
-    write_folder(folder, _FILES, write)
+    write_folder(folder, FILES, write)
 
 
 def read_adapter(
