@@ -15,14 +15,25 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
-from fedclip import base_folder
+import fedclip as package
+from fedclip import base_folder, weight_search
 from fedclip.errors import UsageError
+from fedclip.inspection import evaluate
 from fedclip.merge import merge
 from fedclip.models.adapter_layers import folded_model, read_lora
 from fedclip.models.clip import create_clip_model
+from fedclip.recipes import check_recipe, combine, read_adapters
+from fedclip.reports.progress import Listener
+from fedclip.weight_search import Validation
 from tests.conftest import Command
 from tests.models_help import FULL, NAMES, shaken, some_pixels
+from tests.runs_help import with_
 
+SEARCHED = {
+    "model": {"model_name": "tiny"},
+    "federation": {"rounds": 2},
+    "data": {"validation_fraction": 0.3},
+}
 TARGETS = {"vision_encoder": ["q_proj", "fc1"], "text_encoder": ["v_proj"]}
 
 
@@ -251,3 +262,71 @@ def test_the_command(fedclip: Command, tmp_path: Path, pair: tuple[Path, Path]) 
         assert code == 2
         assert "Traceback" not in err
         assert re.search(message, err), err
+
+
+# --- weights searched on validation examples ---
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs on one base that saw different digits: each has its own validation examples."""
+    place = tmp_path_factory.mktemp("runs")
+    return [
+        package.run(with_(**SEARCHED) | {"seed": seed}, output=place / str(seed)).folder
+        for seed in (1, 2)
+    ]
+
+
+def test_a_search_finds_weights_that_are_no_worse(
+    fedclip: Command, tmp_path: Path, runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_search, "_EVALUATIONS", 20)
+    arguments = [*runs, "--search", runs[0], "--search", runs[1], "--weights", "0,1.5"]
+    found = []
+    for name in ("one", "again"):
+        code, out, _ = fedclip("merge", *arguments, "--output", tmp_path / name, "--json")
+        assert code == 0
+        found.append(json.loads(out))
+    one, again = found
+    assert one == again | {"output": one["output"]}  # by seed
+    for row in one["search"]:
+        assert set(row) == {"validation", "before", "after"}
+    *own, mean = one["search"]
+    assert [row["validation"] for row in own] == [str(run) for run in runs]
+    for side in ("before", "after"):
+        assert mean[side] == pytest.approx(sum(row[side] for row in own) / 2)
+    assert mean["after"] > mean["before"]  # 0 and 1.5 are no good weights
+    assert all(0 <= weight <= 1.5 for weight in one["weights"])
+    # The weights that are told are those that were used.
+    merge(runs, tmp_path / "by hand", weights=one["weights"])
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "by hand" / name).read_bytes()
+
+
+def test_what_a_search_judges_is_the_merged_model(tmp_path: Path, runs: list[Path]) -> None:
+    """The accuracy of one adapter alone, weights 1 and 0, is what its run's evaluation says."""
+    adapters = read_adapters(runs)
+    merged, _ = combine(adapters, check_recipe(adapters, "cat", [1.0, 0.0]))
+    for run in runs:
+        validation = Validation.of(run, adapters[0], Listener())
+        accuracy, loss = validation.judge(merged)
+        validation.judge(adapters[1])
+        assert validation.judge(merged) == (accuracy, loss)
+        if run == runs[0]:
+            expected = evaluate(run)["validation_accuracy"]
+            assert accuracy == pytest.approx(expected)
+
+
+def test_searches_that_cannot_be_made(
+    tmp_path: Path, runs: list[Path], pair: tuple[Path, Path]
+) -> None:
+    with pytest.raises(UsageError, match="is not a run folder"):
+        merge(runs, tmp_path / "out", search=[pair[0]])
+    random = [save(tmp_path / str(n), base="random:tiny") for n in (1, 2)]
+    with pytest.raises(UsageError, match=r"was made on random:tiny, this model is tiny"):
+        merge(random, tmp_path / "out", search=runs[:1])
+    none = with_(data={"validation_fraction": 0}, federation={"rounds": 1}) | {"seed": 1}
+    run = package.run(none | {"evaluation": {"keep_best": False}}, output=tmp_path / "run")
+    with pytest.raises(UsageError, match="has no validation examples to search on"):
+        merge(runs, tmp_path / "out", search=[run.folder])
+    assert not (tmp_path / "out").exists()

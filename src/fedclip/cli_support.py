@@ -83,8 +83,13 @@ def merge_adapters(
 ) -> None:
     """Merge adapters, and say what came of it."""
     from fedclip.merge import merge
+    from fedclip.reports.progress import make_progress
 
-    show(merge(adapters, output, **how), as_json)
+    facts = merge(adapters, output, search=search, listener=make_progress(), **how)
+    rows = [] if as_json else facts.pop("search", [])
+    show(facts, as_json)
+    if rows:
+        show_rows(rows, as_json)
 
 
 def show(facts: Mapping[str, Any], as_json: bool) -> None:
