@@ -200,6 +200,8 @@ def test_adapters_that_do_not_go_together(tmp_path: Path, pair: tuple[Path, Path
     ):
         with pytest.raises(UsageError, match=message):
             merge([one, other], tmp_path / "out", method="cat")
+    with pytest.raises(UsageError, match="is one of the adapters to be merged; name another"):
+        merge(pair, one, method="cat")
     with pytest.raises(UsageError, match="two adapters or more, got 1"):
         merge([one], tmp_path / "out", method="cat")
     linear, plain = (save(tmp_path / kind, head=kind, lora=vision) for kind in ("linear", "text"))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedclip.errors import UsageError
 from fedclip.models.adapter_layers import write_lora
 from fedclip.recipes import check_recipe, combine, read_adapters
 from fedclip.reports.progress import Listener
@@ -38,6 +39,8 @@ def merge(
     `UsageError` for adapters that do not go together.
     """
     adapters = read_adapters(paths)
+    if Path(output).resolve() in [adapter.folder.resolve() for adapter in adapters]:
+        raise UsageError(f"output {output} is one of the adapters to be merged; name another folder")
     recipe = check_recipe(adapters, method, weights, rank, density, seed)
     searched = {}
     if search:
