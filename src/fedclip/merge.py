@@ -40,7 +40,7 @@ def merge(
     """
     adapters = read_adapters(paths)
     if Path(output).resolve() in [adapter.folder.resolve() for adapter in adapters]:
-        raise UsageError(f"output {output} is one of the adapters to be merged; name another folder")
+        raise UsageError(f"output {output} is one of the adapters to be merged; name another")
     recipe = check_recipe(adapters, method, weights, rank, density, seed)
     searched = {}
     if search:
