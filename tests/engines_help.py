@@ -30,6 +30,7 @@ def build(
     last=None,
     name="random:tiny",
     checkpointing=False,
+    lora=None,
 ):
     config = {
         "model_name": name,
@@ -41,6 +42,7 @@ def build(
             "lora_dropout": dropout,
             "target_modules": targets,
             "last_layers": last,
+            **(lora or {}),
         },
     }
     names = ["zero", "one", "two", "three"]
@@ -81,7 +83,6 @@ def create(kind, model, settings, *, sizes=SIZES, group_size=5, padded=False, ca
         group_size=group_size,
         seed=1,
         device=CPU,
-        lora_alpha=6,
         padded=padded,
     )
 
@@ -96,6 +97,7 @@ def rounds(
     padded=False,
     cached=False,
     ranks=None,
+    strategy=None,
     **options,
 ):
     model = build(**options)
@@ -109,7 +111,7 @@ def rounds(
     loop = run_rounds(
         RunState(state),
         engine,
-        FedAvg(),
+        strategy(model) if strategy else FedAvg(),
         clients=sizes,
         rounds=count,
         clients_per_round=len(sizes),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedclip.config_io import load_config
+from fedclip.config_io import dump_config, load_config
 from fedclip.errors import UsageError
 
 GUIDE = """\
@@ -54,6 +54,35 @@ def written(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "mine.yaml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def test_values_by_pattern_are_blamed_by_pattern_and_line(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "model:\n  lora:\n    rank_pattern:\n      layers.0.fc1: 99\n      q_proj: 4\n"
+        "optimizer:\n  rate_pattern: {lora_B: -1}\n",
+    )
+    text = refused(path, "model.lora.dropout_pattern={k: 1}")
+    assert (
+        "model.lora.rank_pattern[layers.0.fc1] must be a whole number from 1 to 64, got 99 "
+        f"({path}, line 3)"
+    ) in text
+    assert f"optimizer.rate_pattern[lora_B] must be a number >= 0, got -1 ({path}, line 7)" in text
+    assert "model.lora.dropout_pattern[k] must be a number from 0 to 0.3, got 1 " in text
+    assert "(command line: model.lora.dropout_pattern={k: 1})" in text
+
+
+def test_patterns_survive_a_round_trip(tmp_path: Path) -> None:
+    pattern = r"vision_model\.encoder\.layers\.[0-3]\..*"
+    path = written(
+        tmp_path,
+        f"model:\n  lora:\n    rank_pattern: {{'{pattern}': 4}}\n    exclude_modules: [q_proj]\n",
+    )
+    config = load_config(path, ["model.lora.alpha_pattern={text_encoder.layers.0-1: 3}"])
+    assert config.model.lora.rank_pattern == {pattern: 4}
+    assert config.model.lora.alpha_pattern == {"text_encoder.layers.0-1": 3}
+    again = written(tmp_path, dump_config(config))
+    assert load_config(again) == config
 
 
 def test_the_configuration_of_the_guide(file: Path) -> None:

@@ -1,6 +1,8 @@
 """The engines do the same work: factors, losses and steps agree, whatever the grouping."""
 
+import shutil
 import warnings
+from dataclasses import replace
 
 import hypothesis as h
 import pytest
@@ -11,6 +13,8 @@ from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.memory import choose_group_size
 from fedclip.errors import FedclipWarning, TrainingFailed
 from fedclip.federated.client import LocalSettings
+from fedclip.models import projections
+from fedclip.models.projections import Factors, Mask, Shared
 from fedclip.models.stacked import StackedClients
 from fedclip.records import TrainRequest
 from tests.engines_help import (
@@ -70,6 +74,90 @@ def test_every_setting_agrees(change):
     options = {"dropout": 0.1, "dtype": torch.float64}
     one = rounds("batched", settings, **options)
     assert difference(one, rounds("sequential", settings, **options)) <= 1e-9
+
+
+LAYERWISE = {
+    "exclude_modules": ["vision_encoder.layers.0-1"],
+    "rank_pattern": {"vision_encoder.layers.3.fc1": 5, "text_encoder.k_proj": 1},
+    "alpha_pattern": {"visual_projection": 3},
+    "dropout_pattern": {"q_proj": 0.0, "visual_projection": 0.3},
+}
+RSLORA = LAYERWISE | {"use_rslora": True}
+PROJECTIONS = {
+    "vision_encoder": ["q_proj", "fc1", "visual_projection"],
+    "text_encoder": ["k_proj", "text_projection"],
+}
+ONE_PROJECTION = {"vision_encoder": ["visual_projection"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "optimizer"),
+    [
+        ({"targets": PROJECTIONS, "lora": LAYERWISE}, {}, "adamw"),
+        ({"targets": PROJECTIONS, "lora": RSLORA}, {"cached": True}, "sgd"),
+        ({"targets": ONE_PROJECTION, "head": "linear"}, {"padded": True}, "adamw"),
+        ({"targets": ONE_PROJECTION}, {"cached": True}, "sgd"),
+        ({"targets": {"text_encoder": ["text_projection"]}}, {"cached": True}, "adamw"),
+    ],
+    ids=["layerwise", "rslora", "head", "image", "text"],
+)
+def test_layerwise_configurations_agree(options, kind, optimizer):
+    rates = {"lora_B": 4.0, "vision_encoder": 0.5, "head": 0.0, "text_encoder": 2.0}
+    settings = LocalSettings(
+        batch_size=8, local_epochs=2, optimizer=optimizer, learning_rate=1e-2, rate_pattern=rates
+    )
+    options = {"dropout": 0.2, "dtype": torch.float64, "ranks": {"a": 2, "d": 1}} | options
+    one = rounds("batched", settings, **kind, **options)
+    other = rounds("sequential", settings, **options)
+    assert difference(one, other) <= 1e-9
+
+
+def test_rates_by_pattern_make_a_difference():
+    settings = LocalSettings(batch_size=8, optimizer="sgd", learning_rate=1e-2, max_grad_norm=None)
+    start = build().get_parameters()
+    plain, doubled = (
+        rounds("batched", replace(settings, rate_pattern=rates), sizes={"a": 8})
+        for rates in ({}, {"layers.3.*lora_B": 2.0, "q_proj": 0.0})
+    )
+    for name, value in start.items():
+        factor = 2 if "layers.3." in name and "lora_B" in name else "q_proj" not in name
+        moved, twin = (run.state[name] - value for run in (doubled, plain))
+        assert (moved - factor * twin).norm() <= 1e-4 * (twin.norm() + 1e-3)
+
+
+def test_ranks_may_change_under_a_stacked_model():
+    model = build(targets=PROJECTIONS)
+    model.set_parameters(shaken(model))
+    stacked = StackedClients(model)
+    images = torch.from_numpy(data(SIZES)[0][:9])
+    for change in ({"fc1": 1, "text_encoder": 2}, 6, {"visual_projection": 2}):
+        model.set_rank(change)
+        state = {name: p.detach()[None] for name, p in model.trainable().items()}
+        with torch.no_grad():
+            expected = model(images)
+            together = stacked.logits(state, images, [9], [])
+            merged = stacked.merged(model.trainable())(images)
+        for found in (together, merged):
+            assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch's own
+def test_compiled_gradients_with_dropout_are_the_same():
+    def gradients(project):
+        draw = torch.Generator().manual_seed(0)
+        x, weight, down, up = (
+            torch.randn(shape, generator=draw, requires_grad=True)
+            for shape in ((6, 5), (4, 5), (2, 3, 5), (2, 4, 3))
+        )
+        mask = Mask(torch.rand(6, 5, generator=draw) > 0.3, 1.4)
+        shared = Shared(weight.detach(), None)
+        (y,) = project(x, [shared], [Factors(down, up)], None, [mask])
+        return torch.autograd.grad(y.square().sum(), (x, down, up))
+
+    plain, compiled = gradients(projections.project), gradients(torch.compile(projections.project))
+    for mine, theirs in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_thirty_steps_of_adamw_agree_in_float32():
@@ -204,7 +292,11 @@ def test_one_step_is_vmap_of_grad_over_peft():
 
 
 def test_evaluation_on_merged_weights_is_the_model_s_own():
-    for options in ({"targets": BOTH}, {"head": "linear"}, {"last": 1}):
+    projections = (
+        {"targets": PROJECTIONS, "lora": LAYERWISE},
+        {"targets": ONE_PROJECTION},
+    )
+    for options in ({"targets": BOTH}, {"head": "linear"}, {"last": 1}, *projections):
         model = build(**options)
         model.set_parameters(shaken(model))
         pixels, _, _ = data(SIZES)

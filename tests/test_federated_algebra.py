@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedclip.federated import algebra
 from fedclip.federated.algebra import StackedLora
-from fedclip.federated.low_rank import Factors, resize, singular_frame
+from fedclip.low_rank import Factors, resize, singular_frame
 from tests.algebra_help import SIDES, TOLERANCE, cohort, distance, exact_mean, seeded
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

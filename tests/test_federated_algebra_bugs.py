@@ -8,7 +8,7 @@ import torch
 
 from fedclip.federated import algebra
 from fedclip.federated.algebra import StackedLora
-from fedclip.federated.low_rank import Factors, pad, truncate
+from fedclip.low_rank import Factors, pad, truncate
 from tests.algebra_help import cohort, distance, exact_mean, seeded
 
 

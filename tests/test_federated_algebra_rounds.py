@@ -11,7 +11,7 @@ import torch
 
 from fedclip.federated import algebra
 from fedclip.federated.algebra import StackedLora
-from fedclip.federated.low_rank import Factors, norm
+from fedclip.low_rank import Factors, norm
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.models.lora import factor_names, lora_layers
 from tests.algebra_help import distance, exact_mean, seeded

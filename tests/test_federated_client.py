@@ -49,6 +49,23 @@ def test_one_sgd_step_by_hand():
     assert result.steps == 1
 
 
+def test_rates_by_pattern_by_hand():
+    """The first pattern that fits counts, and what none fits keeps the rate."""
+    plain = Toy()
+    train(plain, n=8, batch_size=8, learning_rate=0.5)
+    for pattern, weight, bias in (
+        ({"bias": 0.0}, 1.0, 0.0),
+        ({"linear.weight": 3.0, "linear": 0.25}, 3.0, 0.25),
+        ({"linear": 0.25, "linear.weight": 3.0}, 0.25, 0.25),
+        ({"conv": 2.0}, 1.0, 1.0),
+    ):
+        model = Toy()
+        train(model, n=8, batch_size=8, learning_rate=0.5, rate_pattern=pattern)
+        torch.testing.assert_close(model.linear.weight, weight * plain.linear.weight)
+        torch.testing.assert_close(model.linear.bias, bias * plain.linear.bias)
+    assert plain.linear.bias.abs().min() > 1e-3
+
+
 def test_accumulated_micro_batches_equal_one_large_batch():
     small, large = Toy(), Toy()
     a = train(small, batch_size=4, accumulation_steps=3, learning_rate=0.3, local_epochs=2)

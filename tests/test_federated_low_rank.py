@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip.federated import low_rank, subspace
-from fedclip.federated.low_rank import Factors
+from fedclip import low_rank, subspace
+from fedclip.low_rank import Factors
 from tests.algebra_help import SIDES, TOLERANCE, distance, seeded
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from fedclip.federated.low_rank import Factors
 from fedclip.federated.merging import (
     METHODS,
     Merged,
@@ -23,6 +22,7 @@ from fedclip.federated.merging import (
     ties,
     trim,
 )
+from fedclip.low_rank import Factors
 from tests.algebra_help import distance, seeded
 
 WEIGHTS = [0.5, 1.25, 0.25]

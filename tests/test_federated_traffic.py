@@ -7,8 +7,8 @@ import torch
 
 from fedclip.federated import algebra
 from fedclip.federated.algebra import StackedLora
-from fedclip.federated.low_rank import orthonormal_rows, singular_frame
 from fedclip.federated.traffic import ALGORITHMS, Layer, Traffic, bytes_per_round
+from fedclip.low_rank import orthonormal_rows, singular_frame
 from tests.algebra_help import seeded
 
 CLIP_B32 = [Layer(768, 768)] * 48 + [Layer(512, 512)] * 48
@@ -32,6 +32,11 @@ RANK, CLIENTS = 2, 3
         # The mean, and 72 of each layer's sides: 9 * 983,040 more.
         ("fedex", 983_040, 9_830_400),
         ("fed_sb", 96 * 64, 96 * 64),
+        # What is averaged tensor by tensor, or not at all.
+        ("fedavg", 983_040, 983_040),
+        ("qfedavg", 983_040, 983_040),
+        ("centralised", 983_040, 983_040),
+        ("local", 0, 0),
     ],
 )
 def test_clip_with_ten_clients(algorithm: str, up: int, down: int) -> None:
@@ -52,6 +57,15 @@ def test_a_residual_goes_dense_where_that_is_smaller() -> None:
     assert bytes_per_round("fedex", [Layer(768, 768)], 8, 1) == Traffic(49_152, 49_152)
 
 
+def test_layers_may_have_ranks_of_their_own() -> None:
+    """3 rows of 5 + 7 and 2 of 4 + 6; cores of 9 and 4 numbers."""
+    layers = [Layer(5, 7, 3), Layer(4, 6)]
+    assert bytes_per_round("fedit", layers, 2, 2) == Traffic(4 * 56, 4 * 56)
+    assert bytes_per_round("fed_sb", layers, 2, 2) == Traffic(4 * 13, 4 * 13)
+    # The residual of two clients: as many rows again, dense where that is less (35 < 36).
+    assert bytes_per_round("fedex", layers, 2, 2).down == 4 * (56 + 35 + 20)
+
+
 def test_rolora_takes_turns() -> None:
     layer = [Layer(in_features=3, out_features=5)]
     odd, even = (bytes_per_round("rolora", layer, 2, 4, server_round=t) for t in (1, 2))
@@ -60,8 +74,8 @@ def test_rolora_takes_turns() -> None:
 
 
 def test_unknown_algorithms_name_the_known() -> None:
-    with pytest.raises(ValueError, match="unknown algorithm 'fedavg'; known: fedit"):
-        bytes_per_round("fedavg", LAYERS, 2, 3)
+    with pytest.raises(ValueError, match="unknown algorithm 'fedavgg'; known: fedit"):
+        bytes_per_round("fedavgg", LAYERS, 2, 3)
 
 
 def cohorts() -> list[StackedLora]:

@@ -96,9 +96,10 @@ def test_cat_is_the_weighted_sum_to_the_last_logit(tmp_path: Path, pair: tuple[P
         for path, product in found.items():
             by_hand.clip.get_parameter(f"{path}.weight").add_(product)
         expected = by_hand(some_pixels())
-        lora = {"r": 6, "lora_alpha": 6, "target_modules": TARGETS}
-        model = create_clip_model({"lora": lora})
+        # A merged adapter brings its rank along.
+        model = create_clip_model({"lora": {"r": 2, "target_modules": TARGETS}})
         model.load_adapter(tmp_path / "out")
+        assert model.get_lora_info()["r"] == 6
         for ours in (model, folded_model(tmp_path / "out")):
             difference = (ours(some_pixels()) - expected).abs().max()
             assert difference <= 1e-5 * expected.abs().max()
@@ -234,6 +235,8 @@ def test_damaged_adapters(tmp_path: Path) -> None:
     for values, message in (
         ({"use_dora": True}, "uses use_dora, which fedclip does not merge"),
         ({"lora_alpha": "8"}, "lora_alpha must be a number, got '8'"),
+        ({"alpha_pattern": "8"}, "alpha_pattern must be a mapping: '8'"),
+        ({"alpha_pattern": {"(": 8}}, r"alpha_pattern: '\(' is not a regular expression"),
         ({"peft_type": "IA3"}, "holds a IA3, expected a LoRA adapter"),
     ):
         before = (folder / "adapter_config.json").read_text()

@@ -11,7 +11,8 @@ from fedclip.errors import UsageError
 from fedclip.models.base import load_base
 from fedclip.models.clip import create_clip_model
 from fedclip.models.dropout import KeyedDropout, keep_scale, kept
-from fedclip.models.lora import base_parameters, lora_parameters, target_regex, tower_of
+from fedclip.models.lora import base_parameters, lora_parameters, tower_of
+from fedclip.models.lora_plan import target_regex
 
 QKVO = ["q_proj", "k_proj", "v_proj", "out_proj"]
 LAYER = "base_model.model.vision_model.encoder.layers.0.self_attn.q_proj"

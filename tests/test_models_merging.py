@@ -88,6 +88,18 @@ def test_a_merged_model_tells_and_takes_parameters(tmp_path: Path) -> None:
     assert weights(model) == weights(other)
 
 
+def test_a_merged_model_takes_another_rank() -> None:
+    model, plain = make(), make()
+    model.merge_lora()
+    for one in (model, plain):
+        one.set_rank(2)
+    assert model.is_merged()
+    expected = logits(plain)
+    assert (logits(model) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    model.unmerge_lora()
+    assert weights(model) == weights(plain)
+
+
 def test_zero_shot_of_a_merged_model_is_the_base() -> None:
     model = make()
     with model.zero_shot():

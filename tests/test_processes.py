@@ -22,7 +22,7 @@ from fedclip.errors import UsageError
 from fedclip.federated.aggregation import RunningMean
 from fedclip.federated.client import LocalSettings
 from fedclip.federated.server import run_rounds
-from fedclip.federated.strategies import FedAvg
+from fedclip.federated.strategies import create_strategy
 from fedclip.records import RunState
 from fedclip.runs import RunFolder
 from tests.runs_help import StopAfter, with_
@@ -100,16 +100,17 @@ def assert_means_equal(means, whole):
             torch.testing.assert_close(mean.result()[name], tensor, rtol=TOLERANCE, atol=0)
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "local"])  # a mean, and all updates stacked
 @pytest.mark.parametrize("count", [2, 4])  # four processes, three clients: one has none
-def test_shares_trained_apart_and_summed_are_the_round(count):
+def test_shares_trained_apart_and_summed_are_the_round(count, strategy):
     """The processes of a round one after another, with a sum that is taken by hand."""
     sizes = {c: len(indices) for c, indices in CLIENTS.items()}
-    whole = next(loop(Processes()))
+    whole = next(loop(Processes(), strategy=strategy))
     handed = []
     for rank in range(count):
         heard = []
         with pytest.raises(Handed):
-            next(loop(Processes(rank, count), hand_over_to(handed), heard.append))
+            next(loop(Processes(rank, count), hand_over_to(handed), heard.append, strategy))
         assert {r.client_id for r in heard} == set(
             Processes(rank, count).share(tuple(sizes), sizes)
         )
@@ -120,9 +121,11 @@ def test_shares_trained_apart_and_summed_are_the_round(count):
             tensor.copy_(total)
 
     for rank in range(count):
-        result = next(loop(Processes(rank, count), take))
-        for name, tensor in whole.state.shared.items():
-            torch.testing.assert_close(result.state.shared[name], tensor, rtol=1e-12, atol=1e-15)
+        result = next(loop(Processes(rank, count), take, strategy=strategy))
+        found = result.state.flat()
+        for name, tensor in whole.state.flat().items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-15)
+        assert result.bytes_up == whole.bytes_up
         for ours, theirs in zip(result.reports, whole.reports, strict=True):
             assert (ours.client_id, ours.num_examples, ours.steps, ours.loss) == (
                 theirs.client_id,
@@ -144,7 +147,7 @@ def hand_over_to(handed):
     return combine
 
 
-def loop(processes, combine=None, on_client=lambda report: None):
+def loop(processes, combine=None, on_client=lambda report: None, strategy="fedavg"):
     pixels, labels = toy_data(60)
     model = Toy()
     sizes = {c: len(indices) for c, indices in CLIENTS.items()}
@@ -154,7 +157,7 @@ def loop(processes, combine=None, on_client=lambda report: None):
     return run_rounds(
         RunState(state),
         ShardedEngine(engine, processes, sizes),
-        FedAvg(),
+        create_strategy(strategy),
         clients=sizes,
         rounds=2,
         clients_per_round=3,

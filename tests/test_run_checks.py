@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 import fedclip
 from fedclip import inspection
@@ -17,6 +20,7 @@ from fedclip.config_io import config_from_dict
 from fedclip.errors import UsageError
 from fedclip.models.base import base_folder
 from fedclip.models.clip import create_clip_model
+from fedclip.reports.progress import Listener
 
 SMALL = {
     "model": {"model_name": "random:tiny", "lora": {"r": 2}},
@@ -47,6 +51,45 @@ def test_keep_best_needs_validation_examples(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"evaluation\.keep_best.*data\.validation_fraction"):
         fedclip.run(config, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rate_for_nothing_that_trains(tmp_path: Path) -> None:
+    config = small(optimizer={"rate_pattern": {"lora_B": 4, "fc1": 2}})
+    with pytest.raises(UsageError, match=r"optimizer\.rate_pattern: nothing fits .*'fc1'"):
+        fedclip.run(config, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_dora_runs_one_by_one_and_is_evaluated_again(tmp_path: Path) -> None:
+    class Notes(Listener):
+        messages: ClassVar[list[str]] = []
+
+        def message(self, text: str) -> None:
+            self.messages.append(text)
+
+    lora = {"r": 2, "use_dora": True, "rank_pattern": {"q_proj": 3}}
+    config = small(
+        model={"lora": lora}, client={"learning_rate": 0.02}, optimizer={"rate_pattern": {".*": 2}}
+    )
+    run = fedclip.run(config, output=tmp_path / "run", listener=Notes())
+    assert "DoRA is not stacked: it runs on the sequential engine" in Notes.messages
+    assert "name: sequential" in (tmp_path / "run" / "config.yaml").read_text()
+    assert inspection.evaluate(run.folder)["accuracy"] == run.summary["accuracy"]
+    state = load_file(run.adapter / "adapter_model.safetensors")
+    fresh = create_clip_model(config["model"], class_names=list("0123456789")).get_parameters()
+    moved = [n for n in state if "magnitude" in n and not torch.equal(state[n], fresh[n])]
+    assert len(moved) == 16
+    assert inspection.load_run_model(run.folder).get_lora_info()["use_dora"] is True
+
+
+def test_a_layerwise_run_keeps_its_patterns(tmp_path: Path) -> None:
+    lora = {"r": 2, "rank_pattern": {r"layers\.[01]\..*": 1}, "exclude_modules": ["k_proj"]}
+    run = fedclip.run(small(model={"lora": lora}), output=tmp_path / "run")
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["lora"]
+    assert kept["rank_pattern"] == lora["rank_pattern"]
+    assert inspection.evaluate(run.folder)["accuracy"] == run.summary["accuracy"]
+    ranks = inspection.load_run_model(run.folder).get_lora_info()["ranks"]
+    assert sorted(ranks.values()) == [1] * 6 + [2] * 6
 
 
 def test_an_evaluation_refuses_data_that_has_changed(tmp_path: Path, pictures: Path) -> None:
@@ -100,11 +143,13 @@ def test_a_template_has_one_place_for_the_name(template: str) -> None:
         config_from_dict({"data": {"templates": [template]}})
 
 
-def test_an_adapter_with_scales_of_its_own_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_with_scales_of_its_own_brings_them_along(tmp_path: Path) -> None:
     model = create_clip_model(SMALL["model"], class_names=["a"])
     model.save_adapter(tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"alpha_pattern": {"q_proj": 1}}))
-    with pytest.raises(UsageError, match="alpha_pattern"):
-        model.load_adapter(tmp_path / "adapter")
+    model.load_adapter(tmp_path / "adapter")
+    alphas = model.get_lora_info()["alphas"]
+    assert {alpha for name, alpha in alphas.items() if name.endswith("q_proj")} == {1}
+    assert {alpha for name, alpha in alphas.items() if not name.endswith("q_proj")} == {4}

@@ -8,16 +8,18 @@ from typing import Any
 
 from fedclip.compute import product_dtype, resolve_device, resolve_precision
 from fedclip.config import Config
+from fedclip.data.datasets import load_source
 from fedclip.data.federation import FederatedData, load_federated
 from fedclip.engine_choice import settle_engine
 from fedclip.engines.processes import Processes
 from fedclip.errors import UsageError
 from fedclip.evaluation.accuracy import Classifier, Images
 from fedclip.evaluation.federated import evaluate_federation, evaluate_personal
+from fedclip.evaluation.forgetting import How, base_to_new, forgetting
 from fedclip.models.base import load_pixels
 from fedclip.models.clip import create_clip_model
 from fedclip.models.inputs import PixelInputs
-from fedclip.models.stacked import StackedClients
+from fedclip.models.stacked import StackedClients, can_stack
 from fedclip.parts import Parts
 from fedclip.records import RunState
 from fedclip.reports.progress import Listener
@@ -30,6 +32,8 @@ def assemble(config: Config, listener: Listener, processes: Processes | None = N
 
     Of several `processes`, all assemble the same parts.
     """
+    for name in config.evaluation.other_data:
+        load_source(name)  # one that is missing is reported before the training
     device = resolve_device(config.device)
     data = load_data(config, listener)
     model = create_clip_model(
@@ -44,7 +48,7 @@ def assemble(config: Config, listener: Listener, processes: Processes | None = N
     parts = Parts(
         config, model, data, device, precision, inputs, processes=processes or Processes()
     )
-    if model.is_lora_enabled():
+    if can_stack(model):
         stacked = StackedClients(
             model, products=product_dtype(precision), compiled=config.engine.compile
         )
@@ -89,13 +93,41 @@ def evaluate_parts(
         "seed": parts.config.seed,
         "device": parts.device,
         "precision": parts.precision,
-        # As much memory as training takes, at most: no activations are kept here.
-        "batch_size": min(256, 4 * parts.config.data.batch_size),
+        "batch_size": _batch_size(parts.config),
     }
     with parts.model.zero_shot() if base else nullcontext():
         if personal is not None:
             return evaluate_personal(classifier, images, parts.data, **how)
         return evaluate_federation(classifier(), images, parts.data, **how)
+
+
+def evaluate_unseen(parts: Parts, state: RunState, base: tuple[float, float]) -> dict[str, Any]:
+    """Figures on what was not trained, as far as the configuration asks for any.
+
+    `base` are the accuracies on the classes that were trained, zero-shot and last. Models of the
+    clients' own are not measured so.
+    """
+    config, found = parts.config, dict[str, Any]()
+    if any(own.keys() & state.shared.keys() for own in state.private.values()):
+        return found
+    how = How(parts.device, parts.precision, _batch_size(config))
+    if config.evaluation.other_data:
+        found["forgetting"] = forgetting(
+            parts.model,
+            state.shift,
+            config.evaluation.other_data,
+            max_examples=config.evaluation.max_examples,
+            seed=config.seed,
+            how=how,
+        )
+    if parts.data.new_classes is not None:
+        found |= base_to_new(parts.model, state.shift, parts.data, base=base, how=how)
+    return found
+
+
+def _batch_size(config: Config) -> int:
+    """As much memory as training takes, at most: no activations are kept in evaluation."""
+    return min(256, 4 * config.data.batch_size)
 
 
 def check_partition(data: FederatedData, folder: RunFolder) -> None:

@@ -178,6 +178,69 @@ def predict(
     show_rows(classify(folder, images, names), as_json)
 
 
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(metavar="GRID", hidden=True)] = None,
+    grid: Annotated[
+        Path | None, typer.Option("--grid", metavar="FILE", help="A grid file of your own.")
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            "--work", metavar="DIR", help="Folder of the runs [default: runs/bench/GRID]."
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", help="Runs at a time [default: as cores and memory allow]."),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="With what the grid has under full.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="ARM", help="Only this arm; repeatable.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="A,B,C", help="Other seeds, comma-separated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs; run none.")] = False,
+    as_json: AsJson = False,
+    result: Annotated[
+        Path | None, typer.Option("--result", metavar="FILE", help="Also write the result here.")
+    ] = None,
+) -> None:
+    """Compare strategies or ranks fairly.
+
+    GRID is strategies, ranks, or a grid file. Each arm of the grid gets its learning rate by
+    validation accuracy, then runs all seeds. Finished runs are read, started ones resumed: the
+    same command goes on after a stop.
+    """
+    if (name is None) == (grid is None):
+        raise UsageError(
+            "fedclip bench takes one grid: strategies, ranks, or a file by --grid FILE"
+        )
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {jobs}")
+    chosen = [] if seeds is None else seeds.split(",")
+    if not all(seed.strip().isdecimal() for seed in chosen):
+        raise UsageError(f'--seeds must be whole numbers separated by commas, got "{seeds}"')
+    from fedclip.bench import command
+
+    file = grid or command.find_grid(str(name))
+    code = command.bench(
+        file,
+        work or Path("runs/bench") / file.stem,
+        jobs=jobs,
+        full=full,
+        only=only or (),
+        seeds=[int(seed) for seed in chosen],
+        dry_run=dry_run,
+        as_json=as_json,
+        result_file=result,
+    )
+    raise typer.Exit(code)
+
+
 for _command in (export, merge):
     app.command()(_command)
 

@@ -23,7 +23,7 @@ from fedclip.config_ranks import (
     ClientRanks,
     DynamicRankConfig,
 )
-from fedclip.config_section import Section
+from fedclip.config_section import AsTuple, Pattern, Section
 
 __all__ = [
     "ClientConfig",
@@ -73,6 +73,11 @@ class OptimizerConfig(Section):
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="How the learning rate falls over the rounds of the run."
+    )
+    rate_pattern: dict[Pattern, Annotated[float, Field(ge=0)]] = Field(
+        {},
+        description="Factors on the learning rate, by patterns of layers or of tensors (`lora_A`, "
+        "`lora_B`, `head`); the first that fits counts.",
     )
 
 
@@ -170,7 +175,7 @@ class EngineConfig(Section):
         "batched",
         description=(
             "`batched`: many clients in one pass over the shared weights; `sequential`: one after "
-            "another, the readable reference (full fine-tuning always takes it)."
+            "another, the readable reference (full fine-tuning and DoRA always take it)."
         ),
     )
     group_size: int | None = Field(
@@ -203,6 +208,11 @@ class EvaluationConfig(Section):
     every: int = Field(1, ge=1, description="Evaluate every so many rounds, and after the last.")
     max_examples: int | None = Field(
         None, ge=1, description="Use at most this many examples of each set; `null` takes all."
+    )
+    other_data: Annotated[tuple[Literal["digits", "fashion_mnist", "icons"], ...], AsTuple] = Field(
+        (),
+        description="After the run, also measure on these data sets, which were not trained: what "
+        "was forgotten.",
     )
     keep_best: bool = Field(
         False, description="Also keep the best round by validation, in `adapter_best/`."

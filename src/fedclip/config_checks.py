@@ -148,7 +148,20 @@ def _strategies_compose(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
             f"federation.strategy: {strategy} combines LoRA factors, but model.lora.enabled is "
             "false; use fedavg, or train an adapter",
         )
+    dora_fits = _MEANS | {"fedsa", "qfedavg", "local", "centralised"}
+    if lookup(values, "model.lora.use_dora") is True and strategy not in dora_fits:
+        yield CrossProblem(
+            "model.lora.use_dora",
+            f"model.lora.use_dora: {strategy} works on the product B A, which is not the whole of "
+            f"a DoRA update; use it with {', '.join(sorted(dora_fits))}",
+        )
     if lookup(values, "federation.scaffold") is True:
+        if lookup(values, "optimizer.rate_pattern"):
+            yield CrossProblem(
+                "federation.scaffold",
+                "federation.scaffold recovers gradients by one learning rate for all tensors; "
+                "leave out optimizer.rate_pattern",
+            )
         if strategy not in _MEANS:
             yield CrossProblem(
                 "federation.scaffold",
@@ -241,6 +254,24 @@ def _one_source_of_ranks(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
     )
 
 
+def _classes_can_change(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    other = lookup(values, "evaluation.other_data")
+    if lookup(values, "model.head") == "linear":
+        keys = ("evaluation.other_data", "data.train_classes")
+        for key in (key for key in keys if lookup(values, key)):
+            yield CrossProblem(
+                key,
+                f"{key} needs a classifier that takes other classes; use model.head: text, or "
+                f"leave {key} out",
+            )
+    name = lookup(values, "data.name")
+    if isinstance(other, list | tuple) and name in other:
+        yield CrossProblem(
+            "evaluation.other_data",
+            f"evaluation.other_data: {name} is what is trained on; name other data sets",
+        )
+
+
 CHECKS = (
     _one_source_of_ranks,
     _learning_rates,
@@ -250,4 +281,5 @@ CHECKS = (
     _path_where_needed,
     _classes_agree,
     _images_that_stay,
+    _classes_can_change,
 )

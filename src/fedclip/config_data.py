@@ -63,6 +63,18 @@ class DataConfig(Section):
         ge=1,
         description="Train on about this many examples at most, over all clients.",
     )
+    train_classes: (
+        Annotated[float, Field(gt=0, lt=1)]
+        | Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)]
+        | None
+    ) = Field(
+        None,
+        description="Train on these classes only, and test the others too (base to new): a share, "
+        "the first ones in order, or names; `null` takes all.",
+        json_schema_extra={
+            "expected": "a share between 0 and 1, a list of class names, or null (all)"
+        },
+    )
     validation_fraction: Fraction = Field(
         0.1, description="Share of a client's examples kept for tuning and choosing."
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -40,10 +40,10 @@ class Source:
 
     def of(self, key: str) -> str:
         """Name the place of a key, or of the nearest mapping around it."""
+        key = key.partition("[")[0]
         for typed in (key, *self._inside(key)):
             if typed in self.overrides:
                 return f"command line: {self.overrides[typed]}"
-        key = key.partition("[")[0]
         while key and key not in self.lines:
             key = key.rpartition(".")[0]
         return f"{self.name}, line {self.lines[key]}" if key else self.name
@@ -233,17 +233,23 @@ def _key_path(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """The key that an error's place names; pydantic's names for parts of a union are left out."""
     path = ""
     inside: type[BaseModel] | None = model
+    by_pattern = False
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
         elif inside is not None:
             path += f".{part}" if path else part
-            inside = section_of(inside.model_fields.get(part))
+            field = inside.model_fields.get(part)
+            inside = section_of(field)
+            by_pattern = field is not None and get_origin(field.annotation) is dict
+        elif by_pattern:
+            return f"{path}[{part}]"
     return path
 
 
 def _sentence(key: str, detail: ErrorDetails, model: type[BaseModel]) -> str:
-    parent, _, name = key.rpartition(".")
+    path, item, _ = key.partition("[")
+    parent, _, name = path.rpartition(".")
     section: type[BaseModel] | None = model
     for part in parent.split(".") if parent else ():
         section = section_of(section.model_fields.get(part)) if section else None
@@ -254,12 +260,12 @@ def _sentence(key: str, detail: ErrorDetails, model: type[BaseModel]) -> str:
         return f"unknown key {key}" + (f"; did you mean {hint}?" if hint else f"; {where}: {known}")
     if detail["type"] == "value_error":
         return f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
-    known_field = section.model_fields.get(name.partition("[")[0]) if section else None
+    known_field = section.model_fields.get(name) if section else None
     if known_field is None:
         return (
             f"{key or 'a configuration'} must be a mapping of keys, got {_shown(detail['input'])}"
         )
-    wanted = expected_item(known_field) if name.endswith("]") else expected(known_field)
+    wanted = expected_item(known_field) if item else expected(known_field)
     return f"{key} must be {wanted}, got {_shown(detail['input'])}"
 
 

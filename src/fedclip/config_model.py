@@ -7,18 +7,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedclip.config_section import AsTuple, Section, Text
+from fedclip.config_section import AsTuple, Pattern, Section, Text
 
-Module = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+VisionModule = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "visual_projection"]
+TextModule = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "text_projection"]
+MAX_RANK = 64
+
+Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
+Alpha = Annotated[float, Field(gt=0)]
+Dropout = Annotated[float, Field(ge=0, le=0.3)]
 
 
 class TargetModules(Section):
     """Which linear layers of each tower get an adapter; a tower that is not named gets none."""
 
-    vision_encoder: Annotated[tuple[Module, ...], AsTuple] = Field(
+    vision_encoder: Annotated[tuple[VisionModule, ...], AsTuple] = Field(
         (), description="Layers of the vision tower."
     )
-    text_encoder: Annotated[tuple[Module, ...], AsTuple] = Field(
+    text_encoder: Annotated[tuple[TextModule, ...], AsTuple] = Field(
         (), description="Layers of the text tower."
     )
 
@@ -29,7 +35,7 @@ class LoraConfig(Section):
     enabled: bool = Field(
         True, description="Train a LoRA adapter; `false` is full fine-tuning, the baseline."
     )
-    r: int = Field(8, ge=1, le=64, description="Rank; 4 to 16 suits most tasks.")
+    r: int = Field(8, ge=1, le=MAX_RANK, description="Rank; 4 to 16 suits most tasks.")
     lora_alpha: float = Field(
         16.0,
         gt=0,
@@ -48,6 +54,27 @@ class LoraConfig(Section):
         ge=1,
         description="Adapt only the last so many encoder layers of a tower; `null` adapts all. "
         "What the layers below produce never changes, and is computed once.",
+    )
+
+    exclude_modules: Annotated[tuple[Pattern, ...], AsTuple] = Field(
+        (), description="Patterns of layers that get no adapter after all."
+    )
+    rank_pattern: dict[Pattern, Rank] = Field(
+        {}, description="Ranks of the layers that a pattern fits, instead of `r`."
+    )
+    alpha_pattern: dict[Pattern, Alpha] = Field(
+        {},
+        description="The same for `lora_alpha`; where `rank_pattern` alone fits, it follows the "
+        "rank so that the scaling stays.",
+    )
+    dropout_pattern: dict[Pattern, Dropout] = Field({}, description="The same for `lora_dropout`.")
+    use_rslora: bool = Field(
+        False, description="Scale by `lora_alpha / sqrt(r)` (rsLoRA), not `lora_alpha / r`."
+    )
+    use_dora: bool = Field(
+        False,
+        description="Train the length of each output's weights as well (DoRA); takes the "
+        "sequential engine.",
     )
 
     @model_validator(mode="before")

@@ -22,8 +22,10 @@ def expected(field: FieldInfo) -> str:
 
 
 def expected_item(field: FieldInfo) -> str:
-    """Say what values an item of a list takes."""
+    """Say what values an item of a list, or a value by pattern, takes."""
     annotation = field.annotation
+    if get_origin(annotation) is dict:
+        return _kind(get_args(annotation)[1], [])
     while get_origin(annotation) is not tuple:
         annotation = get_args(annotation)[0]  # through `| None` and Annotated
     return _kind(get_args(annotation)[0], [])
@@ -42,6 +44,8 @@ def _kind(annotation: Any, metadata: list[Any]) -> str:
         return values[0] if len(values) == 1 else "one of " + ", ".join(values)
     if get_origin(annotation) is tuple:
         return f"a list ({_kind(get_args(annotation)[0], [])})"
+    if get_origin(annotation) is dict:
+        return f"a mapping of patterns ({_kind(get_args(annotation)[1], [])})"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "a mapping with the keys " + ", ".join(annotation.model_fields)
     names = {bool: "true or false", int: "a whole number", float: "a number"}

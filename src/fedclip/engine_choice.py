@@ -17,6 +17,7 @@ from fedclip.engines.sequential import SequentialEngine
 from fedclip.errors import UsageError
 from fedclip.federated.client import LocalSettings
 from fedclip.federated.server import Engine
+from fedclip.layer_names import check_hits, owners
 from fedclip.models.inputs import FrozenInputs, frozen_numbers
 from fedclip.parts import Parts
 from fedclip.reports.progress import Listener
@@ -27,9 +28,12 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 def settle_engine(parts: Parts, listener: Listener) -> Parts:
     """The parts with what `auto` and empty keys of the engine stand for, and its inputs."""
+    trained = [path for name in parts.model.trainable() for path in owners(name)]
+    check_hits("optimizer.rate_pattern", parts.config.optimizer.rate_pattern, trained)
     engine = parts.config.engine
     unstackable = {
         "full fine-tuning": not parts.model.is_lora_enabled(),
+        "DoRA": parts.config.model.lora.use_dora,
         "fp16, whose loss scale is each client's own,": parts.precision == "fp16",
     }
     for what, present in unstackable.items():
@@ -105,6 +109,7 @@ def local_settings(config: Config, precision: str) -> LocalSettings:
         proximal_mu=config.client.proximal_mu,
         precision=precision,
         augment=config.data.augment,
+        rate_pattern=config.optimizer.rate_pattern,
     )
 
 
@@ -133,7 +138,6 @@ def _batched(parts: Parts) -> Engine:
         parts.stacked,
         images=parts.images,
         group_size=engine.group_size,
-        lora_alpha=parts.config.model.lora.lora_alpha,
         padded=engine.compile or parts.device.type != "cpu",
         **_common(parts),
     )

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedclip.assembly import assemble, check_partition, evaluate_parts
+from fedclip.assembly import assemble, check_partition, evaluate_parts, evaluate_unseen
 from fedclip.checkpoint import Checkpoint
 from fedclip.compute import resolve_device
 from fedclip.config import Config
@@ -123,7 +123,12 @@ def with_absolute_paths(config: Config) -> Config:
     name = model.model_name.removeprefix(start)
     if name not in EMBEDDED and Path(name).is_dir():
         model = model.model_copy(update={"model_name": f"{start}{Path(name).resolve()}"})
-    return config.model_copy(update={"data": data, "model": model})
+    federation = config.federation
+    file, _, attribute = federation.strategy.rpartition(":")
+    if file.endswith(".py"):  # a strategy of the user's own
+        own = f"{Path(file).resolve()}:{attribute}"
+        federation = federation.model_copy(update={"strategy": own})
+    return config.model_copy(update={"data": data, "model": model, "federation": federation})
 
 
 def _execute(parts: Parts, folder: RunFolder, listener: Listener, started: float) -> Run:
@@ -302,4 +307,7 @@ def _summary(parts: Parts, checkpoint: Checkpoint, metrics: list[dict[str, Any]]
         "versions": {
             name: version(name) for name in ("fedclip", "torch", "transformers", "peft", "numpy")
         },
+        **evaluate_unseen(
+            parts, checkpoint.state, (metrics[0]["zero_shot_accuracy"], last["accuracy"])
+        ),
     }

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from fedclip.assembly import assemble, check_partition, evaluate_parts, model_seed
+from fedclip.checkpoint import Checkpoint
 from fedclip.compute import autocast, resolve_device, resolve_precision
 from fedclip.config import Config
 from fedclip.config_io import load_config
@@ -20,6 +21,7 @@ from fedclip.models.adapter_files import read_adapter
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.reports.progress import Listener
 from fedclip.runs import CONFIG, SUMMARY, RunFolder
+from fedclip.strategy_choice import choose_strategy, expected_traffic
 
 _BYTES = 4  # of an fp32 parameter, the format that travels
 _BATCH = 64
@@ -38,14 +40,14 @@ def info(target: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         config.model, class_names=_class_names(config), seed=model_seed(config)
     )
     counts = model.get_model_summary()
-    payload = counts["trainable_parameters"] * _BYTES
+    traffic = expected_traffic(config, model.trainable())
     full = counts["base_parameters"] * _BYTES
     facts: dict[str, Any] = {
         **counts,
-        "bytes_up_per_client_round": payload,
-        "bytes_down_per_client_round": payload,
+        "bytes_up_per_client_round": traffic.up,
+        "bytes_down_per_client_round": traffic.down,
         "full_fine_tuning_bytes": full,
-        "times_less_traffic": full / payload,
+        "times_less_traffic": 2 * full / sum(traffic) if sum(traffic) else None,
         "rounds": config.federation.rounds,
     }
     if run_folder and run_folder.is_finished():
@@ -58,9 +60,14 @@ def evaluate(folder: str | Path, *, listener: Listener | None = None) -> dict[st
     run_folder = finished_run(folder)
     with listener or Listener() as listener:
         parts = assemble(load_config(run_folder.path / CONFIG), listener)
-        parts.model.load_adapter(run_folder.path / "adapter")
         check_partition(parts.data, run_folder)
-        figures = evaluate_parts(parts)
+        personal = None
+        if choose_strategy(parts).personal:
+            checkpoint = Checkpoint.load(run_folder)
+            personal = checkpoint.state if checkpoint else None
+        else:
+            parts.model.load_adapter(run_folder.path / "adapter")
+        figures = evaluate_parts(parts, personal=personal)
     summary = run_folder.read_json(SUMMARY)
     return {"zero_shot_accuracy": summary["zero_shot_accuracy"], **figures}
 

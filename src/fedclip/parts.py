@@ -49,9 +49,9 @@ class Parts:
     def put(self, state: RunState) -> None:
         """Puts a state's tensors in the model."""
         self.model.set_parameters(state.shared)
-        if state.shift and self.stacked is not None:
+        if self.stacked is not None:
             self.stacked.set_shift(state.shift)
-        elif state.shift:
+        else:
             self.model.set_shift(state.shift)
 
     @property

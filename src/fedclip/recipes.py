@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from fedclip.errors import UsageError
-from fedclip.federated.low_rank import Factors
 from fedclip.federated.merging import METHODS, Method, merge_layer
 from fedclip.inspection import adapter_folder
+from fedclip.low_rank import Factors
 from fedclip.models.adapter_layers import LoraAdapter, read_lora
 from fedclip.seeding import seed_for
 
@@ -99,11 +99,12 @@ def combine(adapters: Sequence[LoraAdapter], recipe: Recipe) -> tuple[LoraAdapte
             density=recipe.density,
             generator=draw,
         )
-        layers[path] = merged.factors.a.float(), merged.factors.b.float()
+        layers[path] = Factors(merged.factors.a.float(), merged.factors.b.float())
         kept, total = kept + merged.kept, total + merged.total
     first = adapters[0]
     notes = replace(
         first.notes,
+        own_ranks=True,
         class_names=_union(x.notes.class_names for x in adapters),
         templates=_union(x.notes.templates for x in adapters),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedclip.config import Config
 from fedclip.engines.memory import activation_bytes
 from fedclip.errors import UsageError
 from fedclip.federated.client_ranks import client_ranks, ranks_for_memory
@@ -9,9 +10,10 @@ from fedclip.federated.strategies import FedAvg, Setting, Strategy, create_strat
 from fedclip.federated.strategies.base import pairs
 from fedclip.federated.strategies.composed import Ditto, Scaffold, ServerOptimizer
 from fedclip.federated.strategies.dynamic import DynamicRanks, RankPlan
-from fedclip.federated.traffic import Layer
+from fedclip.federated.traffic import ALGORITHMS, Layer, Traffic, bytes_per_round
 from fedclip.models.lora import scalings
 from fedclip.parts import Parts
+from fedclip.records import State
 
 
 def choose_strategy(parts: Parts) -> Strategy:
@@ -89,3 +91,27 @@ def _client_ranks(parts: Parts) -> dict[str, int]:
         ),
         maximum=r,
     )
+
+
+def expected_traffic(config: Config, state: State) -> Traffic:
+    """Bytes per client and round, up and down, by formula, of trainable tensors like these.
+
+    Of full fine-tuning all tensors travel. Ranks of clients are not known before their data are:
+    every client counts as one of the model's rank, and dynamic ranks count as the rank they start
+    from. `federation.num_clients` or `clients_per_round` says how many updates FLoRA and FedEx
+    send back.
+    """
+    federation, found = config.federation, pairs(state)
+    factor = 2 if federation.scaffold else 1
+    inside = {name for pair in found.values() for name in pair}
+    rest = sum(4 * tensor.numel() for name, tensor in state.items() if name not in inside)
+    if federation.strategy == "local":
+        return Traffic(0, 0)
+    if federation.strategy == "fedsa":
+        rest = 0
+    name = federation.strategy if federation.strategy in ALGORITHMS else "fedavg"
+    layers = [Layer(state[p.a].shape[1], len(state[p.b]), len(state[p.a])) for p in found.values()]
+    share = federation.clients_per_round or federation.num_clients
+    clients = share if isinstance(share, int) else max(1, round(share * federation.num_clients))
+    up, down = bytes_per_round(name, layers, config.model.lora.r, clients)
+    return Traffic(factor * (up + rest), factor * (down + rest))

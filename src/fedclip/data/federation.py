@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedclip.config import DataConfig
+from fedclip.data.base_classes import NewClasses, with_base_classes
 from fedclip.data.datasets import load_source
 from fedclip.data.division import Examples, choose, divide, without_empty_sites
 from fedclip.data.images import BadImage, Pixels, Progress, ToPixels, decode, describe_bad
@@ -25,7 +26,8 @@ class FederatedData:
     """Pixels `[n, 3, size, size]` uint8 and labels `[n]`, and who uses which.
 
     All index arrays point into `pixels` and `labels`; `validation` and `test` are the central
-    sets. A bad image keeps a row of zeros that no index points at.
+    sets. A bad image keeps a row of zeros that no index points at. With `data.train_classes`
+    nothing but `new_classes` points at images of the other classes.
     """
 
     name: str
@@ -39,6 +41,7 @@ class FederatedData:
     bad_images: tuple[str, ...]
     fingerprint: str
     partition: dict[str, Any]
+    new_classes: NewClasses | None = None
 
     def counts(self, indices: Indices) -> list[int]:
         """Examples by class among `indices`."""
@@ -140,7 +143,7 @@ def load_federated(
             f"hold out a test example (fraction {data.test_fraction}); raise it, lower "
             "federation.num_clients, or use more data"
         )
-    return FederatedData(
+    federation = FederatedData(
         name=source.name,
         pixels=pixels,
         labels=examples.labels,
@@ -153,6 +156,9 @@ def load_federated(
         fingerprint=fingerprint,
         partition=scheme,
     )
+    if data.train_classes is None:
+        return federation
+    return with_base_classes(federation, data.train_classes)
 
 
 def _report(bad: list[BadImage], total: int) -> None:

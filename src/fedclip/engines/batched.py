@@ -22,7 +22,6 @@ from fedclip.engines.group import Group
 from fedclip.errors import FedclipWarning, TrainingFailed, out_of_memory
 from fedclip.federated.client import LocalSettings, plan_steps, schedule_factor, training_images
 from fedclip.federated.stacked_optimizer import StackedOptimizer, clip_by_client
-from fedclip.models.lora import at_rank
 from fedclip.records import ClientReport, Cohort, State, TrainRequest
 from fedclip.seeding import seed_for
 
@@ -50,7 +49,7 @@ class Stacked(Protocol):
         inputs: torch.Tensor,
         counts: Sequence[int],
         keys: Sequence[int],
-        scalings: torch.Tensor | None = None,
+        ranks: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Logits `[rows, classes]` of the clients' rows, laid end to end."""
         ...
@@ -83,7 +82,6 @@ class BatchedEngine:
         group_size: int,
         seed: int,
         device: torch.device,
-        lora_alpha: float = 1.0,
         padded: bool = False,
     ) -> None:
         """Takes the images `[n, 3, size, size]`, labels `[n]` and each client's example indices.
@@ -99,7 +97,6 @@ class BatchedEngine:
         self._images = images
         self._seed = seed
         self._device = device
-        self._lora_alpha = lora_alpha
         self._padded = padded
         self.group_size = group_size
 
@@ -140,15 +137,18 @@ class BatchedEngine:
         if settings.augment == "none":
             for client_id in ids:
                 self._images.prepare(self._clients[client_id])
-        group = self._group(ids, request)
-        parameters, scalings = group.parameters, group.scalings
+        group = Group.of(ids, request, self._model.trained, self._device)
+        parameters, ranks = group.parameters, group.ranks
         mu = settings.proximal_mu if request.proximal_mu is None else request.proximal_mu
         anchors = parameters.flat(request.anchor) if request.anchor else parameters.values.clone()
         offsets = (
             parameters.flat_rows([request.offsets[c] for c in ids]) if request.offsets else None
         )
         optimizer = StackedOptimizer(
-            settings.optimizer, parameters, weight_decay=settings.weight_decay
+            settings.optimizer,
+            parameters,
+            weight_decay=settings.weight_decay,
+            rate_pattern=settings.rate_pattern,
         )
         home = float64_home(self._device)
         losses = torch.zeros(len(ids), dtype=torch.float64, device=home)
@@ -159,7 +159,7 @@ class BatchedEngine:
             leaves = parameters.leaves(active)
             state = group.state(leaves)
             steps = [plan[step] for plan in plans[:active]]
-            own = None if scalings is None else scalings[:active]
+            own = None if ranks is None else ranks[:active]
             for part in range(max(map(len, steps))):
                 loss, sums = self._loss(state, steps, seeds[:active], step, part, own)
                 parameters.add_gradient(loss, leaves)
@@ -184,37 +184,19 @@ class BatchedEngine:
             self._reports(ids, request, losses.tolist(), plans, finite, seconds, extras), tensors
         )
 
-    def _group(self, ids: tuple[str, ...], request: TrainRequest) -> Group:
-        """The clients' start, on the device."""
-        wanted = request.state.keys() if request.trained is None else request.trained
-        shared = {name: tensor.to(self._device) for name, tensor in request.state.items()}
-        starts = []
-        for client_id in ids:
-            own = request.starts.get(client_id, {})
-            start = {**shared, **{name: t.to(self._device) for name, t in own.items()}}
-            rank = request.ranks.get(client_id)
-            starts.append(start if rank is None else at_rank(start, rank))
-        return Group(
-            starts,
-            trained=[name for name in self._model.trained if name in wanted],
-            returned=[name for name in request.state if name in wanted],
-            frames={name: frame.to(self._device) for name, frame in request.frames.items()},
-            scalings=self._scalings(ids, request, shared),
-        )
-
     @torch.no_grad()
     def _start_losses(self, ids: tuple[str, ...], group: Group) -> list[float]:
         """Each client's mean loss before training, without dropout."""
         found = []
         for index, client_id in enumerate(ids):
             state = group.state(group.parameters.leaves(len(ids)), one=index)
-            scalings = None if group.scalings is None else group.scalings[index : index + 1]
+            rank = None if group.ranks is None else group.ranks[index : index + 1]
             indices, size, total = self._clients[client_id], self._settings.batch_size, 0.0
             for first in range(0, len(indices), size):
                 batch = indices[first : first + size]
                 targets = torch.from_numpy(self._labels[batch]).to(self._device)
                 inputs = self._images.take(batch)
-                scores = self._model.logits(state, inputs, [len(batch)], [], scalings)
+                scores = self._model.logits(state, inputs, [len(batch)], [], rank)
                 total += cross_entropy(at_least_fp32(scores), targets, reduction="sum").item()
             found.append(total / len(indices))
         return found
@@ -226,7 +208,7 @@ class BatchedEngine:
         seeds: list[int],
         step: int,
         part: int,
-        scalings: torch.Tensor | None,
+        ranks: Sequence[int] | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One micro-step's loss to differentiate, and each client's summed loss `[active]`."""
         batches = [b[part] if part < len(b) else b[0][:0] for b in steps]
@@ -242,7 +224,7 @@ class BatchedEngine:
         inputs = self._inputs(rows, counts, seeds, step, part)
         targets = torch.from_numpy(self._labels[indices]).to(self._device)
         keys = [seed_for(seed, "dropout", step, part) for seed in seeds]
-        scores = at_least_fp32(self._model.logits(state, inputs, counts, keys, scalings))
+        scores = at_least_fp32(self._model.logits(state, inputs, counts, keys, ranks))
         losses = cross_entropy(scores, targets, reduction="none")  # [rows]
         # Not a product: an infinite loss of padding times zero would spoil its client.
         losses = losses.where(torch.from_numpy(real).to(losses.device), 0.0)
@@ -280,16 +262,6 @@ class BatchedEngine:
                 shown.append(training_images(own, self._settings, seed, step, part))
             shown.append(self._pixels[row[count:]])
         return torch.from_numpy(np.concatenate(shown)).to(self._device)
-
-    def _scalings(
-        self, ids: tuple[str, ...], request: TrainRequest, start: State
-    ) -> torch.Tensor | None:
-        """Scaling of each client's update `[clients]`; None where all have the model's rank."""
-        if not request.ranks:
-            return None
-        largest = max(len(t) for name, t in start.items() if ".lora_A." in name)
-        ranks = [request.ranks.get(client_id, largest) for client_id in ids]
-        return torch.tensor([self._lora_alpha / rank for rank in ranks], dtype=torch.float64)
 
     def _rates(self, request: TrainRequest, step: int, steps: list[int]) -> torch.Tensor:
         shares = [request.progress + request.round_share * step / total for total in steps]

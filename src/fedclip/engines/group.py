@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from fedclip.federated.stacked_optimizer import StackedParameters
-from fedclip.records import State
+from fedclip.models.lora import at_rank
+from fedclip.records import State, TrainRequest
 
 
 class Group:
     """What each client of a group trains, and what stays as it is, stacked.
 
     `parameters` hold the trained tensors, for names in `frames` their cores R, where the model sees
-    frame @ R. `scalings` `[clients]` are those of clients of different ranks.
+    frame @ R. `ranks` are those of clients of different ranks, None where all have the model's.
     """
 
     def __init__(
@@ -24,14 +25,43 @@ class Group:
         trained: Sequence[str],
         returned: Sequence[str],
         frames: State,
-        scalings: torch.Tensor | None,
+        ranks: list[int] | None = None,
     ) -> None:
         """Takes each client's start, and which tensors are trained and which returned."""
         self.parameters = StackedParameters(starts, trained)
         self.frames = frames
-        self.scalings = scalings
+        self.ranks = ranks
         self._returned = returned
         self._fixed = {n: _stacked([s[n] for s in starts]) for n in starts[0] if n not in trained}
+
+    @classmethod
+    def of(
+        cls,
+        ids: Sequence[str],
+        request: TrainRequest,
+        trainable: Sequence[str],
+        device: torch.device,
+    ) -> Group:
+        """The clients' start as a request has it, on the device."""
+        wanted = request.state.keys() if request.trained is None else request.trained
+        shared = {name: tensor.to(device) for name, tensor in request.state.items()}
+        starts = []
+        for client_id in ids:
+            own = request.starts.get(client_id, {})
+            start = {**shared, **{name: tensor.to(device) for name, tensor in own.items()}}
+            rank = request.ranks.get(client_id)
+            starts.append(start if rank is None else at_rank(start, rank))
+        ranks = None
+        if request.ranks:
+            largest = max(len(t) for name, t in shared.items() if ".lora_A." in name)
+            ranks = [request.ranks.get(client_id, largest) for client_id in ids]
+        return cls(
+            starts,
+            trained=[name for name in trainable if name in wanted],
+            returned=[name for name in request.state if name in wanted],
+            frames={name: frame.to(device) for name, frame in request.frames.items()},
+            ranks=ranks,
+        )
 
     def state(
         self, leaves: Mapping[str, torch.Tensor], one: int | None = None

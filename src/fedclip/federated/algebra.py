@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedclip.federated.low_rank import Factors, Solver, Split, positive, truncate
+from fedclip.low_rank import Factors, Solver, Split, positive, truncate
 
 
 @dataclass(frozen=True)

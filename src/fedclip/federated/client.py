@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from fedclip.compute import at_least_fp32, autocast, float64_home
 from fedclip.data.augment import affine
 from fedclip.errors import TrainingFailed
+from fedclip.layer_names import factor_of
 from fedclip.records import State
 from fedclip.seeding import seed_for
 
@@ -52,7 +53,10 @@ class TrainableModel(Protocol):
 
 @dataclass(frozen=True)
 class LocalSettings:
-    """How every client trains; the optimizer starts afresh each round."""
+    """How every client trains; the optimizer starts afresh each round.
+
+    `rate_pattern` has factors on the learning rate, by patterns as `fedclip.layer_names` has them.
+    """
 
     local_epochs: int = 1
     batch_size: int = 32
@@ -65,6 +69,7 @@ class LocalSettings:
     proximal_mu: float = 0.0
     precision: str = "fp32"
     augment: str = "none"
+    rate_pattern: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ def local_train(
     mu = settings.proximal_mu if task.proximal_mu is None else task.proximal_mu
     anchors = {n: p.detach().clone() for n, p in parameters.items()} if mu else {}
     anchors |= {n: task.anchor[n].to(p) for n, p in parameters.items()} if task.anchor else {}
-    optimizer = _optimizer(values, settings)
+    optimizer = _optimizer(parameters, settings)
     scaler = torch.amp.GradScaler(
         device.type, init_scale=2.0**10, enabled=settings.precision == "fp16"
     )
@@ -144,7 +149,7 @@ def local_train(
         )
         rate_sum += rate
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         step_examples = sum(len(batch) for batch in micro_batches)
         for part, batch in enumerate(micro_batches):
             model.set_dropout_key(seed_for(seed, "dropout", step, part))
@@ -237,10 +242,15 @@ def schedule_factor(schedule: str, progress: float) -> float:
 
 
 def _optimizer(
-    parameters: list[torch.nn.Parameter], settings: LocalSettings
+    parameters: Mapping[str, torch.nn.Parameter], settings: LocalSettings
 ) -> torch.optim.Optimizer:
+    """An optimizer with a group for each factor on the learning rate."""
     kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
-    return kind(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    by_factor: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        by_factor.setdefault(factor_of(settings.rate_pattern, name), []).append(parameter)
+    groups = [{"params": own, "factor": factor} for factor, own in by_factor.items()]
+    return kind(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
 def plan_steps(

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import torch
 
-from fedclip.federated.low_rank import Factors, norm, resize, svd, truncate
+from fedclip.low_rank import Factors, norm, resize, svd, truncate
 
 
 class Merged(NamedTuple):

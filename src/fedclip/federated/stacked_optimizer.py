@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from fedclip.layer_names import factor_of
 from fedclip.records import State
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -29,6 +30,11 @@ class StackedParameters:
         self.values = self.flat_rows(states)
         self.grads = torch.zeros_like(self.values)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors, in the order of their numbers."""
+        return tuple(self._places)
+
     def leaves(self, clients: int) -> dict[str, torch.Tensor]:
         """The first clients' tensors `[clients, ...]`, to differentiate by."""
         views = self.views(self.values[:clients])
@@ -49,6 +55,14 @@ class StackedParameters:
         rows = [torch.cat([s[name].flatten() for name in self._places]) for s in states]
         return torch.stack(rows).to(self.values)
 
+    def spread(self, values: Mapping[str, float]) -> torch.Tensor:
+        """A value for each tensor as one for each of its numbers: `[numbers]`."""
+        parts = [
+            self.values.new_full((end - start,), values[name])
+            for name, (start, end, _) in self._places.items()
+        ]
+        return torch.cat(parts)
+
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """A buffer `[clients, numbers]` as tensors by name."""
         return {
@@ -64,13 +78,27 @@ class StackedOptimizer:
     `sgd` plain gradient descent with the weight decay in the gradient.
     """
 
-    def __init__(self, kind: str, parameters: StackedParameters, *, weight_decay: float) -> None:
-        """Takes the parameters, which are changed in place."""
+    def __init__(
+        self,
+        kind: str,
+        parameters: StackedParameters,
+        *,
+        weight_decay: float,
+        rate_pattern: Mapping[str, float] | None = None,
+    ) -> None:
+        """Takes the parameters, which are changed in place.
+
+        `rate_pattern` has factors on the rates of the tensors that patterns fit.
+        """
         self._kind = kind
         self._parameters = parameters
         self._weight_decay = weight_decay
         self._first = torch.zeros_like(parameters.values if kind == "adamw" else torch.empty(0))
         self._second = torch.zeros_like(self._first)
+        self._factors: torch.Tensor | None = None
+        if rate_pattern:
+            own = {name: factor_of(rate_pattern, name) for name in parameters.names}
+            self._factors = parameters.spread(own)
         self._steps = 0
 
     @torch.no_grad()
@@ -83,6 +111,8 @@ class StackedOptimizer:
         active = len(rates)
         values, grads = self._parameters.values[:active], self._parameters.grads[:active]
         rate = rates.to(values)[:, None]
+        if self._factors is not None:
+            rate = rate * self._factors
         if self._kind == "sgd":
             values.sub_(grads.add(values, alpha=self._weight_decay).mul_(rate))
             return

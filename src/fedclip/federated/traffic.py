@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 
 class Layer(NamedTuple):
-    """Sides of an adapted linear layer."""
+    """Sides of an adapted linear layer, and its rank where that is its own."""
 
     in_features: int
     out_features: int
+    rank: int | None = None
 
 
 class Traffic(NamedTuple):
@@ -29,7 +30,9 @@ def bytes_per_round(
     bytes_per_value: int = 4,
     server_round: int = 1,
 ) -> Traffic:
-    """Bytes per client of one round with `clients` participants, all of rank `rank`.
+    """Bytes per client of one round with `clients` participants.
+
+    All layers have rank `rank` but those that have one of their own.
 
     Down is what the round's result costs for a client that has followed every round so far: it
     knows all that was sent before. Names and headers of a file are not counted. `server_round`,
@@ -38,10 +41,9 @@ def bytes_per_round(
     if algorithm not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {algorithm!r}; known: {', '.join(ALGORITHMS)}")
     setting = _Setting(
-        a=sum(rank * layer.in_features for layer in layers),
-        b=sum(rank * layer.out_features for layer in layers),
-        layers=layers,
-        rank=rank,
+        a=sum((layer.rank or rank) * layer.in_features for layer in layers),
+        b=sum((layer.rank or rank) * layer.out_features for layer in layers),
+        layers=[layer._replace(rank=layer.rank or rank) for layer in layers],
         clients=clients,
         server_round=server_round,
     )
@@ -52,8 +54,7 @@ def bytes_per_round(
 class _Setting(NamedTuple):
     a: int  # values of all A
     b: int  # values of all B
-    layers: Sequence[Layer]
-    rank: int
+    layers: Sequence[Layer]  # with their ranks
     clients: int
     server_round: int
 
@@ -87,17 +88,22 @@ def _flora(x: _Setting) -> tuple[int, int]:
 
 def _fedex(x: _Setting) -> tuple[int, int]:
     """The mean, and each layer's residual in factors of rank (K - 1) r or dense, if smaller."""
-    inner = (x.clients - 1) * x.rank
-    residuals = sum(min(inner * (i + o), i * o) for i, o in x.layers)
+    others = x.clients - 1
+    residuals = sum(min(others * (r or 0) * (i + o), i * o) for i, o, r in x.layers)
     return x.a + x.b, x.a + x.b + residuals
 
 
 def _fed_sb(x: _Setting) -> tuple[int, int]:
-    return len(x.layers) * x.rank**2, len(x.layers) * x.rank**2
+    cores = sum((layer.rank or 0) ** 2 for layer in x.layers)
+    return cores, cores
 
 
 ALGORITHMS: dict[str, Callable[[_Setting], tuple[int, int]]] = {
     "fedit": _both,
+    "fedavg": _both,
+    "qfedavg": _both,
+    "centralised": _both,
+    "local": lambda x: (0, 0),
     "flexlora": _both,
     "hetlora": _both,
     "lora_fair": _both,

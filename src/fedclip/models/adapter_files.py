@@ -14,9 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedclip.errors import UsageError
+from fedclip.models import ranks
 from fedclip.models.base import RANDOM, source_of
 from fedclip.models.card import adapter_card
-from fedclip.models.lora import adapter_config, base_parameters
+from fedclip.models.lora import adapter_config, base_parameters, lora_layers, plan_of
+from fedclip.models.lora_plan import LayerPlan
 from fedclip.models.state import adapter_sha256, checked_state
 from fedclip.models.whole_folder import write_folder
 
@@ -37,7 +39,8 @@ _HEAD_PREFIX = "head."
 class AdapterNotes:
     """What `fedclip.json` says about an adapter, besides PEFT's own configuration.
 
-    `base_sha256` is the digest of the frozen weights that the tensors belong to.
+    `base_sha256` is the digest of the frozen weights that the tensors belong to. `own_ranks`:
+    the ranks are not those of a configuration, but come of `set_rank`, stacking or merging.
     """
 
     base_model: str
@@ -45,6 +48,7 @@ class AdapterNotes:
     head: str | None
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
+    own_ranks: bool = False
 
 
 def save(model: CLIPLoRAWrapper, folder: Path) -> None:
@@ -55,22 +59,51 @@ def save(model: CLIPLoRAWrapper, folder: Path) -> None:
         head=model.head,
         class_names=model.class_names,
         templates=model.templates,
+        own_ranks=model.lora is not None and model.lora.own_ranks,
     )
     config = adapter_config(model.network) if isinstance(model.network, PeftModel) else None
     write_adapter(folder, model.get_parameters(), notes, config)
 
 
 def load(model: CLIPLoRAWrapper, folder: Path) -> None:
-    """Check a folder against a model, and only then put its tensors (and classes) in."""
+    """Check a folder against a model, and only then put its tensors (and classes) in.
+
+    An adapter that brings its own ranks gives them to the model.
+    """
     tensors, notes, theirs = read_adapter(folder)
     ours = adapter_config(model.network) if isinstance(model.network, PeftModel) else None
-    check_lora(folder, theirs, ours)
+    check_kind(folder, theirs, ours)
+    plans = _new_plans(model, folder, theirs, notes) if theirs else None
     check_base(folder, notes, base_model=model.base_name, base_sha256=_frozen_sha256(model))
     check_classes(folder, notes, model.class_names)
-    state = checked_state(tensors, model.trainable(), source=f"the adapter in {folder}")
+    expected = ranks.shapes_of(plans, model.trainable()) if plans else model.trainable()
+    state = checked_state(tensors, expected, source=f"the adapter in {folder}")
     if notes.class_names and not model.class_names:
         model.set_classes(notes.class_names, notes.templates or None)
+    if plans and theirs:
+        model.adopt_ranks(theirs, state)
     model.set_parameters(state)
+
+
+def _new_plans(
+    model: CLIPLoRAWrapper, folder: Path, theirs: Mapping[str, Any], notes: AdapterNotes
+) -> dict[str, LayerPlan] | None:
+    """Ranks and scales that the adapter brings along; None where it has the model's."""
+    now = {path: plan_of(layer) for path, layer in lora_layers(model.network).items()}
+    plans = ranks.told_plans(theirs, now, f"the adapter in {folder}")
+    if plans == now:
+        return None
+    if not ranks.brings_own_ranks(theirs, notes.own_ranks):
+        raise UsageError(f"the adapter in {folder} {_other_ranks(plans, now)}")
+    return plans
+
+
+def _other_ranks(theirs: Mapping[str, LayerPlan], ours: Mapping[str, LayerPlan]) -> str:
+    layer = next(layer for layer, plan in ours.items() if plan != theirs[layer])
+    there, here = theirs[layer], ours[layer]
+    key, word = ("r", "rank") if there.r != here.r else ("lora_alpha", "lora_alpha")
+    one, other = getattr(there, key), getattr(here, key)
+    return f"has {word} {one:g}, the model {word} {other:g}; set model.lora.{key} to match"
 
 
 def _frozen_sha256(model: CLIPLoRAWrapper) -> str | None:
@@ -99,7 +132,7 @@ def write_adapter(
         "class_names": list(notes.class_names),
         "templates": list(notes.templates),
         "adapter_sha256": adapter_sha256(state),
-    }
+    } | ({"own_ranks": True} if notes.own_ranks else {})
 
     def write(fresh: Path) -> None:
         if peft_config is not None:
@@ -145,6 +178,7 @@ def read_adapter(
         head=about.get("head"),
         class_names=tuple(about.get("class_names", ())),
         templates=tuple(about.get("templates", ())),
+        own_ranks=about.get("own_ranks") is True,
     )
     return tensors, notes, config
 
@@ -178,10 +212,10 @@ def _same_source(theirs: str, ours: str) -> bool:
         return False
 
 
-def check_lora(
+def check_kind(
     folder: Path, theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None
 ) -> None:
-    """Raise unless both are full models, or adapters that compute the same from their tensors."""
+    """Raise unless both are full models, or adapters that compute alike from tensors and ranks."""
     if theirs is None or ours is None:
         if theirs is not ours:
             kinds = ("a full model", "a LoRA adapter")
@@ -192,15 +226,12 @@ def check_lora(
         return
     if theirs.get("peft_type") != "LORA":
         raise UsageError(f"{folder} holds a {theirs.get('peft_type')} adapter, expected LORA")
-    for key in ("rank_pattern", "alpha_pattern", "use_dora"):
-        if theirs.get(key):
-            raise UsageError(f"the adapter in {folder} uses {key}, which this model cannot follow")
-    names = {"r": "rank", "lora_alpha": "lora_alpha", "use_rslora": "use_rslora"}
-    for key, word in names.items():
-        if theirs.get(key, False) != ours[key]:
+    for key in ("use_rslora", "use_dora"):
+        there_on, here_on = bool(theirs.get(key)), bool(ours.get(key))
+        if there_on != here_on:
             raise UsageError(
-                f"the adapter in {folder} has {word} {theirs.get(key)}, the model {word} "
-                f"{ours[key]}; set model.lora.{key} to match"
+                f"the adapter in {folder} has {key} {there_on}, the model {here_on}; "
+                f"set model.lora.{key} to match"
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import Any
 import torch
 
 from fedclip.errors import UsageError
+from fedclip.layer_names import first_hit
+from fedclip.low_rank import Factors
 from fedclip.models.adapter_files import AdapterNotes, check_base, read_adapter, write_adapter
 from fedclip.models.base import load_base
 from fedclip.models.lora import base_parameters, factor_names, layers_in
+from fedclip.models.lora_plan import scaling
 from fedclip.models.state import adapter_sha256, checked_state
 from fedclip.models.wrapper import CLIPLoRAWrapper
 
@@ -23,7 +25,7 @@ _LEFT_TO_PEFT = ("use_dora", "lora_bias", "modules_to_save", "fan_in_fan_out")
 
 @dataclass(frozen=True)
 class LoraAdapter:
-    """A LoRA adapter: A `[r, in]` and B `[out, r]` by the layer's path, B times the scaling.
+    """A LoRA adapter: A and B by the layer's path, B times the layer's scaling.
 
     `head` holds a trained head's tensors, `config` is PEFT's configuration.
     """
@@ -31,7 +33,7 @@ class LoraAdapter:
     folder: Path
     notes: AdapterNotes
     config: Mapping[str, Any]
-    layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    layers: Mapping[str, Factors]
     head: Mapping[str, torch.Tensor]
 
     @property
@@ -65,7 +67,7 @@ def read_lora(folder: Path) -> LoraAdapter:
             )
         if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
             raise UsageError(f"the adapter in {folder}: {path} holds values that are not finite")
-        layers[path] = a, b * _scaling(config, path, len(a), folder)
+        layers[path] = Factors(a, b * _scaling(config, path, len(a), folder))
     head = {name: t.float() for name, t in tensors.items() if name not in known}
     return LoraAdapter(folder, notes, config, layers, head)
 
@@ -146,11 +148,13 @@ def layer_weights(model: CLIPLoRAWrapper, adapter: LoraAdapter) -> dict[str, tor
 
 def _scaling(config: Mapping[str, Any], path: str, rank: int, folder: Path) -> float:
     """What PEFT multiplies a layer's B A with."""
-    alpha = config.get("lora_alpha")
-    for key, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({key})$", path):  # PEFT takes the first that fits
-            alpha = value
-            break
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping):
+        raise UsageError(f"the adapter in {folder}: alpha_pattern must be a mapping: {patterns!r}")
+    try:
+        alpha = first_hit(patterns, path, config.get("lora_alpha"))
+    except ValueError as error:  # a pattern that is no regular expression
+        raise UsageError(f"the adapter in {folder}: alpha_pattern: {error}") from None
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise UsageError(f"the adapter in {folder}: lora_alpha must be a number, got {alpha!r}")
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return scaling(alpha, rank, bool(config.get("use_rslora")))

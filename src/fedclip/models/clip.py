@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
-from fedclip.config import ModelConfig
+from fedclip.config import LoraConfig, ModelConfig
 from fedclip.config_io import validate_model
 from fedclip.models.base import load_base
-from fedclip.models.lora import LoraSettings
+from fedclip.models.lora_plan import LoraSettings
 from fedclip.models.state import adapter_sha256
 from fedclip.models.wrapper import CLIPLoRAWrapper
 
@@ -30,19 +31,9 @@ def create_clip_model(
     """
     if not isinstance(config, ModelConfig):
         config = validate_model(config, "create_clip_model")
-    lora = None
-    if config.lora.enabled:
-        targets = config.lora.target_modules
-        lora = LoraSettings(
-            config.lora.r,
-            config.lora.lora_alpha,
-            config.lora.lora_dropout,
-            {"vision_encoder": targets.vision_encoder, "text_encoder": targets.text_encoder},
-            config.lora.last_layers,
-        )
     return CLIPLoRAWrapper(
         load_base(config.model_name, seed=seed),
-        lora=lora,
+        lora=_settings(config.lora) if config.lora.enabled else None,
         head=config.head,
         num_classes=config.num_classes,
         class_names=class_names,
@@ -50,3 +41,10 @@ def create_clip_model(
         gradient_checkpointing=config.gradient_checkpointing,
         seed=seed,
     )
+
+
+def _settings(lora: LoraConfig) -> LoraSettings:
+    """The adapter that a configuration asks for."""
+    same = [field.name for field in fields(LoraSettings) if field.name in LoraConfig.model_fields]
+    values = {name: getattr(lora, name) for name in same}
+    return LoraSettings(**values | {"target_modules": dict(lora.target_modules)})

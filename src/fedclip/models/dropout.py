@@ -39,6 +39,13 @@ class KeyedDropout(nn.Module):
         return f"p={self.p}"
 
 
+def set_dropout_key(network: nn.Module, key: int | None) -> None:
+    """Give all layers of a network one key."""
+    for module in network.modules():
+        if isinstance(module, KeyedDropout):
+            module.key = key
+
+
 def kept(shape: torch.Size, p: float, key: int, layer: str, device: torch.device) -> torch.Tensor:
     """Mask of one layer and micro-step: True where kept. A share of `p` to 1 / 65536 is dropped.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -15,73 +15,22 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import CLIPModel
 
-from fedclip.errors import UsageError
+from fedclip.layer_names import PROJECTIONS, TOWERS, pattern_regex
+from fedclip.low_rank import Factors
 from fedclip.models.dropout import KeyedDropout
+from fedclip.models.lora_plan import (
+    LayerPlan,
+    LoraSettings,
+    planned,
+    restated,
+    scaling,
+    targets_in,
+)
 from fedclip.seeding import seed_for
 
-LAYERS = {
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "out_proj": "self_attn.out_proj",
-    "fc1": "mlp.fc1",
-    "fc2": "mlp.fc2",
-}
-TOWERS = {"vision_encoder": "vision_model", "text_encoder": "text_model"}
 _ADAPTER = "default"
 _FILE_PREFIX = "base_model.model."
-
-
-def target_regex(
-    target_modules: Mapping[str, Sequence[str] | None], chosen: Mapping[str, str] | None = None
-) -> str:
-    """One expression that matches exactly the layers asked for, tower by tower.
-
-    `chosen` is an expression for the numbers of the encoder layers by tower, by default all.
-    """
-    towers = []
-    for tower, names in target_modules.items():
-        if tower not in TOWERS:
-            raise UsageError(_unknown("model.lora.target_modules", tower, TOWERS))
-        for name in names or ():
-            if name not in LAYERS:
-                raise UsageError(_unknown(f"model.lora.target_modules.{tower}", name, LAYERS))
-        if names:
-            layers = "|".join(LAYERS[name] for name in LAYERS if name in names).replace(".", r"\.")
-            numbers = (chosen or {}).get(tower, r"\d+")
-            towers.append(rf"{TOWERS[tower]}\.encoder\.layers\.{numbers}\.(?:{layers})")
-    if not towers:
-        raise UsageError(
-            "model.lora.target_modules names no layer, so nothing would be trained; name some of "
-            f"{', '.join(LAYERS)} under vision_encoder or text_encoder, or set lora.enabled: false"
-        )
-    return "|".join(towers)
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Rank, scale, dropout, and the layers by tower: `{"vision_encoder": ["q_proj", ...]}`.
-
-    `last_layers` leaves all but so many of the top encoder layers of either tower without adapter.
-    """
-
-    r: int
-    lora_alpha: float
-    lora_dropout: float
-    target_modules: Mapping[str, Sequence[str] | None]
-    last_layers: int | None = None
-
-    def facts(self) -> dict[str, Any]:
-        """What `get_lora_info` says of an adapter."""
-        targets = {tower: list(names) for tower, names in self.target_modules.items() if names}
-        facts: dict[str, Any] = {
-            "enabled": True,
-            "r": self.r,
-            "lora_alpha": self.lora_alpha,
-            "lora_dropout": self.lora_dropout,
-            "target_modules": targets,
-        }
-        return facts | ({} if self.last_layers is None else {"last_layers": self.last_layers})
+_TRAINED = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.")
 
 
 def add_lora(clip: CLIPModel, settings: LoraSettings, *, model_name: str, seed: int) -> PeftModel:
@@ -90,14 +39,21 @@ def add_lora(clip: CLIPModel, settings: LoraSettings, *, model_name: str, seed: 
     A is drawn by layer name from `seed`, so all who share the seed start from the same adapter,
     whatever else they adapt; B is zero, so the adapter starts as no change.
     """
-    alpha: Any = settings.lora_alpha  # PEFT declares an int and computes with a float as well
+    plans = planned(clip, settings)
     config = LoraConfig(
         r=settings.r,
-        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
+        lora_alpha=_whole(settings.lora_alpha),
         lora_dropout=settings.lora_dropout,
-        target_modules=target_regex(settings.target_modules, _top_layers(clip, settings)),
+        target_modules=targets_in(clip, settings),
         bias="none",
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
     )
+    if settings.exclude_modules:
+        config.exclude_modules = "|".join(
+            pattern_regex(p).pattern for p in settings.exclude_modules
+        )
+    _tell_patterns(config, restated(settings, plans))
     # PEFT draws its own start from the global generator first; that must leave no trace.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT asks transformers by a name that transformers calls deprecated.
@@ -109,36 +65,37 @@ def add_lora(clip: CLIPModel, settings: LoraSettings, *, model_name: str, seed: 
         # The start that PEFT and the LoRA authors use: uniform within 1 / sqrt(in_features).
         start = cast(nn.Linear, module.lora_A[_ADAPTER]).weight
         nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
-        if settings.lora_dropout > 0.0:
-            module.lora_dropout[_ADAPTER] = KeyedDropout(settings.lora_dropout, layer)
+        p = plans[layer].lora_dropout
+        module.lora_dropout[_ADAPTER] = KeyedDropout(p, layer) if p > 0.0 else nn.Identity()
     return network  # type: ignore[return-value]
 
 
-def _top_layers(clip: CLIPModel, settings: LoraSettings) -> dict[str, str]:
-    """Expressions for the numbers of the top encoder layers; nothing where all are adapted."""
-    if settings.last_layers is None:
-        return {}
-    found = {}
-    for tower, module in TOWERS.items():
-        count = len(cast(nn.ModuleList, clip.get_submodule(f"{module}.encoder.layers")))
-        if settings.target_modules.get(tower) and settings.last_layers > count:
-            raise UsageError(
-                f"model.lora.last_layers is {settings.last_layers}, but the {tower} has {count} "
-                "layers; give a smaller number, or null for all"
-            )
-        top = range(max(0, count - settings.last_layers), count)
-        found[tower] = f"(?:{'|'.join(map(str, top))})"
-    return found
+def _tell_patterns(config: LoraConfig, settings: LoraSettings) -> None:
+    """Put ranks and scales into PEFT's configuration."""
+    config.r, config.lora_alpha = settings.r, _whole(settings.lora_alpha)
+    config.rank_pattern = dict(settings.rank_pattern)
+    config.alpha_pattern = {path: _whole(a) for path, a in settings.alpha_pattern.items()}
+
+
+def _whole(alpha: float) -> Any:
+    """PEFT declares lora_alpha an int, and computes with a float as well."""
+    return int(alpha) if float(alpha).is_integer() else alpha
 
 
 def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """Live LoRA parameters under the names of `adapter_model.safetensors`, sorted."""
     found = {
-        name.replace(f".{_ADAPTER}.", "."): parameter
+        _file_name(name): parameter
         for name, parameter in network.named_parameters()
-        if ".lora_A." in name or ".lora_B." in name
+        if any(part in name for part in _TRAINED)
     }
     return dict(sorted(found.items()))
+
+
+def _file_name(name: str) -> str:
+    """PEFT's name of a tensor in its file: without the adapter's name."""
+    name = name.replace(f".{_ADAPTER}.", ".")
+    return name.removesuffix(".weight") if ".lora_magnitude_vector." in name else name
 
 
 def base_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -146,9 +103,22 @@ def base_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     found = {
         name.removeprefix(_FILE_PREFIX).replace(".base_layer.", "."): parameter
         for name, parameter in network.named_parameters()
-        if ".lora_A." not in name and ".lora_B." not in name
+        if not any(part in name for part in _TRAINED)
     }
     return dict(sorted(found.items()))
+
+
+def trained_body(network: nn.Module, *, adapter: bool, idle_text: bool) -> dict[str, nn.Parameter]:
+    """What trains besides a head: the adapter, or else all weights that get a gradient.
+
+    With `idle_text`, as under a linear classifier, text tower and logit scale get none.
+    """
+    if adapter:
+        return lora_parameters(network)
+    body = base_parameters(network)
+    for name, parameter in body.items():
+        parameter.requires_grad_(not (idle_text and tower_of(name) != "vision_encoder"))
+    return {name: parameter for name, parameter in body.items() if parameter.requires_grad}
 
 
 def adapter_config(network: PeftModel) -> dict[str, Any]:
@@ -167,12 +137,11 @@ def adapter_config(network: PeftModel) -> dict[str, Any]:
 
 def tower_of(name: str) -> str:
     """`vision_encoder`, `text_encoder`, or "" for a parameter that belongs to neither tower."""
+    path = name.removeprefix(_FILE_PREFIX)
     for tower, module in TOWERS.items():
-        if f"{module}." in name:
+        if path.startswith((f"{module}.", PROJECTIONS[tower])):
             return tower
-    if name.startswith("text_projection"):
-        return "text_encoder"
-    return "vision_encoder" if name.startswith("visual_projection") else ""
+    return ""
 
 
 def rank_of(tensors: Mapping[str, Any]) -> int | None:
@@ -190,24 +159,34 @@ def lora_layers(network: nn.Module) -> dict[str, LoraLayer]:
     }
 
 
-def _unknown(key: str, name: str, known: Mapping[str, str]) -> str:
-    return f"{key}: {name!r} is not known; known are {', '.join(known)}"
-
-
 def factor_names(layer: str) -> tuple[str, str]:
     """Names of a layer's A and B in `adapter_model.safetensors`."""
     return f"{_FILE_PREFIX}{layer}.lora_A.weight", f"{_FILE_PREFIX}{layer}.lora_B.weight"
 
 
-def scaling_of(layer: LoraLayer) -> float:
-    """What a layer multiplies its update with: lora_alpha / r."""
-    return float(layer.scaling[_ADAPTER])
+def scaling_of(layer: LoraLayer, rank: int | None = None) -> float:
+    """What a layer multiplies its update with; with `rank`, that of a client's lower rank."""
+    r = layer.r[_ADAPTER]
+    r = r if rank is None else min(rank, r)
+    return scaling(layer.lora_alpha[_ADAPTER], r, layer.use_rslora[_ADAPTER])
+
+
+def plan_of(layer: LoraLayer) -> LayerPlan:
+    """A layer's rank, scale and dropout as they stand."""
+    return LayerPlan(layer.r[_ADAPTER], float(layer.lora_alpha[_ADAPTER]), dropout_of(layer))
+
+
+def dropout_of(layer: LoraLayer) -> float:
+    """The share of a layer's input that its adapter does not see in training."""
+    module = layer.lora_dropout[_ADAPTER]
+    return module.p if isinstance(module, KeyedDropout) else 0.0
 
 
 def at_rank(state: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
     """The state with all but the first `rank` rows of A and columns of B set to zero.
 
-    Where both are zero neither gets a gradient: the client trains an adapter of that rank.
+    Where both are zero neither gets a gradient: the client trains an adapter of that rank. Layers
+    of a lower rank of their own stay as they are.
     """
     cut = {name: tensor.clone() for name, tensor in state.items()}
     for name, tensor in cut.items():
@@ -245,13 +224,43 @@ def set_folded(network: nn.Module, folded: bool) -> None:
 
 @contextmanager
 def scaled_for_rank(network: nn.Module, rank: int) -> Iterator[None]:
-    """Inside, updates are scaled as those of an adapter of that rank: lora_alpha / rank."""
+    """Inside, updates are scaled as those of an adapter of that rank (or of the layer's, if lower).
+
+    So by lora_alpha / rank, for rsLoRA by lora_alpha / sqrt(rank).
+    """
     layers = lora_layers(network).values()
-    before = [scaling_of(layer) for layer in layers]
+    before = [layer.scaling[_ADAPTER] for layer in layers]
     for layer in layers:
-        layer.scaling[_ADAPTER] = layer.lora_alpha[_ADAPTER] / rank
+        layer.scaling[_ADAPTER] = scaling_of(layer, rank)
     try:
         yield
     finally:
-        for layer, scaling in zip(layers, before, strict=True):
-            layer.scaling[_ADAPTER] = scaling
+        for layer, own in zip(layers, before, strict=True):
+            layer.scaling[_ADAPTER] = own
+
+
+def factors_of(layer: LoraLayer) -> Factors:
+    """A layer's live A and B."""
+    a, b = (cast(nn.Linear, home[_ADAPTER]).weight for home in (layer.lora_A, layer.lora_B))
+    return Factors(a, b)
+
+
+def put_factors(layer: LoraLayer, factors: Factors, lora_alpha: float) -> None:
+    """Replace a layer's A and B by new parameters, whose rank may differ, and its lora_alpha."""
+    for home, value in ((layer.lora_A, factors.a), (layer.lora_B, factors.b)):
+        linear = cast(nn.Linear, home[_ADAPTER])
+        old = linear.weight
+        fresh = value.detach().to(old, copy=True, memory_format=torch.contiguous_format)
+        linear.weight = nn.Parameter(fresh, requires_grad=old.requires_grad)
+        linear.out_features, linear.in_features = value.shape
+    layer.r[_ADAPTER] = len(factors.a)
+    layer.lora_alpha[_ADAPTER] = _whole(lora_alpha)
+    layer.scaling[_ADAPTER] = scaling_of(layer)
+
+
+def restate(network: PeftModel, settings: LoraSettings) -> LoraSettings:
+    """Settings that say what the layers are by now, put into PEFT's configuration as well."""
+    plans = {path: plan_of(layer) for path, layer in lora_layers(network).items()}
+    settings = replace(restated(settings, plans), own_ranks=True)
+    _tell_patterns(cast(LoraConfig, network.peft_config[_ADAPTER]), settings)
+    return settings

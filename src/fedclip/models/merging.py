@@ -1,4 +1,4 @@
-"""An adapter folded into the frozen weights, and taken out again."""
+"""Frozen weights that change: an adapter folded into them, or a shift, and taken out again."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from fedclip.errors import UsageError
 from fedclip.models.lora import dense_updates, lora_layers, set_folded
 from fedclip.models.shift import ShiftedWeights
+from fedclip.records import State
 
 if TYPE_CHECKING:
     from typing import Self
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class MergeableLora(nn.Module):
-    """What a model with an adapter can do with it besides training: fold it into the weights."""
+    """A model with an adapter whose frozen weights can change, and come back as they were."""
 
     network: nn.Module
     text_head: TextHead
     _folded: ShiftedWeights | None = None
+    _shifted: ShiftedWeights | None = None
 
     def is_merged(self) -> bool:
         """Whether the adapter is folded into the weights."""
@@ -69,6 +71,16 @@ class MergeableLora(nn.Module):
                 f"{what}: the adapter is merged into the weights, where nothing trains it; "
                 "call unmerge_lora() first"
             )
+
+    def set_shift(self, shift: State) -> None:
+        """Replace frozen weights of adapted layers by their own plus a change, by layer path."""
+        self.require_unmerged("set_shift")
+        if self._shifted is None:
+            if not shift:
+                return
+            self._shifted = ShiftedWeights(self.network)
+        self._shifted.set(shift)
+        self.text_head.forget()
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training, or to evaluation; a merged adapter cannot be trained."""

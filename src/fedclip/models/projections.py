@@ -31,27 +31,35 @@ class Shared(NamedTuple):
     bias: torch.Tensor | None
 
 
+class Mask(NamedTuple):
+    """Dropout of one layer's input: True where kept, and what is kept is multiplied with."""
+
+    kept: torch.Tensor
+    scale: float
+
+
 def project(
     x: torch.Tensor,
     shared: Sequence[Shared],
     factors: Sequence[Factors | None],
     counts: Sequence[int] | None,
-    masks: Sequence[torch.Tensor | None] = (),
-    keep_scale: float = 1.0,
+    masks: Sequence[Mask | None] = (),
 ) -> tuple[torch.Tensor, ...]:
     """Outputs `[rows, ..., out]` of several layers that read the same `x` `[rows, ..., in]`.
 
     `counts` says how many of the rows are each client's, in order; None means equally many.
-    `masks` are True where dropout keeps `x`, in its shape; they concern the input of the update
-    alone, of which what is kept is multiplied with `keep_scale`.
+    `masks` are in the shape of `x` and concern the input of the update alone.
     """
     inner = x.shape[1:-1].numel()
     sizes = None if counts is None or _equal(counts) else [count * inner for count in counts]
     flat = x.reshape(-1, x.shape[-1])
     present = [pair is not None for pair in factors]
     tensors = [t for pair in factors if pair is not None for t in pair]
-    kept = [None if m is None else m.reshape(flat.shape) for m in masks or [None] * len(shared)]
-    outputs = _Project.apply(flat, sizes, list(shared), present, kept, keep_scale, *tensors)
+    kept = [
+        None if m is None else m.kept.reshape(flat.shape) for m in masks or [None] * len(shared)
+    ]
+    scales = [1.0 if m is None else m.scale for m in masks or [None] * len(shared)]
+    outputs = _Project.apply(flat, sizes, list(shared), present, kept, scales, *tensors)
     return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in outputs)
 
 
@@ -66,12 +74,12 @@ class _Project(torch.autograd.Function):
         shared: list[Shared],
         present: list[bool],
         masks: list[torch.Tensor | None],
-        scale: float,
+        scales: list[float],
         *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         pairs = _pairs(present, tensors)
         outputs, inner = [], []
-        for layer, pair, mask in zip(shared, pairs, masks, strict=True):
+        for layer, pair, mask, scale in zip(shared, pairs, masks, scales, strict=True):
             weight = layer.weight.t()
             y = x @ weight if layer.bias is None else torch.addmm(layer.bias, x, weight)
             if pair is not None:
@@ -80,7 +88,7 @@ class _Project(torch.autograd.Function):
                 _add_rows_times(y, h, pair.up.transpose(1, 2), sizes)
                 inner.append(h)
             outputs.append(y)
-        ctx.sizes, ctx.shared, ctx.present, ctx.scale = sizes, shared, present, scale
+        ctx.sizes, ctx.shared, ctx.present, ctx.scales = sizes, shared, present, scales
         ctx.masked = [mask is not None for mask in masks]
         kept = [mask for mask in masks if mask is not None]
         ctx.save_for_backward(x if any(present) else x.new_empty(0), *kept, *inner, *tensors)
@@ -97,13 +105,14 @@ class _Project(torch.autograd.Function):
         wants_x = ctx.needs_input_grad[0]
         x_grad: torch.Tensor | None = None
         factor_grads: list[torch.Tensor] = []
-        for g, layer, pair, mask in zip(grads, ctx.shared, pairs, masks, strict=True):
+        layers = zip(grads, ctx.shared, pairs, masks, ctx.scales, strict=True)
+        for g, layer, pair, mask, scale in layers:
             g = g.contiguous()
             if wants_x:
                 x_grad = g @ layer.weight if x_grad is None else x_grad.addmm_(g, layer.weight)
             if pair is None:
                 continue
-            dropped = x if mask is None else (x * mask).mul_(ctx.scale)
+            dropped = x if mask is None else (x * mask).mul_(scale)
             h_grad = _rows_times(g, pair.up, ctx.sizes)  # [rows, r]
             clients = len(pair.up)
             factor_grads.append(_outer(h_grad, dropped, clients, ctx.sizes))
@@ -111,8 +120,8 @@ class _Project(torch.autograd.Function):
             if x_grad is not None and mask is None:
                 _add_rows_times(x_grad, h_grad, pair.down, ctx.sizes)
             elif x_grad is not None and mask is not None:
-                back = _rows_times(h_grad, pair.down, ctx.sizes).mul_(mask)
-                x_grad.add_(back, alpha=ctx.scale)
+                back = _rows_times(h_grad, pair.down, ctx.sizes).mul_(mask).mul_(scale)
+                x_grad.add_(back)  # not add_(..., alpha=scale): torch.compile loses the alpha
         return x_grad, None, None, None, None, None, *factor_grads
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 from fedclip.models.lora import lora_layers
 from fedclip.records import State
+
+if TYPE_CHECKING:
+    from fedclip.models.wrapper import CLIPLoRAWrapper
 
 
 class ShiftedWeights:
@@ -32,3 +37,14 @@ class ShiftedWeights:
                 weight.copy_(self._originals[layer])
             if layer in shift:
                 weight.add_(shift[layer].to(weight))
+
+
+@contextmanager
+def replaced(model: CLIPLoRAWrapper, values: State) -> Iterator[None]:
+    """Inside, those of a model's trained tensors that `values` has are these."""
+    trained = model.get_parameters()
+    model.set_parameters(trained | {name: values[name] for name in trained if name in values})
+    try:
+        yield
+    finally:
+        model.set_parameters(trained)

@@ -12,15 +12,20 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
-from fedclip.compute import at_least_fp32
+from fedclip.layer_names import PROJECTIONS
 from fedclip.models.dropout import keep_scale, kept
-from fedclip.models.lora import factor_names, lora_layers, scaling_of, tower_of
-from fedclip.models.projections import Factors
+from fedclip.models.lora import dropout_of, factor_names, lora_layers, scaling_of, tower_of
+from fedclip.models.projections import Factors, Mask
 from fedclip.models.text import ensemble
-from fedclip.models.towers import Adapters, Tower, read_tower
+from fedclip.models.towers import NO_ADAPTERS, Adapters, Tower, read_tower
 from fedclip.models.wrapper import CLIPLoRAWrapper
 
 State = Mapping[str, torch.Tensor]
+
+
+def can_stack(model: CLIPLoRAWrapper) -> bool:
+    """Whether a model has an adapter whose updates are plain products, as DoRA's are not."""
+    return model.lora is not None and not model.lora.use_dora
 
 
 class StackedClients:
@@ -34,19 +39,20 @@ class StackedClients:
         compiled: bool = False,
     ) -> None:
         """`products` is the format of matrix products, by default the weights' own."""
-        assert model.lora is not None
+        assert can_stack(model)
         model.require_unmerged("StackedClients")
         self._model = model
-        self._lora = model.lora
         self._compiled = compiled
-        self._scalings = {name: scaling_of(m) for name, m in lora_layers(model.network).items()}
+        # The layers themselves: their ranks, and with these their scaling, may change later on.
+        self._layers = lora_layers(model.network)
         self._products = products
         self._vision, self._text = self._towers()
         self._text_is_trained = model.head == "text" and any(
-            tower_of(name) == "text_encoder" for name in self._scalings
+            tower_of(name) == "text_encoder" for name in self._layers
         )
         self._prompts: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.frozen_layers = self._vision.first_adapted(list(self._scalings))
+        self._projects = "visual_projection" in self._layers
+        self.frozen_layers = self._vision.first_adapted(list(self._layers))
         self.device = model.device
 
     @property
@@ -65,15 +71,17 @@ class StackedClients:
     def frozen(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the layers below the first adapted one make of uint8 pixels `[rows, 3, size, size]`.
 
-        Hidden states `[rows, tokens, width]`; embeddings `[rows, dim]` where no layer is adapted.
-        `logits` takes either in the place of the pixels.
+        Hidden states `[rows, tokens, width]`; where the encoder has no adapted layer, embeddings
+        `[rows, dim]`, or `[rows, width]` if the projection is adapted. `logits` takes any of these
+        in the place of the pixels.
         """
         vision = self._model.clip.vision_model
         hidden = vision.pre_layrnorm(vision.embeddings(self._model.normalised(pixels)))
         hidden = self._vision.prefix(hidden, self.frozen_layers)
         if self.frozen_layers < len(self._vision.layers):
             return hidden
-        return self._image_embeddings(hidden[:, 0])
+        normal = self._vision.norm(hidden[:, 0])
+        return normal if self._projects else self._vision.projected(normal, NO_ADAPTERS)
 
     def logits(
         self,
@@ -81,33 +89,22 @@ class StackedClients:
         inputs: torch.Tensor,
         counts: Sequence[int],
         keys: Sequence[int],
-        scalings: torch.Tensor | None = None,
+        ranks: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Logits `[rows, classes]` of pixels, or of what `frozen` made of them.
 
         `state` holds the trained tensors with a leading client axis. `counts` says how many rows
         are each client's; where they are fewer than there are rows, every client has equally many
-        and the rest of its own is padding. `keys` fixes each client's dropout. `scalings`
-        `[clients]` replaces the layers' own scaling, for clients of different ranks.
+        and the rest of its own is padding. `keys` fixes each client's dropout. `ranks` are the
+        clients' own, where they may be lower than the layers': each is scaled by its own.
         """
         clients = len(counts)
         each = None if sum(counts) < len(inputs) else counts
-        factors = self._factors(state, scalings)
+        factors = self._factors(state, ranks)
         hidden = (self.frozen(inputs) if inputs.dim() == 4 else inputs).to(self._model.dtype)
-        if hidden.dim() == 3:
-            padded = len(inputs) // clients if each is None else None
-            adapters = self._adapters(factors, each, counts, keys, padded)
-            pooled = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
-            hidden = self._vision.encode(
-                hidden,
-                adapters,
-                first=self.frozen_layers,
-                pooled=pooled,
-                compiled=self._compiled,
-            )
-            embedded = self._image_embeddings(hidden)
-        else:
-            embedded = hidden
+        padded = len(inputs) // clients if each is None else None
+        adapters = self._adapters(factors, each, counts, keys, padded)
+        embedded = self._images(hidden, self._vision, adapters, compiled=self._compiled)
         if self._model.head == "linear":
             weight, bias = state["head.weight"], state["head.bias"]
             return _by_client(embedded, weight, each) + _repeated(bias, each, len(embedded))
@@ -130,16 +127,21 @@ class StackedClients:
         vision = read_tower(clip, "vision_encoder", self._products)
         return vision, read_tower(clip, "text_encoder", self._products)
 
-    def _factors(self, state: State, scalings: torch.Tensor | None) -> dict[str, Factors]:
+    def _factors(self, state: State, ranks: Sequence[int] | None) -> dict[str, Factors]:
         """The layers' A and scaled B, in the format of the products."""
         products = self._vision.layers[0].linear["q_proj"].weight.dtype
         found = {}
-        for layer, own in self._scalings.items():
-            if not all(name in state for name in factor_names(layer)):
+        for path, layer in self._layers.items():
+            if not all(name in state for name in factor_names(path)):
                 continue  # idle: a linear head does not use the text tower
-            down, up = (state[name] for name in factor_names(layer))
-            scaled = up * (own if scalings is None else scalings.view(-1, 1, 1).to(up))
-            found[layer] = Factors(down.to(products), scaled.to(products))
+            down, up = (state[name] for name in factor_names(path))
+            if ranks is None:
+                scaled = up * scaling_of(layer)
+            else:
+                own = torch.tensor([scaling_of(layer, r) for r in ranks], dtype=torch.float64)
+                scaled = up * own.view(-1, 1, 1).to(up)
+            dtype = self._model.dtype if path in PROJECTIONS.values() else products
+            found[path] = Factors(down.to(dtype), scaled.to(dtype))
         return found
 
     def _adapters(
@@ -151,9 +153,9 @@ class StackedClients:
         padded: int | None,
     ) -> Adapters:
         """The updates with each client's dropout as it would be drawn for its rows alone."""
-        p = self._lora.lora_dropout
 
-        def draw(layer: str, shape: torch.Size) -> torch.Tensor | None:
+        def draw(layer: str, shape: torch.Size) -> Mask | None:
+            p = dropout_of(self._layers[layer])
             if p == 0.0 or not keys:
                 return None
             masks = []
@@ -162,13 +164,20 @@ class StackedClients:
                 masks.append(mask)
                 if padded is not None:
                     masks.append(mask.new_zeros(padded - count, *shape[1:]))
-            return torch.cat(masks)
+            return Mask(torch.cat(masks), keep_scale(p))
 
-        return Adapters(factors, each, draw, keep_scale(p))
+        return Adapters(factors, each, draw)
 
-    def _image_embeddings(self, pooled: torch.Tensor) -> torch.Tensor:
-        pooled = self._model.clip.vision_model.post_layernorm(pooled)
-        return at_least_fp32(self._model.clip.visual_projection(pooled))
+    def _images(
+        self, hidden: torch.Tensor, tower: Tower, adapters: Adapters, *, compiled: bool = False
+    ) -> torch.Tensor:
+        """Image embeddings `[rows, dim]` of what `frozen` made, by one or many clients' tower."""
+        if hidden.dim() == 2:
+            return tower.projected(hidden, adapters) if self._projects else hidden
+        pooled = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+        first = self.frozen_layers
+        hidden = tower.encode(hidden, adapters, first=first, pooled=pooled, compiled=compiled)
+        return tower.embed(hidden, adapters)
 
     def _text_features(
         self,
@@ -178,17 +187,16 @@ class StackedClients:
         tower: Tower | None = None,
     ) -> torch.Tensor:
         """Features `[clients, classes, dim]`, every prompt once per client, one after another."""
-        first = self._text.first_adapted(list(self._scalings))
+        first = self._text.first_adapted(list(self._layers))
         hidden, ends = self._frozen_prompts(first)
         prompts = len(hidden)
         adapters = self._adapters(factors, None, [prompts] * clients, keys, None)
         rows = hidden.expand(clients, *hidden.shape).flatten(0, 1)
-        pooled = (tower or self._text).encode(
+        tower = tower or self._text
+        pooled = tower.encode(
             rows, adapters, first=first, pooled=ends.repeat(clients), compiled=self._compiled
         )
-        clip = self._model.clip
-        features = clip.text_projection(clip.text_model.final_layer_norm(pooled))
-        features = F.normalize(at_least_fp32(features), dim=-1)
+        features = F.normalize(tower.embed(pooled, adapters), dim=-1)
         classes = len(self._model.class_names)
         return ensemble(features, clients * classes).unflatten(0, (clients, -1))
 
@@ -236,13 +244,7 @@ class MergedClassifier:
     def _embed(self, inputs: torch.Tensor) -> torch.Tensor:
         if inputs.dim() == 4:
             inputs = self._stacked.frozen(inputs)
-        inputs = inputs.to(self._model.dtype)
-        if inputs.dim() == 2:
-            return inputs
-        pooled = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
-        first = self._stacked.frozen_layers
-        hidden = self._vision.encode(inputs, Adapters({}, None), first=first, pooled=pooled)
-        return self._stacked._image_embeddings(hidden)
+        return self._stacked._images(inputs.to(self._model.dtype), self._vision, NO_ADAPTERS)
 
 
 def _by_client(

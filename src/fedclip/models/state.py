@@ -25,7 +25,7 @@ def checked_state(
         raise UsageError(f"{source}: expected tensors by name, got {type(given).__name__}")
     _check_names(given, expected, source)
     theirs, ours = rank_of(given), rank_of(expected)
-    if theirs is not None and theirs != ours:
+    if None not in (theirs, ours) and theirs != ours:
         raise UsageError(
             f"{source}: the adapter has rank {theirs}, the model rank {ours}; "
             f"set model.lora.r to {theirs} or use another adapter"

@@ -18,8 +18,8 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _CHUNK = 256
 
 
-def checked_classes(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Class names as a tuple; at least one, each a non-empty text of its own."""
+def checked_classes(class_names: Sequence[str], count: int | None = None) -> tuple[str, ...]:
+    """Class names as a tuple; at least one, each a non-empty text of its own, `count` in all."""
     if isinstance(class_names, str):
         raise UsageError(f"class names must be a list of texts, got the one text {class_names!r}")
     names = tuple(class_names)
@@ -29,6 +29,11 @@ def checked_classes(class_names: Sequence[str]) -> tuple[str, ...]:
         raise UsageError(f"class names must be non-empty texts, got {list(names)!r}")
     if twice:
         raise UsageError(f"class names must differ from each other, {twice[0]!r} is given twice")
+    if count is not None and count != len(names):
+        raise UsageError(
+            f"model.num_classes is {count}, but there are {len(names)} class names "
+            f"({', '.join(names[:3])}, ...); leave one of them out"
+        )
     return names
 
 

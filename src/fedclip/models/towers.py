@@ -20,14 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
 from transformers.activations import ACT2FN
 
-from fedclip.models.lora import TOWERS
-from fedclip.models.projections import Factors, Shared, mlp, project
+from fedclip.compute import at_least_fp32
+from fedclip.layer_names import LAYERS, PROJECTIONS, TOWERS
+from fedclip.models.projections import Factors, Mask, Shared, mlp, project
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 MLP = ("fc1", "fc2")
 
-Draw = Callable[[str, torch.Size], torch.Tensor | None]
-"""Dropout masks, True where kept, by layer and shape of its input; None: nothing is dropped."""
+Draw = Callable[[str, torch.Size], Mask | None]
+"""Dropout by layer and shape of its input; None: nothing is dropped."""
 
 
 class Norm(NamedTuple):
@@ -52,7 +52,7 @@ class Layer(NamedTuple):
 
     def name(self, linear: str) -> str:
         """The path of one of its linear layers."""
-        return f"{self.path}.{'mlp' if linear in MLP else 'self_attn'}.{linear}"
+        return f"{self.path}.{LAYERS[linear]}"
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,19 @@ class Adapters:
     factors: Mapping[str, Factors]
     counts: Sequence[int] | None
     draw: Draw = lambda layer, shape: None
-    keep_scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class Tower:
-    """The frozen weights of one tower's encoder, its matrices in the format of the products."""
+    """The frozen weights of one tower, its encoder's matrices in the format of the products.
+
+    Behind the encoder come `norm` and the layer at the path `projection_path`.
+    """
 
     layers: tuple[Layer, ...]
+    norm: Norm
+    projection: Shared
+    projection_path: str
     heads: int
     causal: bool
     activation: str
@@ -108,13 +113,28 @@ class Tower:
             return hidden
         return hidden[:, 0] if first < len(self.layers) else _at(hidden, pooled)[:, 0]
 
+    def embed(self, pooled: torch.Tensor, adapters: Adapters) -> torch.Tensor:
+        """Embeddings `[rows, dim]`, at least fp32, of what `encode` pooled `[rows, width]`."""
+        return self.projected(self.norm(pooled), adapters)
+
+    def projected(self, normal: torch.Tensor, adapters: Adapters) -> torch.Tensor:
+        """The last step of `embed`, which alone a projection's adapter changes."""
+        factors = adapters.factors.get(self.projection_path)
+        mask = adapters.draw(self.projection_path, normal.shape) if factors else None
+        (y,) = project(normal, [self.projection], [factors], adapters.counts, [mask])
+        return at_least_fp32(y)
+
     def prefix(self, hidden: torch.Tensor, end: int) -> torch.Tensor:
         """Hidden states after the first `end` layers, without any update."""
         return replace(self, layers=self.layers[:end]).encode(hidden, NO_ADAPTERS)
 
     def merged(self, adapters: Mapping[str, Factors]) -> Tower:
         """The tower with one client's updates `[1, ...]` added to its weights."""
-        return replace(self, layers=tuple(_merged(layer, adapters) for layer in self.layers))
+        return replace(
+            self,
+            layers=tuple(_merged(layer, adapters) for layer in self.layers),
+            projection=_added(self.projection, adapters.get(self.projection_path)),
+        )
 
     def first_adapted(self, names: Sequence[str]) -> int:
         """Index of the lowest layer that has one of these adapted layers; all, if none has."""
@@ -139,8 +159,7 @@ class Inputs(NamedTuple):
     norm2: Norm
     linear: Mapping[str, Shared]
     factors: Mapping[str, Factors]
-    masks: Mapping[str, torch.Tensor]
-    keep_scale: float
+    masks: Mapping[str, Mask]
     counts: Sequence[int] | None
     pooled: torch.Tensor | None
     heads: int
@@ -197,7 +216,6 @@ def _inputs(
         layer.linear,
         factors,
         masks,
-        adapters.keep_scale,
         adapters.counts,
         pooled,
         tower.heads,
@@ -212,10 +230,10 @@ def _apply(
     """Linear layers on one input, of whose positions only the pooled ones may be left."""
     masks = [given.masks.get(name) for name in names]
     if pooled is not None:
-        masks = [None if mask is None else _at(mask, pooled) for mask in masks]
+        masks = [m and m._replace(kept=_at(m.kept, pooled)) for m in masks]
     shared = [given.linear[name] for name in names]
     factors = [given.factors.get(name) for name in names]
-    return project(x, shared, factors, given.counts, masks, given.keep_scale)
+    return project(x, shared, factors, given.counts, masks)
 
 
 @cache
@@ -230,13 +248,15 @@ def _at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def _merged(layer: Layer, adapters: Mapping[str, Factors]) -> Layer:
-    linear = dict(layer.linear)
-    for name, shared in layer.linear.items():
-        pair = adapters.get(layer.name(name))
-        if pair is not None:
-            update = pair.up[0].to(shared.weight) @ pair.down[0].to(shared.weight)
-            linear[name] = Shared(shared.weight + update, shared.bias)
-    return layer._replace(linear=linear)
+    found = {n: _added(own, adapters.get(layer.name(n))) for n, own in layer.linear.items()}
+    return layer._replace(linear=found)
+
+
+def _added(shared: Shared, pair: Factors | None) -> Shared:
+    if pair is None:
+        return shared
+    update = pair.up[0].to(shared.weight) @ pair.down[0].to(shared.weight)
+    return Shared(shared.weight + update, shared.bias)
 
 
 def read_tower(clip: CLIPModel, tower: str, products: torch.dtype | None = None) -> Tower:
@@ -249,15 +269,17 @@ def read_tower(clip: CLIPModel, tower: str, products: torch.dtype | None = None)
     config: Any = encoder.config
     layers = []
     for index, module in enumerate(cast(nn.ModuleList, encoder.layers)):
-        homes = {**dict.fromkeys(ATTENTION, "self_attn"), **dict.fromkeys(MLP, "mlp")}
         linear = {
-            part: _shared(module.get_submodule(f"{home}.{part}"), products)
-            for part, home in homes.items()
+            part: _shared(module.get_submodule(inner), products) for part, inner in LAYERS.items()
         }
         first, second = (_norm(module.get_submodule(f"layer_norm{i}")) for i in (1, 2))
         layers.append(Layer(f"{name}.encoder.layers.{index}", first, second, linear))
+    last = "post_layernorm" if tower == "vision_encoder" else "final_layer_norm"
     return Tower(
         tuple(layers),
+        norm=_norm(clip.get_submodule(f"{name}.{last}")),
+        projection=_shared(clip.get_submodule(PROJECTIONS[tower]), None),
+        projection_path=PROJECTIONS[tower],
         heads=config.num_attention_heads,
         causal=tower == "text_encoder",
         activation=config.hidden_act,

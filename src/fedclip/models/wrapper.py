@@ -18,22 +18,23 @@ from transformers import CLIPModel
 
 from fedclip.compute import at_least_fp32
 from fedclip.errors import UsageError
-from fedclip.models import adapter_files
+from fedclip.models import adapter_files, facts, ranks
 from fedclip.models.base import Base, enable_checkpointing, load_base
-from fedclip.models.dropout import KeyedDropout
+from fedclip.models.dropout import set_dropout_key
 from fedclip.models.linear_head import new_classifier, warn_of_idle_text
 from fedclip.models.lora import (
-    LoraSettings,
     add_lora,
     base_parameters,
-    lora_parameters,
     scaled_for_rank,
     tower_of,
+    trained_body,
 )
+from fedclip.models.lora_plan import LoraSettings, planned, restated
 from fedclip.models.merging import MergeableLora
-from fedclip.models.shift import ShiftedWeights
+from fedclip.models.shift import replaced
 from fedclip.models.state import checked_state
 from fedclip.models.text import TextHead, checked_classes
+from fedclip.records import State
 
 
 class CLIPLoRAWrapper(MergeableLora):
@@ -53,13 +54,13 @@ class CLIPLoRAWrapper(MergeableLora):
     ) -> None:
         super().__init__()
         self.base_name = base.name
-        self.lora = lora
+        self.lora = restated(lora, planned(base.model, lora)) if lora is not None else None
         self.num_classes = num_classes
         self.head: str | None = None
         self.classifier: nn.Linear | None = None
         self.network: nn.Module = base.model
-        if lora is not None:
-            self.network = add_lora(base.model, lora, model_name=base.name, seed=seed)
+        if self.lora is not None:
+            self.network = add_lora(base.model, self.lora, model_name=base.name, seed=seed)
         if gradient_checkpointing:
             enable_checkpointing(base.model)
         self.image_size = base.pixels.image_size
@@ -68,18 +69,11 @@ class CLIPLoRAWrapper(MergeableLora):
         self._asked_head = head
         self._seed = seed
         self._slot = "adapted"
-        self._shifted: ShiftedWeights | None = None
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (base.pixels.mean, base.pixels.std))
         self._mean = nn.Buffer(mean, persistent=False)
         self._std = nn.Buffer(std, persistent=False)
         if class_names is not None:
-            names = checked_classes(class_names)
-            if num_classes is not None and num_classes != len(names):
-                raise UsageError(
-                    f"model.num_classes is {num_classes}, but there are {len(names)} class names "
-                    f"({', '.join(names[:3])}, ...); leave one of them out"
-                )
-            self.text_head.set_classes(names, templates)
+            self.text_head.set_classes(checked_classes(class_names, num_classes), templates)
         self._settle_head()
         self.eval()
 
@@ -116,28 +110,12 @@ class CLIPLoRAWrapper(MergeableLora):
         return self.lora is not None
 
     def get_lora_info(self) -> dict[str, Any]:
-        """Say what the adapter is; `trainable_parameters` counts LoRA alone."""
-        count = sum(p.numel() for p in lora_parameters(self.network).values())
-        facts = self.lora.facts() if self.lora else {"enabled": False}
-        return {**facts, "trainable_parameters": count}
+        """Say what the adapter is, by layer where layers differ; counts concern LoRA alone."""
+        return facts.lora_info(self)
 
     def get_model_summary(self) -> dict[str, Any]:
         """Count parameters: the base, all (base, LoRA and head), and those that train."""
-        base = sum(p.numel() for p in base_parameters(self.network).values())
-        lora = self.get_lora_info()["trainable_parameters"]
-        head = sum(p.numel() for p in self._head_parameters().values())
-        total = base + lora + head
-        trainable = sum(p.numel() for p in self.trainable().values())
-        return {
-            "model_name": self.base_name,
-            "head": self.head,
-            "base_parameters": base,
-            "lora_parameters": lora,
-            "head_parameters": head,
-            "total_parameters": total,
-            "trainable_parameters": trainable,
-            "trainable_share": trainable / total,
-        }
+        return facts.summary(self)
 
     # --- the trainable tensors ---
 
@@ -160,19 +138,29 @@ class CLIPLoRAWrapper(MergeableLora):
         """
         self._write(checked_state(state, self.trainable(), source="set_parameters: the state"))
 
+    def set_rank(self, rank: int | Mapping[str, int]) -> None:
+        """Give the adapter another rank, or some layers by pattern, as `{"vision_encoder": 4}`.
+
+        The update and its scaling stay (lora_alpha follows): growing changes no output, shrinking
+        keeps the nearest update of that rank. The trainable tensors are new ones, so make
+        optimizers anew. Raises `UsageError` where nothing fits, and for a rank below 1.
+        """
+        if self.lora is None:
+            raise UsageError("set_rank: full fine-tuning has no rank; set model.lora.enabled: true")
+        with self.unmerged():
+            self.lora = ranks.set_rank(self._peft, self.lora, rank, seed=self._seed)
+        self._settle_trainable()
+
+    def adopt_ranks(self, config: Mapping[str, Any], state: State) -> None:
+        """Take over ranks and scales of a PEFT configuration, and factors, as loading does."""
+        assert self.lora is not None
+        with self.unmerged():
+            self.lora = ranks.adopt(self._peft, self.lora, config, state)
+        self._settle_trainable()
+
     def set_dropout_key(self, key: int | None) -> None:
         """Draw LoRA dropout from `key` until another is set; None draws from the global state."""
-        for module in self.network.modules():
-            if isinstance(module, KeyedDropout):
-                module.key = key
-
-    def set_shift(self, shift: Mapping[str, torch.Tensor]) -> None:
-        """Replace frozen weights of adapted layers by their own plus a change, by layer path."""
-        self.require_unmerged("set_shift")
-        if self._shifted is None:
-            self._shifted = ShiftedWeights(self.network)
-        self._shifted.set(shift)
-        self.text_head.forget()
+        set_dropout_key(self.network, key)
 
     def scaled_for_rank(self, rank: int) -> AbstractContextManager[None]:
         """Inside, updates are scaled as those of an adapter of that rank."""
@@ -234,8 +222,7 @@ class CLIPLoRAWrapper(MergeableLora):
             raise UsageError("zero-shot classification needs class names; call set_classes")
         head, self.head, self._slot = self.head, "text", "base"
         try:
-            adapted = cast(PeftModel, self.network)
-            base = self._base_weights if self.lora is None else adapted.disable_adapter
+            base = self._base_weights if self.lora is None else self._peft.disable_adapter
             with self.unmerged(), base():
                 yield self
         finally:
@@ -248,7 +235,13 @@ class CLIPLoRAWrapper(MergeableLora):
         adapter_files.save(self, Path(folder))
 
     def load_adapter(self, folder: str | PathLike[str]) -> None:
-        """Read what `save_adapter` or PEFT wrote; a misfit raises and changes nothing."""
+        """Read what `save_adapter` or PEFT wrote; a misfit raises and changes nothing.
+
+        Base model and target layers must be the model's. An adapter whose ranks are its own (they
+        differ by layer, exceed 64, or were changed by `set_rank`, stacking or merging) brings
+        them along: the model then has the adapter's ranks and lora_alpha, as `get_lora_info`
+        tells. Any other must have the rank and lora_alpha that the model was made with.
+        """
         adapter_files.load(self, Path(folder))
 
     # --- inside ---
@@ -262,6 +255,10 @@ class CLIPLoRAWrapper(MergeableLora):
         """What the vision tower takes, of uint8 pixels; floats pass as they are."""
         return self._pixels.normalised(pixels.to(self.device), self._mean, self._std)
 
+    @property
+    def _peft(self) -> PeftModel:
+        return cast(PeftModel, self.network)
+
     def _settle_head(self) -> None:
         """Choose the classifier by what is known, and with it what trains."""
         self.head = self._asked_head
@@ -274,36 +271,26 @@ class CLIPLoRAWrapper(MergeableLora):
             self.classifier = new_classifier(width, count, seed=self._seed).to(self.device)
             if self.lora is not None:
                 warn_of_idle_text(self.lora)
-        if self.lora is None:
-            # A linear classifier sends no gradient to the text tower or the logit scale.
-            for name, parameter in base_parameters(self.network).items():
-                idle = self.head == "linear" and tower_of(name) != "vision_encoder"
-                parameter.requires_grad_(not idle)
-            body = {n: p for n, p in base_parameters(self.network).items() if p.requires_grad}
-        else:
-            body = lora_parameters(self.network)
+        self._settle_trainable()
+
+    def _settle_trainable(self) -> None:
+        """Note which tensors train."""
+        linear = self.head == "linear"
+        body = trained_body(self.network, adapter=self.lora is not None, idle_text=linear)
         self._trainable = dict(sorted((body | self._head_parameters()).items()))
 
     def _head_parameters(self) -> dict[str, nn.Parameter]:
-        if self.classifier is None:
-            return {}
-        return {f"head.{name}": p for name, p in self.classifier.named_parameters()}
+        own = self.classifier.named_parameters() if self.classifier is not None else ()
+        return {f"head.{name}": p for name, p in own}
 
-    def _write(self, state: Mapping[str, torch.Tensor]) -> None:
+    def _write(self, state: State) -> None:
         with self.unmerged(), torch.no_grad():
             for name, parameter in self._trainable.items():
                 parameter.copy_(state[name])
 
-    @contextmanager
-    def _base_weights(self) -> Iterator[None]:
+    def _base_weights(self) -> AbstractContextManager[None]:
         """Put the base model's own weights in the place of fine-tuned ones for a while."""
-        fresh = base_parameters(load_base(self.base_name, seed=self._seed).model)
-        trained = self.get_parameters()
-        self._write(trained | {name: fresh[name] for name in trained if name in fresh})
-        try:
-            yield
-        finally:
-            self._write(trained)
+        return replaced(self, base_parameters(load_base(self.base_name, seed=self._seed).model))
 
     def full_precision(self) -> torch.autocast:
         """Inside, mixed precision is off."""

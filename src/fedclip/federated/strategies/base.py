@@ -11,8 +11,8 @@ import torch
 
 from fedclip.errors import UsageError
 from fedclip.federated.algebra import StackedLora
-from fedclip.federated.low_rank import Factors
 from fedclip.federated.updates import Updates
+from fedclip.low_rank import Factors
 from fedclip.records import Cohort, RunState, State, TrainRequest
 from fedclip.seeding import seed_for
 
@@ -115,14 +115,17 @@ def layer_updates(
 
 
 def client_scaling(setting: Setting, layer: str, rank: int, client_id: str) -> float:
-    """The scaling that a client multiplies its update with: lora_alpha over its own rank."""
-    ratio = rank / setting.ranks.get(client_id, rank)
+    """The scaling that a client multiplies its update with: lora_alpha over its own rank.
+
+    `rank` is the layer's; a client of a higher one has the layer's.
+    """
+    ratio = rank / min(rank, setting.ranks.get(client_id, rank))
     return setting.scalings[layer] * (math.sqrt(ratio) if setting.rslora else ratio)
 
 
 def held(setting: Setting, updates: Cohort, rank: int) -> list[int]:
     """The clients' ranks, in the order of the updates."""
-    return [setting.ranks.get(report.client_id, rank) for report in updates.reports]
+    return [min(rank, setting.ranks.get(report.client_id, rank)) for report in updates.reports]
 
 
 def at_client_ranks(setting: Setting, request: TrainRequest) -> TrainRequest:

@@ -37,9 +37,14 @@ class Scaffold(Strategy):
         names = sorted(request.trained or state.shared.keys())
         zero = {n: torch.zeros_like(state.shared[n]) for n in names}
         central = {n: state.server.get(_CONTROL + n, zero[n]) for n in names}
-        own = {c: {**zero, **state.private.get(c, {})} for c in request.client_ids}
+        own = {
+            c: {n: state.private.get(c, {}).get(_CONTROL + n, zero[n]) for n in names}
+            for c in request.client_ids
+        }
         offsets = {c: {n: central[n] - own[c][n] for n in names} for c in own}
-        updates = train(replace(request, offsets=offsets)).stacked()
+        answers = train(replace(request, offsets=offsets))
+        updates = answers.stacked()
+        answers.bytes_up *= 2  # the change of its control variate goes with each tensor
         shares = examples(updates) / examples(updates).sum()
         shared, server = dict(state.shared), dict(state.server)
         private: dict[str, dict[str, torch.Tensor]] = {
@@ -52,7 +57,7 @@ class Scaffold(Strategy):
             for index, report in enumerate(updates.reports):
                 client = report.client_id
                 change = (start - stacked[index]) / report.rate_sum - central[name]
-                private.setdefault(client, {})[name] = own[client][name] + change
+                private.setdefault(client, {})[_CONTROL + name] = own[client][name] + change
                 moved += change
             server[_CONTROL + name] = central[name] + moved / self._clients
         news = {n: shared[n] for n in names} | {_CONTROL + n: server[_CONTROL + n] for n in names}

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from fedclip.errors import UsageError
 from fedclip.federated.algebra import stack
-from fedclip.federated.low_rank import singular_frame
 from fedclip.federated.strategies.base import (
     Setting,
     Strategy,
@@ -18,6 +17,7 @@ from fedclip.federated.strategies.base import (
     refuse_ranks,
 )
 from fedclip.federated.strategies.means import without
+from fedclip.low_rank import singular_frame
 from fedclip.records import RunState, TrainRequest
 
 

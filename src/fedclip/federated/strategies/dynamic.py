@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedclip.federated.algebra import StackedLora, mean_of_factors, stack, truncated_mean
-from fedclip.federated.low_rank import Factors, resize, svd
 from fedclip.federated.ranks import Importance, allocate, cubic_budget, importance, is_due
 from fedclip.federated.strategies.base import (
     Pair,
@@ -23,6 +22,7 @@ from fedclip.federated.strategies.base import (
     refuse_ranks,
 )
 from fedclip.federated.strategies.shifts import fresh_factors
+from fedclip.low_rank import Factors, resize, svd
 from fedclip.records import Cohort, RunState, State, TrainRequest
 
 
@@ -82,7 +82,8 @@ class DynamicRanks(Strategy):
         spectra = {layer: svd(stack(x))[1].double() for layer, x in layers.items()}
         server |= self._remember(state, spectra)
         if due:
-            ranks = {**ranks, **self._choose(spectra, ranks, server, request, updates)}
+            chosen = self._choose(spectra, ranks, server, request, updates)
+            ranks |= {layer: min(rank, layers[layer].a.shape[1]) for layer, rank in chosen.items()}
         for layer, x in layers.items():
             pair, rank = found[layer], ranks[layer]
             cut_now = due or self._exact
@@ -105,8 +106,8 @@ class DynamicRanks(Strategy):
     ) -> dict[str, int]:
         """New ranks by the plan's schedule."""
         plan = self._plan
-        maximum = next(updates.tensors[p.a].shape[1] for p in pairs(updates.tensors).values())
-        full = maximum * len(spectra)
+        sizes = [updates.tensors[p.a].shape[1] for p in pairs(updates.tensors).values()]
+        maximum, full = max(sizes), sum(sizes)
         if plan.schedule == "importance":
             energy = 1.0
             values = {layer: _remembered(server, layer).scores for layer in spectra}

@@ -16,7 +16,6 @@ from fedclip.federated.algebra import (
     truncated_mean,
     update_norms,
 )
-from fedclip.federated.low_rank import Factors, orthonormal_rows
 from fedclip.federated.strategies.base import (
     Setting,
     Strategy,
@@ -31,6 +30,7 @@ from fedclip.federated.strategies.base import (
     refuse_ranks,
 )
 from fedclip.federated.strategies.means import FFA
+from fedclip.low_rank import Factors, orthonormal_rows
 from fedclip.records import Cohort, RunState, TrainRequest
 
 

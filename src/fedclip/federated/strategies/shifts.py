@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 
 from fedclip.federated.algebra import StackedLora, mean_of_factors, residual, stack
-from fedclip.federated.low_rank import Factors
 from fedclip.federated.strategies.base import (
     Setting,
     Strategy,
@@ -22,6 +21,7 @@ from fedclip.federated.strategies.base import (
     pairs,
     refuse_ranks,
 )
+from fedclip.low_rank import Factors
 from fedclip.records import RunState, State, TrainRequest
 
 

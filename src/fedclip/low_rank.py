@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from fedclip.federated.subspace import Triplets, extra_columns, leading_triplets
+from fedclip.subspace import Triplets, extra_columns, leading_triplets
 
 Solver = Literal["auto", "exact", "randomised"]
 Split = Literal["left", "balanced"]

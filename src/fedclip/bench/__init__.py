@@ -1,0 +1,1 @@
+"""Fair comparisons: a grid of runs, tuned alike, measured alike, in one table."""
