@@ -103,7 +103,7 @@ def test_evaluate_and_predict(fedclip: Command, experiment: Experiment) -> None:
 
 
 def test_help_and_version(fedclip: Command) -> None:
-    for command in ("run", "validate", "info", "evaluate", "predict"):
+    for command in ("run", "validate", "info", "evaluate", "predict", "export", "merge"):
         assert command in fedclip("--help")[1]
         assert fedclip(command, "--help")[0] == 0
     assert fedclip("--version")[1].startswith("fedclip 0.")

@@ -221,6 +221,8 @@ def test_a_page_can_be_followed(
                 Path(name).write_text(block.text, encoding="utf-8")
         else:
             for program, *words in commands(block.text):
+                if "onnx" in words:
+                    pytest.importorskip("onnxruntime", reason="ONNX is the extra 'onnx'")
                 if program == "fedclip" and not words[0].startswith("--"):
                     carry_out(words, monkeypatch)
 

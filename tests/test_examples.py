@@ -5,17 +5,22 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import fedclip
+from fedclip import weight_search
 from fedclip.federated.aggregation import weighted_mean
 from fedclip.federated.client import local_train
+from fedclip.federated.merging import METHODS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -39,6 +44,25 @@ def test_fedavg_by_hand_learns(tmp_path: Path) -> None:
     accuracies = re.findall(r"accuracy (\d\.\d+)", run_example("fedavg_by_hand.py", tmp_path))
     assert len(accuracies) == 7
     assert float(accuracies[-1]) > float(accuracies[0]) + 0.03
+
+
+def test_merge_two_merges_in_every_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands but for its sizes."""
+    train = fedclip.run
+
+    def train_little(config: dict[str, Any], output: Path) -> Any:
+        data = config["data"] | {"name": "digits", "max_train_examples": 60}
+        return train(
+            config | {"data": data, "federation": {"rounds": 1, "num_clients": 2}}, output=output
+        )
+
+    monkeypatch.setattr(fedclip, "run", train_little)
+    monkeypatch.setattr(weight_search, "_EVALUATIONS", 1)
+    runpy.run_path(str(EXAMPLES / "merge_two.py"))
+    lines = re.findall(r"(.+?) +digits \d\.\d+  icons \d\.\d+", capsys.readouterr().out)
+    assert lines == ["digits alone", "icons alone", *METHODS, "svd, searched"]
 
 
 @pytest.fixture

@@ -35,16 +35,7 @@ def assemble(config: Config, listener: Listener, processes: Processes | None = N
     for name in config.evaluation.other_data:
         load_source(name)  # one that is missing is reported before the training
     device = resolve_device(config.device)
-    listener.message(f"loading {config.model.model_name} and {config.data.name}")
-    pixels = load_pixels(config.model.model_name)
-    data = load_federated(
-        config.data,
-        num_clients=config.federation.num_clients,
-        seed=config.seed,
-        to_pixels=pixels.to_pixels,
-        pixels_key=pixels.key,
-        progress=listener.images,
-    )
+    data = load_data(config, listener)
     model = create_clip_model(
         config.model,
         class_names=data.class_names,
@@ -63,6 +54,20 @@ def assemble(config: Config, listener: Listener, processes: Processes | None = N
         )
         parts = replace(parts, stacked=stacked)
     return settle_engine(parts, listener)
+
+
+def load_data(config: Config, listener: Listener) -> FederatedData:
+    """Loads a configuration's data set as its model wants it."""
+    listener.message(f"loading {config.model.model_name} and {config.data.name}")
+    pixels = load_pixels(config.model.model_name)
+    return load_federated(
+        config.data,
+        num_clients=config.federation.num_clients,
+        seed=config.seed,
+        to_pixels=pixels.to_pixels,
+        pixels_key=pixels.key,
+        progress=listener.images,
+    )
 
 
 def evaluate_parts(

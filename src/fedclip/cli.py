@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedclip.cli_adapters import AsJson, RunPath, export, merge
 from fedclip.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,10 +30,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key; the same as a bare key=value."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-# Arguments are explained in the texts of commands: the list that typer 0.20 makes of them loses its
-# words with newer versions of click.
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
 
 
 def _version(wanted: bool) -> None:
@@ -242,6 +239,10 @@ def bench(
         result_file=result,
     )
     raise typer.Exit(code)
+
+
+for _command in (export, merge):
+    app.command()(_command)
 
 
 def _sorted_out(

@@ -78,6 +78,20 @@ def _conclude(run: Run) -> None:
     )
 
 
+def merge_adapters(
+    adapters: Sequence[Path], output: Path, search: Sequence[Path], as_json: bool, **how: Any
+) -> None:
+    """Merge adapters, and say what came of it."""
+    from fedclip.merge import merge
+    from fedclip.reports.progress import make_progress
+
+    facts = merge(adapters, output, search=search, listener=make_progress(), **how)
+    rows = [] if as_json else facts.pop("search", [])
+    show(facts, as_json)
+    if rows:
+        show_rows(rows, as_json)
+
+
 def show(facts: Mapping[str, Any], as_json: bool) -> None:
     """Print facts as a table of two columns, or as JSON."""
     if as_json:

@@ -57,7 +57,7 @@ def info(target: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def evaluate(folder: str | Path, *, listener: Listener | None = None) -> dict[str, Any]:
     """Evaluates a finished run's adapter again, on the central test set and by client."""
-    run_folder = _finished(folder)
+    run_folder = finished_run(folder)
     with listener or Listener() as listener:
         parts = assemble(load_config(run_folder.path / CONFIG), listener)
         check_partition(parts.data, run_folder)
@@ -74,7 +74,7 @@ def evaluate(folder: str | Path, *, listener: Listener | None = None) -> dict[st
 
 def load_run_model(folder: str | Path) -> CLIPLoRAWrapper:
     """A finished run's model, with the last round's adapter and its classes, on the CPU."""
-    run_folder = _finished(folder)
+    run_folder = finished_run(folder)
     config = load_config(run_folder.path / CONFIG)
     adapter = run_folder.path / "adapter"
     _, notes, _ = read_adapter(adapter)
@@ -141,7 +141,13 @@ def _open(path: str) -> Image.Image:
         raise UsageError(f"{path}: not an image that can be read: {error}") from None
 
 
-def _finished(folder: str | Path) -> RunFolder:
+def adapter_folder(path: str | Path) -> Path:
+    """The adapter folder that a path means: a finished run's `adapter/`, or the path itself."""
+    return finished_run(path).path / "adapter" if RunFolder(path).is_run() else Path(path)
+
+
+def finished_run(folder: str | Path) -> RunFolder:
+    """A run folder that holds a result."""
     run_folder = RunFolder.open(folder)
     if not run_folder.is_finished():
         raise UsageError(

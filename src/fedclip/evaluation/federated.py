@@ -31,10 +31,10 @@ def evaluate_federation(
 
     `max_examples` caps each of these sets by a fixed seeded draw, the same in every round.
     """
-    test = _at_most(data.test, max_examples, seed_for(seed, "evaluation", "test"))
-    validation = _at_most(data.validation, max_examples, seed_for(seed, "evaluation", "validation"))
+    test = at_most(data.test, max_examples, seed_for(seed, "evaluation", "test"))
+    validation = at_most(data.validation, max_examples, seed_for(seed, "evaluation", "validation"))
     by_client = {
-        c.client_id: _at_most(c.test, max_examples, seed_for(seed, "evaluation", c.client_id))
+        c.client_id: at_most(c.test, max_examples, seed_for(seed, "evaluation", c.client_id))
         for c in data.clients
     }
     scores = score(
@@ -78,7 +78,7 @@ def evaluate_personal(
     losses: list[float] = []
     by_client: dict[str, float | None] = {}
     for client in data.clients:
-        test = _at_most(client.test, max_examples, seed_for(seed, "evaluation", client.client_id))
+        test = at_most(client.test, max_examples, seed_for(seed, "evaluation", client.client_id))
         scores = score(
             classifier(client.client_id),
             images,
@@ -102,7 +102,8 @@ def evaluate_personal(
     }
 
 
-def _at_most(indices: NDArray[np.int64], limit: int | None, seed: int) -> NDArray[np.int64]:
+def at_most(indices: NDArray[np.int64], limit: int | None, seed: int) -> NDArray[np.int64]:
+    """So many of the indices at most, by a draw that depends on the seed alone."""
     if limit is None or len(indices) <= limit:
         return indices
     return np.sort(np.random.default_rng(seed).choice(indices, size=limit, replace=False))

@@ -31,7 +31,7 @@ FULL = "model.safetensors"
 HEAD = "head.safetensors"
 NOTES = "fedclip.json"
 CARD = "README.md"
-_FILES = (CONFIG, ADAPTER, FULL, HEAD, NOTES, CARD)
+FILES = (CONFIG, ADAPTER, FULL, HEAD, NOTES, CARD)
 _HEAD_PREFIX = "head."
 
 
@@ -109,7 +109,8 @@ def _other_ranks(theirs: Mapping[str, LayerPlan], ours: Mapping[str, LayerPlan])
 def _frozen_sha256(model: CLIPLoRAWrapper) -> str | None:
     """Digest of the weights that training leaves alone; None where it leaves none alone."""
     frozen = {n: p for n, p in base_parameters(model.network).items() if not p.requires_grad}
-    return adapter_sha256(frozen) if frozen else None
+    with model.unmerged():
+        return adapter_sha256(frozen) if frozen else None
 
 
 def write_adapter(
@@ -149,7 +150,7 @@ def write_adapter(
         )
         (fresh / CARD).write_text(card, encoding="utf-8")
 
-    write_folder(folder, _FILES, write)
+    write_folder(folder, FILES, write)
 
 
 def read_adapter(

@@ -52,7 +52,7 @@ def load_base(model_name: str, *, seed: int = 0) -> Base:
     as it is. Raises `UsageError` when the model cannot be had.
     """
     config = _load_config(model_name)
-    with _quiet(), _told(model_name):
+    with quiet(), _told(model_name):
         if model_name.startswith(RANDOM):
             model = _random_model(config, seed)
         else:
@@ -108,7 +108,7 @@ def _find_config(model_name: str) -> CLIPConfig:
                 f"model.model_name: random:{name} is not known; after 'random:' comes one of "
                 f"{known}, or a folder that holds a config.json"
             )
-    with _quiet(), _told(model_name):
+    with quiet(), _told(model_name):
         found, _ = CLIPConfig.get_config_dict(source_of(model_name))
         if not found:
             raise OSError("there is no config.json in it")
@@ -166,7 +166,7 @@ def _load_tokens(model_name: str, config: CLIPConfig) -> Tokens:
             end=end,
             max_length=text.max_position_embeddings,
         )
-    with _quiet(), _told(model_name):
+    with quiet(), _told(model_name):
         tokenizer = AutoTokenizer.from_pretrained(source_of(model_name))
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     last = max(len(tokenizer), (begin or 0) + 1, (end or 0) + 1) - 1
@@ -194,7 +194,7 @@ def _load_pixels(model_name: str, config: CLIPConfig) -> Pixels:
             size={"shortest_edge": size}, crop_size={"height": size, "width": size}
         )
     else:
-        with _quiet(), _told(model_name):
+        with quiet(), _told(model_name):
             # The PIL variant by name: the pixels do not depend on what else is installed.
             processor = CLIPImageProcessorPil.from_pretrained(source_of(model_name))
     return Pixels(processor, size)
@@ -238,7 +238,7 @@ def _told(model_name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the library's notes and bars off the screen, but for the bar of a download."""
     level = library_logging.get_verbosity()
     bars = library_logging.is_progress_bar_enabled()

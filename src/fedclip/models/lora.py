@@ -202,6 +202,26 @@ def scalings(network: nn.Module) -> dict[str, float]:
     return {layer: scaling_of(module) for layer, module in lora_layers(network).items()}
 
 
+def layers_in(tensors: Mapping[str, Any]) -> list[str]:
+    """Paths of the layers whose A is among an adapter's tensors, sorted."""
+    end = ".lora_A.weight"
+    names = (name.removesuffix(end) for name in tensors if name.endswith(end))
+    return sorted(name.removeprefix(_FILE_PREFIX) for name in names)
+
+
+@torch.no_grad()
+def dense_updates(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Each adapted layer's update s B A `[out, in]`, by the layer's path."""
+    layers: dict[str, Any] = dict(lora_layers(network))  # PEFT defines it in subclasses only
+    return {layer: module.get_delta_weight(_ADAPTER) for layer, module in layers.items()}
+
+
+def set_folded(network: nn.Module, folded: bool) -> None:
+    """Tell the layers whether their weights hold the update already."""
+    for layer in lora_layers(network).values():
+        layer.merged_adapters = [_ADAPTER] if folded else []
+
+
 @contextmanager
 def scaled_for_rank(network: nn.Module, rank: int) -> Iterator[None]:
     """Inside, updates are scaled as those of an adapter of that rank (or of the layer's, if lower).

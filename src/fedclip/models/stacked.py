@@ -40,6 +40,7 @@ class StackedClients:
     ) -> None:
         """`products` is the format of matrix products, by default the weights' own."""
         assert can_stack(model)
+        model.require_unmerged("StackedClients")
         self._model = model
         self._compiled = compiled
         # The layers themselves: their ranks, and with these their scaling, may change later on.

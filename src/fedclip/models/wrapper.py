@@ -30,13 +30,13 @@ from fedclip.models.lora import (
     trained_body,
 )
 from fedclip.models.lora_plan import LoraSettings, planned, restated
-from fedclip.models.shift import ShiftedWeights
+from fedclip.models.merging import MergeableLora
 from fedclip.models.state import checked_state, replaced, write
 from fedclip.models.text import TextHead, checked_classes
 from fedclip.records import State
 
 
-class CLIPLoRAWrapper(nn.Module):
+class CLIPLoRAWrapper(MergeableLora):
     """A CLIP whose trainable part is small, named, and easy to take out and put back."""
 
     def __init__(
@@ -68,7 +68,6 @@ class CLIPLoRAWrapper(nn.Module):
         self._asked_head = head
         self._seed = seed
         self._slot = "adapted"
-        self._shifted: ShiftedWeights | None = None
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (base.pixels.mean, base.pixels.std))
         self._mean = nn.Buffer(mean, persistent=False)
         self._std = nn.Buffer(std, persistent=False)
@@ -136,10 +135,9 @@ class CLIPLoRAWrapper(nn.Module):
         Names, shapes and finiteness are checked before anything is written, so a `UsageError`
         leaves the model as it was.
         """
-        write(
-            self._trainable,
-            checked_state(state, self._trainable, source="set_parameters: the state"),
-        )
+        checked = checked_state(state, self._trainable, source="set_parameters: the state")
+        with self.unmerged():
+            write(self._trainable, checked)
 
     def set_rank(self, rank: int | Mapping[str, int]) -> None:
         """Give the adapter another rank, or some layers by pattern, as `{"vision_encoder": 4}`.
@@ -150,27 +148,20 @@ class CLIPLoRAWrapper(nn.Module):
         """
         if self.lora is None:
             raise UsageError("set_rank: full fine-tuning has no rank; set model.lora.enabled: true")
-        self.lora = ranks.set_rank(self._peft, self.lora, rank, seed=self._seed)
+        with self.unmerged():
+            self.lora = ranks.set_rank(self._peft, self.lora, rank, seed=self._seed)
         self._settle_trainable()
 
     def adopt_ranks(self, config: Mapping[str, Any], state: State) -> None:
         """Take over ranks and scales of a PEFT configuration, and factors, as loading does."""
         assert self.lora is not None
-        self.lora = ranks.adopt(self._peft, self.lora, config, state)
+        with self.unmerged():
+            self.lora = ranks.adopt(self._peft, self.lora, config, state)
         self._settle_trainable()
 
     def set_dropout_key(self, key: int | None) -> None:
         """Draw LoRA dropout from `key` until another is set; None draws from the global state."""
         set_dropout_key(self.network, key)
-
-    def set_shift(self, shift: Mapping[str, torch.Tensor]) -> None:
-        """Replace frozen weights of adapted layers by their own plus a change, by layer path."""
-        if self._shifted is None:
-            if not shift:
-                return
-            self._shifted = ShiftedWeights(self.network)
-        self._shifted.set(shift)
-        self.text_head.forget()
 
     def scaled_for_rank(self, rank: int) -> AbstractContextManager[None]:
         """Inside, updates are scaled as those of an adapter of that rank."""
@@ -236,7 +227,7 @@ class CLIPLoRAWrapper(nn.Module):
             base = replaced(self._trainable, self._base_parameters())
         head, self.head, self._slot = self.head, "text", "base"
         try:
-            with base:
+            with self.unmerged(), base:
                 yield self
         finally:
             self.head, self._slot = head, "adapted"

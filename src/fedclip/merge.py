@@ -1,0 +1,63 @@
+"""Trained adapters merged into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedclip.errors import UsageError
+from fedclip.models.adapter_layers import write_lora
+from fedclip.recipes import check_recipe, combine, read_adapters
+from fedclip.reports.progress import Listener
+from fedclip.weight_search import Validation, search_weights
+
+
+def merge(
+    paths: Sequence[str | Path],
+    output: str | Path,
+    *,
+    method: str = "svd",
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    density: float | None = None,
+    seed: int = 0,
+    search: Sequence[str | Path] = (),
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Merges the adapters of runs or adapter folders into a new adapter folder, `output`.
+
+    Methods, their formulas and default weights are those of `fedclip.federated.merging`. `rank` is
+    that of the result for the methods that cut, by default the largest of the adapters' own;
+    `density` the share of entries that `ties`, `dare` and `knots` keep. `search` names finished
+    runs on whose validation examples the weights are then searched, from `weights` on. `seed` is
+    for `dare` and the search.
+
+    Returns what was done: among it `kept_energy`, the share of the merged update's squared norm
+    that the rank could hold, and with `search` the accuracies `before` and `after` it. Raises
+    `UsageError` for adapters that do not go together.
+    """
+    adapters = read_adapters(paths)
+    if Path(output).resolve() in [adapter.folder.resolve() for adapter in adapters]:
+        raise UsageError(f"output {output} is one of the adapters to be merged; name another")
+    recipe = check_recipe(adapters, method, weights, rank, density, seed)
+    searched = {}
+    if search:
+        with listener or Listener() as listener:
+            validations = [Validation.of(run, adapters[0], listener) for run in search]
+            listener.message("searching weights")
+            found, rows = search_weights(adapters, recipe, validations)
+        recipe, searched = replace(recipe, weights=found), {"search": rows}
+    merged, kept = combine(adapters, recipe)
+    write_lora(Path(output), merged)
+    return {
+        "adapters": [str(path) for path in paths],
+        "method": recipe.name,
+        "weights": list(recipe.weights),
+        "density": None if recipe.method.density is None else recipe.density,
+        "rank": merged.rank,
+        "kept_energy": kept,
+        "output": str(output),
+        **searched,
+    }
