@@ -7,7 +7,6 @@ import torch
 from scipy.stats import trim_mean
 
 import fedclip
-from fedclip.config_io import config_from_dict
 from fedclip.errors import UsageError
 from fedclip.experiment import resume
 from fedclip.federated.strategies import create_strategy
@@ -66,11 +65,3 @@ def test_what_goes_around_the_configured_ones_may_not_go_around_it(tmp_path):
         config = with_(federation={"strategy": NAME, key: value}, optimizer={"name": "sgd"})
         with pytest.raises(UsageError, match=rf"federation\.{key}"):
             fedclip.run(config, output=tmp_path / key)
-
-
-def test_dynamic_ranks_and_ranks_by_pattern_exclude_each_other():
-    lora = {"r": 4, "rank_pattern": {"q_proj": 2}}
-    with pytest.raises(UsageError, match=r"dynamic_ranks.* and model\.lora\.rank_pattern cannot"):
-        config_from_dict(
-            {"model": {"lora": lora}, "federation": {"dynamic_ranks": {"enabled": True}}}
-        )

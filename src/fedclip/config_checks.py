@@ -217,8 +217,6 @@ def _one_source_of_ranks(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
     given = [key for key in sources if lookup(values, key) is not None]
     if dynamic:
         given.append("federation.dynamic_ranks.enabled")
-        if lookup(values, "model.lora.rank_pattern"):
-            given.append("model.lora.rank_pattern")
     if len(given) > 1:
         yield CrossProblem(
             given[0],
