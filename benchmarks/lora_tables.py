@@ -79,16 +79,13 @@ WORDS = {
 
 
 def lora_tables(results: Path, language: str) -> dict[str, str]:
-    """The page's tables by their mark."""
-    found = {
-        name: json.loads((results / f"{name}.json").read_text("utf-8"))
-        for name in ("guide", "strategies", "ranks")
-    }
-    words = WORDS[language]
+    """The page's tables by their mark, of the benchmarks that have a result."""
+    makers = {"guide": _guide, "strategies": _strategies, "ranks": _ranks}
+    files = {name: results / f"{name}.json" for name in makers}
     return {
-        "guide": _guide(found["guide"], words),
-        "strategies": _strategies(found["strategies"], words),
-        "ranks": _ranks(found["ranks"], words),
+        name: makers[name](json.loads(file.read_text("utf-8")), WORDS[language])
+        for name, file in files.items()
+        if file.exists()
     }
 
 

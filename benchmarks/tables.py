@@ -13,6 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.lora_tables import LORA_PAGES, lora_tables
 from benchmarks.speed_tables import SPEED_PAGES, speed_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,6 +78,7 @@ def main(arguments: list[str]) -> int:
     result = json.loads(RESULT.read_text(encoding="utf-8"))
     pages = {name: {"main-job": table(result, words)} for name, words in HEADINGS.items()}
     pages |= {name: speed_tables(RESULT.parent, language) for name, language in SPEED_PAGES.items()}
+    pages |= {name: lora_tables(RESULT.parent, language) for name, language in LORA_PAGES.items()}
     stale = []
     for name, tables in pages.items():
         path = ROOT / name
