@@ -128,7 +128,7 @@ def test_the_strategies_page_has_them_all_and_what_composes(page: Path) -> None:
                 config_from_dict({**column, "federation": federation})
             assert cell in ("yes", "是", "")
     for table in ("strategies", "ranks", "guide"):
-        assert text.index(f"<!-- {table}:begin -->") < text.index(f"<!-- {table}:end -->")
+        assert text.index(f"<!-- {table}-table -->") < text.index(f"<!-- /{table}-table -->")
 
 
 def test_every_strategy_tells_its_source_and_its_bytes() -> None:
