@@ -121,7 +121,7 @@ def test_rates_by_pattern_make_a_difference():
     )
     for name, value in start.items():
         factor = 2 if "layers.3." in name and "lora_B" in name else "q_proj" not in name
-        moved, twin = (run.state[name] - value for run in (doubled, plain))
+        moved, twin = (run.state.shared[name] - value for run in (doubled, plain))
         assert (moved - factor * twin).norm() <= 1e-4 * (twin.norm() + 1e-3)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.adalora.layer import RankAllocator
 
-from fedclip.federated import low_rank
+from fedclip import low_rank
 from fedclip.federated.algebra import stack
 from fedclip.federated.ranks import Importance, allocate, cubic_budget, importance, is_due
 from tests.algebra_help import cohort, exact_mean
