@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fedclip import atomic
+from fedclip.checkpoint import Checkpoint
 from fedclip.errors import FedclipError, UsageError
 from fedclip.runs import METRICS, TIMING, RunFolder, next_folder
 
@@ -117,6 +118,12 @@ def test_a_damaged_checkpoint_is_named(folder: RunFolder) -> None:
     (folder.path / "checkpoint.safetensors").write_bytes(b"not tensors")
     with pytest.raises(UsageError, match="is not a checkpoint that can be read"):
         folder.load_checkpoint()
+
+
+def test_a_checkpoint_of_another_version_is_refused(folder: RunFolder) -> None:
+    folder.save_checkpoint({"state/a": torch.ones(2)}, {"server_round": 1, "best": None})
+    with pytest.raises(UsageError, match="written by another version of fedclip"):
+        Checkpoint.load(folder)
 
 
 def test_a_full_disk_keeps_the_last_good_state(

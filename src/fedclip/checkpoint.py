@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedclip.errors import UsageError
 from fedclip.federated.server import RoundResult
 from fedclip.records import RunState
 from fedclip.runs import RunFolder
@@ -38,14 +39,20 @@ class Checkpoint:
         tensors, meta = found
         now = {name: t for name, t in tensors.items() if not name.startswith(_BEST)}
         best = {n.removeprefix(_BEST): t for n, t in tensors.items() if n.startswith(_BEST)}
-        return cls(
-            meta["server_round"],
-            RunState.from_flat(now),
-            RunState.from_flat(best) if best else None,
-            meta["best"],
-            meta["bytes_up"],
-            meta["bytes_down"],
-        )
+        try:
+            return cls(
+                meta["server_round"],
+                RunState.from_flat(now),
+                RunState.from_flat(best) if best else None,
+                meta["best"],
+                meta["bytes_up"],
+                meta["bytes_down"],
+            )
+        except KeyError as error:
+            raise UsageError(
+                f"{folder.path}: its checkpoint was written by another version of fedclip (it has "
+                f"no {error}); finish the run with that version, or start a new one"
+            ) from None
 
     def save(self, folder: RunFolder) -> None:
         """Writes the checkpoint, whole or not at all."""
