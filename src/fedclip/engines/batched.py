@@ -140,7 +140,7 @@ class BatchedEngine:
         group = Group.of(ids, request, self._model.trained, self._device)
         parameters, ranks = group.parameters, group.ranks
         mu = settings.proximal_mu if request.proximal_mu is None else request.proximal_mu
-        anchors = parameters.flat(request.anchor) if request.anchor else parameters.values.clone()
+        anchors = parameters.anchors(request.anchor) if mu else None
         offsets = (
             parameters.flat_rows([request.offsets[c] for c in ids]) if request.offsets else None
         )
@@ -168,7 +168,7 @@ class BatchedEngine:
             grads = parameters.grads[:active]
             if offsets is not None:
                 grads.add_(offsets[:active])
-            if mu:
+            if anchors is not None:
                 grads.add_(parameters.values[:active] - anchors[:active], alpha=mu)
             if settings.max_grad_norm is not None:
                 clip_by_client(grads, settings.max_grad_norm)

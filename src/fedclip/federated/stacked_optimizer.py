@@ -46,8 +46,10 @@ class StackedParameters:
         flat = torch.cat([g.flatten(1) for g in found], dim=1)
         self.grads[: len(flat)].add_(flat)
 
-    def flat(self, state: State) -> torch.Tensor:
-        """One state for all clients, laid out as `values`: `[clients, numbers]`."""
+    def anchors(self, state: State | None) -> torch.Tensor:
+        """What a proximal term pulls to, `[clients, numbers]`: a state, or each client's own."""
+        if state is None:
+            return self.values.clone()
         return self.flat_rows([state]).expand_as(self.values)
 
     def flat_rows(self, states: Sequence[State]) -> torch.Tensor:
