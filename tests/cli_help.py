@@ -42,12 +42,6 @@ class Experiment(types.ModuleType):
         self.calls.append(("evaluate", folder))
         return {"accuracy": 0.5}
 
-    def predict(self, folder: Path, images: list[Path], labels: Any) -> list[dict[str, Any]]:
-        self.calls.append(("predict", folder, images, labels))
-        return [
-            {"image": str(i), "label": "a [b]", "confidence": 0.9, "scores": {}} for i in images
-        ]
-
     def _work(self, folder: Path) -> Any:
         if not Path(folder).exists():
             RunFolder.create(folder, "seed: 0\n")

@@ -151,7 +151,7 @@ def exit_code_of(command: Callable[[], Any]) -> int:
     def show_warning(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, FedclipWarning):
             if _is_first():
-                _say(str(message), "warning: ", "yellow")
+                warn(str(message))
         else:
             usual(message, category, *place, **more)
 
@@ -211,6 +211,11 @@ def _how_to_go_on(folder: Path) -> str:
     if RunFolder(folder).is_run():
         return f"stopped; the last finished round is kept. Go on by: fedclip run --resume {folder}"
     return "stopped before the run began; nothing was written"
+
+
+def warn(text: str) -> None:
+    """Say on standard error what does not stop a command."""
+    _say(text, "warning: ", "yellow")
 
 
 def _say(text: str, label: str = "", colour: str = "") -> None:

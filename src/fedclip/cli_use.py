@@ -1,0 +1,88 @@
+"""The commands on finished runs: each calls one function, imported inside it as in `cli`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fedclip.errors import UsageError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+# Arguments are explained in the texts of commands: the list that typer 0.20 makes of them loses its
+# words with newer versions of click.
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
+Labels = Annotated[
+    str | None,
+    typer.Option("--labels", metavar='"A,B,C"', help="Other class names, comma-separated."),
+]
+
+
+def evaluate(folder: RunPath, as_json: AsJson = False) -> None:
+    """Measure a run's adapter again.
+
+    RUN is a folder that `fedclip run` made; its test sets are used.
+    """
+    from fedclip.cli_support import show
+    from fedclip.inspection import evaluate as measure
+    from fedclip.reports.progress import make_progress
+
+    show(measure(folder, listener=make_progress()), as_json)
+
+
+def predict(
+    folder: RunPath,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER|GLOB...", hidden=True)],
+    labels: Labels = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Images in one pass, and in memory.")
+    ] = 64,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="A .csv, .json or .jsonl to write."),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option("--top", min=1, metavar="K", help="The K likeliest labels of each image."),
+    ] = None,
+    on_bad: Annotated[
+        Literal["fail", "skip"],
+        typer.Option("--on-bad", help="An unreadable image: stop before all work, or leave out."),
+    ] = "fail",
+    as_json: AsJson = False,
+) -> None:
+    """Classify images with a run's adapter.
+
+    RUN is a folder that `fedclip run` made. Images are files, folders (with all below them), or
+    patterns in quotes. With --on-bad skip the exit code is 1 if any image was left out.
+    """
+    names = label_list(labels)
+    from fedclip.cli_support import show_rows, warn
+    from fedclip.use.predict_command import predict as classify
+
+    code = classify(
+        folder,
+        images,
+        names,
+        batch_size=batch_size,
+        output=output,
+        top=top,
+        skip_bad=on_bad == "skip",
+        to_json=as_json,
+        show_rows=lambda rows: show_rows(rows, as_json=False),
+        warn=warn,
+    )
+    raise typer.Exit(code)
+
+
+def label_list(labels: str | None) -> list[str] | None:
+    """Class names from a text with commas; UsageError for an empty one or one given twice."""
+    if labels is None:
+        return None
+    names = [name.strip() for name in labels.split(",")]
+    if not all(names):
+        raise UsageError(f'--labels must be names separated by commas, got "{labels}"')
+    if len(set(names)) < len(names):
+        raise UsageError(f'--labels names a class twice: "{labels}"')
+    return names
