@@ -13,21 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import fedclip as package
 from fedclip import inspection
 from fedclip.errors import UsageError
 from fedclip.use.files import find_images
 from fedclip.use.output import as_csv, as_json, as_jsonl
 from fedclip.use.predictor import Predictor, predictions
 from tests.conftest import Command
-from tests.runs_help import CONFIG
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of one round."""
-    config = CONFIG | {"federation": CONFIG["federation"] | {"rounds": 1}}
-    return package.run(config, output=tmp_path_factory.mktemp("predict") / "run").folder
+@pytest.fixture
+def run(finished_run: Path) -> Path:
+    return finished_run
 
 
 @pytest.fixture

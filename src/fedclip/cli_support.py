@@ -61,7 +61,7 @@ def resume_run(folder: Path) -> None:
     from fedclip.runs import RunFolder
 
     if RunFolder.open(folder).is_finished() and _is_first():
-        _say(f"{folder} is finished; there is nothing left to do")
+        say(f"{folder} is finished; there is nothing left to do")
     try:
         _conclude(experiment.resume(folder, listener=make_progress()))
     except KeyboardInterrupt:
@@ -161,7 +161,7 @@ def exit_code_of(command: Callable[[], Any]) -> int:
         if (
             code == 130 and _is_first()
         ):  # typer turns Ctrl-C outside a run into this code, without a word
-            _say("stopped; nothing was written")
+            say("stopped; nothing was written")
         return code
     except BaseException as error:
         return _explain(error)
@@ -178,10 +178,10 @@ def _explain(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, Stopped):
-        _say(_how_to_go_on(error.folder))
+        say(_how_to_go_on(error.folder))
         return 130
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        _say("stopped")
+        say("stopped")
         return 130
     if isinstance(error, click.ClickException):
         error.show()
@@ -189,10 +189,10 @@ def _explain(error: BaseException) -> int:
     if os.environ.get("FEDCLIP_DEBUG") == "1":
         traceback.print_exception(error)
     if isinstance(error, FedclipError):
-        _say(str(error), "error: ", "red")
+        say(str(error), "error: ", "red")
         return error.exit_code
     what = " ".join(str(error).split())[:500]
-    _say(
+    say(
         f"{type(error).__name__}: {what} (unforeseen; FEDCLIP_DEBUG=1 shows the traceback)",
         "error: ",
         "red",
@@ -215,10 +215,11 @@ def _how_to_go_on(folder: Path) -> str:
 
 def warn(text: str) -> None:
     """Say on standard error what does not stop a command."""
-    _say(text, "warning: ", "yellow")
+    say(text, "warning: ", "yellow")
 
 
-def _say(text: str, label: str = "", colour: str = "") -> None:
+def say(text: str, label: str = "", colour: str = "") -> None:
+    """Print on standard error, with a coloured label in front."""
     from rich.console import Console
     from rich.text import Text
 

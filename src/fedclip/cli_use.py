@@ -76,6 +76,30 @@ def predict(
     raise typer.Exit(code)
 
 
+def serve(
+    folder: RunPath,
+    host: Annotated[
+        str, typer.Option("--host", help="The address to listen at; 0.0.0.0 is every one.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="The port; 0 takes a free one.")
+    ] = 8000,
+    max_mb: Annotated[
+        float, typer.Option("--max-mb", min=0.001, max=1000, help="Largest image, in megabytes.")
+    ] = 10,
+    labels: Labels = None,
+) -> None:
+    """Serve a run's adapter by HTTP, with a web page.
+
+    RUN is a folder that `fedclip run` made. Ctrl-C stops the server.
+    """
+    names = label_list(labels)
+    from fedclip.cli_support import say, warn
+    from fedclip.use.serve_command import serve as listen
+
+    listen(folder, host=host, port=port, max_mb=max_mb, labels=names, say=say, warn=warn)
+
+
 def label_list(labels: str | None) -> list[str] | None:
     """Class names from a text with commas; UsageError for an empty one or one given twice."""
     if labels is None:
