@@ -38,7 +38,9 @@ class Experiment(types.ModuleType):
             "summary": {"model": "[b]tiny", "best": None},
         }
 
-    def evaluate(self, folder: Path, listener: object = None) -> dict[str, Any]:
+    def evaluate(
+        self, folder: Path, listener: object = None, detail: bool = False
+    ) -> dict[str, Any]:
         self.calls.append(("evaluate", folder))
         return {"accuracy": 0.5}
 

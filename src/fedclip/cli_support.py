@@ -113,6 +113,32 @@ def show_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     Console(highlight=False).print(table)
 
 
+def show_evaluation(figures: Mapping[str, Any], as_json: bool) -> None:
+    """Print an evaluation; one in detail has a table of classes and one of sites below."""
+    detail = figures.get("detail")
+    if as_json or detail is None:
+        show(figures, as_json)
+        return
+    both = {name: detail[name] for name in ("base", "trained")}
+    show({key: value for key, value in figures.items() if key != "detail"} | both, as_json=False)
+    for name in ("classes", "sites"):
+        click.echo()
+        show_rows(detail[name], as_json=False)
+
+
+def write_plots(detail: Mapping[str, Any], folder: Path) -> None:
+    """Write the plots of an evaluation in detail into a folder, which is made if need be."""
+    from fedclip import atomic
+    from fedclip.reports.detail_plots import plots
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in plots(detail).items():
+            atomic.replace_file(folder / name, data)
+    except OSError as error:
+        raise UsageError(f"--plots {folder}: {error.strerror or error}") from None
+
+
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in facts.items():
         words = prefix + str(name).replace("_", " ")

@@ -19,16 +19,30 @@ Labels = Annotated[
 ]
 
 
-def evaluate(folder: RunPath, as_json: AsJson = False) -> None:
+def evaluate(
+    folder: RunPath,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Also by class, site and confidence, beside the base model."),
+    ] = False,
+    plots: Annotated[
+        Path | None,
+        typer.Option("--plots", metavar="DIR", help="Write plots of these as PNG; means --full."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Measure a run's adapter again.
 
     RUN is a folder that `fedclip run` made; its test sets are used.
     """
-    from fedclip.cli_support import show
+    from fedclip.cli_support import show_evaluation, write_plots
     from fedclip.inspection import evaluate as measure
     from fedclip.reports.progress import make_progress
 
-    show(measure(folder, listener=make_progress()), as_json)
+    figures = measure(folder, listener=make_progress(), detail=full or plots is not None)
+    if plots is not None:
+        write_plots(figures["detail"], plots)
+    show_evaluation(figures, as_json)
 
 
 def predict(

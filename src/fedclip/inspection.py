@@ -6,13 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedclip.assembly import assemble, check_partition, evaluate_parts, model_seed
+from fedclip.assembly import (
+    answer_all,
+    assemble,
+    check_partition,
+    evaluate_parts,
+    model_seed,
+)
 from fedclip.checkpoint import Checkpoint
 from fedclip.config import Config
 from fedclip.config_io import load_config
 from fedclip.data.datasets import load_source
 from fedclip.errors import UsageError
+from fedclip.evaluation.detail import in_detail
 from fedclip.models.clip import create_clip_model
+from fedclip.parts import Parts
+from fedclip.records import RunState
 from fedclip.reports.progress import Listener
 from fedclip.runs import CONFIG, SUMMARY, RunFolder
 from fedclip.strategy_choice import choose_strategy, expected_traffic
@@ -52,8 +61,14 @@ def info(target: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return facts
 
 
-def evaluate(folder: str | Path, *, listener: Listener | None = None) -> dict[str, Any]:
-    """Evaluates a finished run's adapter again, on the central test set and by client."""
+def evaluate(
+    folder: str | Path, *, listener: Listener | None = None, detail: bool = False
+) -> dict[str, Any]:
+    """Evaluates a finished run's adapter again, on the central test set and by client.
+
+    With `detail` the figures hold one more, `detail`: by class, site and confidence, beside the
+    base model (`evaluation.detail.in_detail`).
+    """
     run_folder = finished(folder)
     with listener or Listener() as listener:
         parts = assemble(load_config(run_folder.path / CONFIG), listener)
@@ -65,8 +80,17 @@ def evaluate(folder: str | Path, *, listener: Listener | None = None) -> dict[st
         else:
             parts.model.load_adapter(run_folder.path / "adapter")
         figures = evaluate_parts(parts, personal=personal)
+        if detail:
+            figures["detail"] = _detail(parts, personal)
     summary = run_folder.read_json(SUMMARY)
     return {"zero_shot_accuracy": summary["zero_shot_accuracy"], **figures}
+
+
+def _detail(parts: Parts, personal: RunState | None) -> dict[str, Any]:
+    trained, by_client = answer_all(parts, personal=personal)
+    base, base_by_client = answer_all(parts, base=True, personal=personal)
+    sites = {name: (found, base_by_client[name]) for name, found in by_client.items()}
+    return in_detail(trained, base, sites, parts.data.class_names)
 
 
 def _class_names(config: Config) -> tuple[str, ...] | None:
