@@ -139,7 +139,7 @@ def info(
     show(describe(target, changes), as_json)
 
 
-for _command in (cli_use.evaluate, cli_use.predict, cli_use.serve):
+for _command in (cli_use.evaluate, cli_use.predict, cli_use.serve, cli_use.card, cli_use.push):
     app.command()(_command)
 
 

@@ -114,6 +114,47 @@ def serve(
     listen(folder, host=host, port=port, max_mb=max_mb, labels=names, say=say, warn=warn)
 
 
+def card(
+    folder: RunPath,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write it here instead of printing."),
+    ] = None,
+) -> None:
+    """Describe a run's adapter in a model card.
+
+    RUN is a folder that `fedclip run` made. The card is Markdown in the hub's format.
+    """
+    from fedclip.use.run_card import run_card
+
+    text = run_card(folder)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    from fedclip import atomic
+
+    try:
+        atomic.replace_file(output, text.encode())
+    except OSError as error:
+        raise UsageError(f"--output {output}: {error.strerror or error}") from None
+
+
+def push(
+    folder: RunPath,
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", hidden=True)],
+    private: Annotated[
+        bool, typer.Option("--private", help="If the repository is new, only you may see it.")
+    ] = False,
+) -> None:
+    """Upload a run's adapter and card to the hub.
+
+    RUN is a folder that `fedclip run` made, REPO_ID the repository, such as user/name.
+    """
+    from fedclip.use.push import push as upload
+
+    typer.echo(upload(folder, repo_id, private=private))
+
+
 def label_list(labels: str | None) -> list[str] | None:
     """Class names from a text with commas; UsageError for an empty one or one given twice."""
     if labels is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +12,7 @@ from PIL import Image, ImageOps
 MAX_ASPECT_RATIO = 200
 
 
-def open_rgb(file: Path | BinaryIO, *, formats: Sequence[str] | None = None) -> Image.Image:
+def open_rgb(file: Path | BinaryIO, *, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Decode one file: rotation from EXIF applied, alpha over white, any mode to RGB.
 
     `formats` are Pillow's names of those that are accepted; None accepts all that it knows.

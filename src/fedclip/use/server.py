@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 
 from fedclip.errors import UsageError
 from fedclip.use.predictor import Predictor, best
+from fedclip.use.trained import public_name
 from fedclip.use.uploads import decode_upload, read_upload
 
 MAX_LABELS = 256
@@ -148,7 +149,7 @@ def create_app(predictor: Predictor, *, max_bytes: int) -> FastAPI:
         """Say that the server is up, and what it serves."""
         return Health(
             status="ok",
-            model=predictor.model.base_name,
+            model=public_name(predictor.model.base_name),
             head=str(predictor.model.head),
             classes=list(predictor.class_names),
             labels_allowed=text_head,

@@ -36,3 +36,8 @@ def load_run_model(folder: str | Path) -> CLIPLoRAWrapper:
     )
     model.load_adapter(adapter)
     return model
+
+
+def public_name(model_name: str) -> str:
+    """A base model's name without the folders of the machine that trained on it."""
+    return Path(model_name).name if Path(model_name).is_absolute() else model_name
