@@ -124,6 +124,15 @@ def test_push_uploads_adapter_and_card(
     assert hub.repos == {"me/mine": False}
 
 
+def test_push_warns_of_a_base_model_that_only_this_machine_has(
+    fedclip: Command, finished_run: Path, hub: type[Hub], tmp_path: Path
+) -> None:
+    run = changed(finished_run, tmp_path / "run", "/secret/my-clip", ("digits", None))
+    code, _, err = fedclip("push", run, "me/mine")
+    assert code == 0
+    assert "base model by the folder /secret/my-clip" in err
+
+
 def refused() -> HfHubHTTPError:
     response = httpx.Response(403, request=httpx.Request("POST", "https://huggingface.co"))
     return HfHubHTTPError("403 Forbidden", response=response)
