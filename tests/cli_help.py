@@ -38,15 +38,11 @@ class Experiment(types.ModuleType):
             "summary": {"model": "[b]tiny", "best": None},
         }
 
-    def evaluate(self, folder: Path, listener: object = None) -> dict[str, Any]:
+    def evaluate(
+        self, folder: Path, listener: object = None, detail: bool = False
+    ) -> dict[str, Any]:
         self.calls.append(("evaluate", folder))
         return {"accuracy": 0.5}
-
-    def predict(self, folder: Path, images: list[Path], labels: Any) -> list[dict[str, Any]]:
-        self.calls.append(("predict", folder, images, labels))
-        return [
-            {"image": str(i), "label": "a [b]", "confidence": 0.9, "scores": {}} for i in images
-        ]
 
     def _work(self, folder: Path) -> Any:
         if not Path(folder).exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedclip import cli
+from tests.runs_help import CONFIG
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -29,3 +30,12 @@ def fedclip(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("FEDCLIP_DEBUG", raising=False)
     return call
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one round, to be left as it is."""
+    import fedclip as package
+
+    config = CONFIG | {"federation": CONFIG["federation"] | {"rounds": 1}}
+    return package.run(config, output=tmp_path_factory.mktemp("finished") / "run").folder

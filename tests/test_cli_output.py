@@ -41,7 +41,7 @@ def test_advice_is_one_line(fedclip: Command, config: Path) -> None:
 def test_other_warnings_stay_as_they_are(
     fedclip: Command, experiment: Experiment, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluate(folder: Path, listener: object = None) -> dict[str, Any]:
+    def evaluate(folder: Path, listener: object = None, detail: bool = False) -> dict[str, Any]:
         warnings.warn("ours", FedclipWarning, stacklevel=2)
         warnings.warn("ours", FedclipWarning, stacklevel=2)
         return {}
@@ -84,22 +84,8 @@ def test_a_run_cannot_be_changed_by_info(
     assert fedclip("info", tmp_path)[0] == 0
 
 
-def test_evaluate_and_predict(fedclip: Command, experiment: Experiment) -> None:
+def test_evaluate(fedclip: Command, experiment: Experiment) -> None:
     assert "accuracy  0.5" in fedclip("evaluate", "r")[1]
-    code, out, _ = fedclip("predict", "r", "x.png", "y.png", "--labels", "a, b")
-    assert code == 0
-    assert experiment.calls[-1] == (
-        "predict",
-        Path("r"),
-        [Path("x.png"), Path("y.png")],
-        ["a", "b"],
-    )
-    assert [line.split() for line in out.splitlines()] == [
-        ["image", "label", "confidence"],
-        ["x.png", "a", "[b]", "0.9"],
-        ["y.png", "a", "[b]", "0.9"],
-    ]
-    assert json.loads(fedclip("predict", "r", "x.png", "--json")[1])[0]["label"] == "a [b]"
 
 
 def test_help_and_version(fedclip: Command) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fedclip.compute import product_dtype, resolve_device, resolve_precision
 from fedclip.config import Config
@@ -14,7 +17,8 @@ from fedclip.engine_choice import settle_engine
 from fedclip.engines.processes import Processes
 from fedclip.errors import UsageError
 from fedclip.evaluation.accuracy import Classifier, Images
-from fedclip.evaluation.federated import evaluate_federation, evaluate_personal
+from fedclip.evaluation.detail import Answers, answers
+from fedclip.evaluation.federated import evaluate_federation, evaluate_personal, measured
 from fedclip.evaluation.forgetting import How, base_to_new, forgetting
 from fedclip.models.base import load_pixels
 from fedclip.models.clip import create_clip_model
@@ -25,6 +29,9 @@ from fedclip.records import RunState
 from fedclip.reports.progress import Listener
 from fedclip.runs import PARTITION, RunFolder
 from fedclip.seeding import seed_for
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def assemble(config: Config, listener: Listener, processes: Processes | None = None) -> Parts:
@@ -77,17 +84,7 @@ def evaluate_parts(
 
     With a `personal` state each client's examples are judged by its own model.
     """
-    images: Images = PixelInputs(parts.data.pixels, parts.device)
-    if parts.stacked is not None and not base:
-        images = parts.images
-
-    def classifier(client_id: str | None = None) -> Classifier:
-        if client_id is not None and personal is not None and not base:
-            parts.model.set_parameters(personal.of(client_id))
-        if parts.stacked is not None and not base:
-            return parts.stacked.merged(parts.model.trainable())
-        return parts.model
-
+    classifier, images = _judges(parts, base, personal)
     how: dict[str, Any] = {
         "max_examples": parts.config.evaluation.max_examples,
         "seed": parts.config.seed,
@@ -99,6 +96,56 @@ def evaluate_parts(
         if personal is not None:
             return evaluate_personal(classifier, images, parts.data, **how)
         return evaluate_federation(classifier(), images, parts.data, **how)
+
+
+def answer_all(
+    parts: Parts, *, base: bool = False, personal: RunState | None = None
+) -> tuple[Answers, dict[str, Answers]]:
+    """Answers on the central test set, and on each client's, as `evaluate_parts` takes them.
+
+    With a `personal` state the central ones are the clients' together, also for the base model.
+    """
+    classifier, images = _judges(parts, base, personal)
+    config, data = parts.config, parts.data
+    test, by_client = measured(data, config.evaluation.max_examples, config.seed)
+
+    def on(indices: NDArray[np.int64], client_id: str | None = None) -> Answers:
+        return answers(
+            classifier(client_id),
+            images,
+            data.labels,
+            indices,
+            device=parts.device,
+            precision=parts.precision,
+            batch_size=_batch_size(config),
+        )
+
+    with parts.model.zero_shot() if base else nullcontext():
+        if personal is not None:
+            own = {client_id: on(rows, client_id) for client_id, rows in by_client.items()}
+            return Answers.together(list(own.values())), own
+        every = on(np.concatenate([test, *by_client.values()]))
+    sizes = [len(test), *map(len, by_client.values())]
+    first, *rest = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    return every.of(first), dict(zip(by_client, map(every.of, rest), strict=True))
+
+
+def _judges(
+    parts: Parts, base: bool, personal: RunState | None
+) -> tuple[Callable[..., Classifier], Images]:
+    """What classifies, for all or for the client of an id, and the inputs that it takes."""
+    images: Images = PixelInputs(parts.data.pixels, parts.device)
+    if parts.stacked is not None and not base:
+        images = parts.images
+
+    def classifier(client_id: str | None = None) -> Classifier:
+        if client_id is not None and personal is not None and not base:
+            parts.model.set_parameters(personal.of(client_id))
+        if parts.stacked is not None and not base:
+            return parts.stacked.merged(parts.model.trainable())
+        return parts.model
+
+    return classifier, images
 
 
 def evaluate_unseen(parts: Parts, state: RunState, base: tuple[float, float]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 PART = ".part-"
 """Files and folders that are still being written begin so; a kill may leave some behind."""
@@ -21,6 +22,26 @@ def replace_file(target: Path, data: bytes) -> None:
     try:
         part.chmod(0o666 & ~umask())
         write_synced(part, data)
+        part.replace(target)
+        sync(target.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def draft_file(target: Path) -> Iterator[TextIO]:
+    """Lend a text file that takes the target's place in the end, unless an error comes first.
+
+    For what is too long to hold in memory; names of files that are not UTF-8 keep their bytes.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=PART, dir=target.parent)
+    part = Path(name)
+    try:
+        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.chmod(0o666 & ~umask())
         part.replace(target)
         sync(target.parent)
     finally:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedclip.cli_adapters import AsJson, RunPath, export, merge
+from fedclip import cli_adapters, cli_use
+from fedclip.cli_use import AsJson
 from fedclip.errors import UsageError
 
 if TYPE_CHECKING:
@@ -138,44 +139,8 @@ def info(
     show(describe(target, changes), as_json)
 
 
-@app.command()
-def evaluate(folder: RunPath, as_json: AsJson = False) -> None:
-    """Measure a run's adapter again.
-
-    RUN is a folder that `fedclip run` made; its test sets are used.
-    """
-    from fedclip.cli_support import show
-    from fedclip.inspection import evaluate as measure
-    from fedclip.reports.progress import make_progress
-
-    show(measure(folder, listener=make_progress()), as_json)
-
-
-@app.command()
-def predict(
-    folder: RunPath,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", hidden=True)],
-    labels: Annotated[
-        str | None,
-        typer.Option("--labels", metavar='"A,B,C"', help="Other class names, comma-separated."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Classify images with a run's adapter.
-
-    RUN is a folder that `fedclip run` made, IMAGE an image file.
-    """
-    names = None
-    if labels is not None:
-        names = [name.strip() for name in labels.split(",")]
-        if not all(names):
-            raise UsageError(f'--labels must be names separated by commas, got "{labels}"')
-        if len(set(names)) < len(names):
-            raise UsageError(f'--labels names a class twice: "{labels}"')
-    from fedclip.cli_support import show_rows
-    from fedclip.inspection import predict as classify
-
-    show_rows(classify(folder, images, names), as_json)
+for _command in (cli_use.evaluate, cli_use.predict, cli_use.serve, cli_use.card, cli_use.push):
+    app.command()(_command)
 
 
 @app.command()
@@ -241,8 +206,8 @@ def bench(
     raise typer.Exit(code)
 
 
-for _command in (export, merge):
-    app.command()(_command)
+app.command()(cli_adapters.export)
+app.command()(cli_adapters.merge)
 
 
 def _sorted_out(

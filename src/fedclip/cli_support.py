@@ -61,7 +61,7 @@ def resume_run(folder: Path) -> None:
     from fedclip.runs import RunFolder
 
     if RunFolder.open(folder).is_finished() and _is_first():
-        _say(f"{folder} is finished; there is nothing left to do")
+        say(f"{folder} is finished; there is nothing left to do")
     try:
         _conclude(experiment.resume(folder, listener=make_progress()))
     except KeyboardInterrupt:
@@ -127,6 +127,32 @@ def show_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     Console(highlight=False).print(table)
 
 
+def show_evaluation(figures: Mapping[str, Any], as_json: bool) -> None:
+    """Print an evaluation; one in detail has a table of classes and one of sites below."""
+    detail = figures.get("detail")
+    if as_json or detail is None:
+        show(figures, as_json)
+        return
+    both = {name: detail[name] for name in ("base", "trained")}
+    show({key: value for key, value in figures.items() if key != "detail"} | both, as_json=False)
+    for name in ("classes", "sites"):
+        click.echo()
+        show_rows(detail[name], as_json=False)
+
+
+def write_plots(detail: Mapping[str, Any], folder: Path) -> None:
+    """Write the plots of an evaluation in detail into a folder, which is made if need be."""
+    from fedclip import atomic
+    from fedclip.reports.detail_plots import plots
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in plots(detail).items():
+            atomic.replace_file(folder / name, data)
+    except OSError as error:
+        raise UsageError(f"--plots {folder}: {error.strerror or error}") from None
+
+
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in facts.items():
         words = prefix + str(name).replace("_", " ")
@@ -165,7 +191,7 @@ def exit_code_of(command: Callable[[], Any]) -> int:
     def show_warning(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, FedclipWarning):
             if _is_first():
-                _say(str(message), "warning: ", "yellow")
+                warn(str(message))
         else:
             usual(message, category, *place, **more)
 
@@ -175,7 +201,7 @@ def exit_code_of(command: Callable[[], Any]) -> int:
         if (
             code == 130 and _is_first()
         ):  # typer turns Ctrl-C outside a run into this code, without a word
-            _say("stopped; nothing was written")
+            say("stopped; nothing was written")
         return code
     except BaseException as error:
         return _explain(error)
@@ -192,10 +218,10 @@ def _explain(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, Stopped):
-        _say(_how_to_go_on(error.folder))
+        say(_how_to_go_on(error.folder))
         return 130
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        _say("stopped")
+        say("stopped")
         return 130
     if isinstance(error, click.ClickException):
         error.show()
@@ -203,10 +229,10 @@ def _explain(error: BaseException) -> int:
     if os.environ.get("FEDCLIP_DEBUG") == "1":
         traceback.print_exception(error)
     if isinstance(error, FedclipError):
-        _say(str(error), "error: ", "red")
+        say(str(error), "error: ", "red")
         return error.exit_code
     what = " ".join(str(error).split())[:500]
-    _say(
+    say(
         f"{type(error).__name__}: {what} (unforeseen; FEDCLIP_DEBUG=1 shows the traceback)",
         "error: ",
         "red",
@@ -227,7 +253,13 @@ def _how_to_go_on(folder: Path) -> str:
     return "stopped before the run began; nothing was written"
 
 
-def _say(text: str, label: str = "", colour: str = "") -> None:
+def warn(text: str) -> None:
+    """Say on standard error what does not stop a command."""
+    say(text, "warning: ", "yellow")
+
+
+def say(text: str, label: str = "", colour: str = "") -> None:
+    """Print on standard error, with a coloured label in front."""
     from rich.console import Console
     from rich.text import Text
 

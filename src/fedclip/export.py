@@ -9,7 +9,6 @@ from typing import Any
 from fedclip.assembly import model_seed
 from fedclip.config_io import load_config
 from fedclip.errors import UsageError
-from fedclip.inspection import adapter_folder
 from fedclip.models.adapter_files import FILES, read_adapter
 from fedclip.models.adapter_layers import folded_model
 from fedclip.models.onnx_files import save_onnx
@@ -17,6 +16,7 @@ from fedclip.models.plain_clip import save_plain
 from fedclip.models.whole_folder import write_folder
 from fedclip.models.wrapper import CLIPLoRAWrapper
 from fedclip.runs import CONFIG, RunFolder
+from fedclip.use.trained import adapter_folder
 
 
 def export(source: str | Path, to: str, output: str | Path | None = None) -> dict[str, Any]:

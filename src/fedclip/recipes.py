@@ -11,10 +11,10 @@ import torch
 
 from fedclip.errors import UsageError
 from fedclip.federated.merging import METHODS, Method, merge_layer
-from fedclip.inspection import adapter_folder
 from fedclip.low_rank import Factors
 from fedclip.models.adapter_layers import LoraAdapter, read_lora
 from fedclip.seeding import seed_for
+from fedclip.use.trained import adapter_folder
 
 
 @dataclass(frozen=True)

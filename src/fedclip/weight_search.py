@@ -17,7 +17,6 @@ from fedclip.config_io import load_config
 from fedclip.errors import UsageError
 from fedclip.evaluation.accuracy import score
 from fedclip.evaluation.federated import at_most
-from fedclip.inspection import finished_run
 from fedclip.models.adapter_files import check_base
 from fedclip.models.adapter_layers import LoraAdapter, layer_weights, put_head
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
@@ -28,6 +27,7 @@ from fedclip.recipes import Recipe, combine
 from fedclip.reports.progress import Listener
 from fedclip.runs import CONFIG
 from fedclip.seeding import seed_for
+from fedclip.use.trained import finished
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +53,7 @@ class Validation:
     @classmethod
     def of(cls, run: str | Path, adapter: LoraAdapter, listener: Listener) -> Validation:
         """Open a finished run whose base and head are those of the adapters to be merged."""
-        folder = finished_run(run)
+        folder = finished(run)
         config = load_config(folder.path / CONFIG)
         data = load_data(config, listener)
         check_partition(data, folder)

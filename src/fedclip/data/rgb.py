@@ -12,9 +12,12 @@ from PIL import Image, ImageOps
 MAX_ASPECT_RATIO = 200
 
 
-def open_rgb(file: Path | BinaryIO) -> Image.Image:
-    """Decode one file: rotation from EXIF applied, alpha over white, any mode to RGB."""
-    with Image.open(file) as image:
+def open_rgb(file: Path | BinaryIO, *, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """Decode one file: rotation from EXIF applied, alpha over white, any mode to RGB.
+
+    `formats` are Pillow's names of those that are accepted; None accepts all that it knows.
+    """
+    with Image.open(file, formats=formats) as image:
         image.load()
         if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels: too narrow for a picture")

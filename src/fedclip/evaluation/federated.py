@@ -31,12 +31,8 @@ def evaluate_federation(
 
     `max_examples` caps each of these sets by a fixed seeded draw, the same in every round.
     """
-    test = at_most(data.test, max_examples, seed_for(seed, "evaluation", "test"))
+    test, by_client = measured(data, max_examples, seed)
     validation = at_most(data.validation, max_examples, seed_for(seed, "evaluation", "validation"))
-    by_client = {
-        c.client_id: at_most(c.test, max_examples, seed_for(seed, "evaluation", c.client_id))
-        for c in data.clients
-    }
     scores = score(
         model,
         images,
@@ -55,6 +51,18 @@ def evaluate_federation(
         "client_accuracy": spread(accuracies),
         "accuracy_by_client": accuracies,
     }
+
+
+def measured(
+    data: FederatedData, max_examples: int | None, seed: int
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]:
+    """The test examples that count: of the central set, and of each client by its id."""
+    test = at_most(data.test, max_examples, seed_for(seed, "evaluation", "test"))
+    by_client = {
+        c.client_id: at_most(c.test, max_examples, seed_for(seed, "evaluation", c.client_id))
+        for c in data.clients
+    }
+    return test, by_client
 
 
 def evaluate_personal(
@@ -77,8 +85,9 @@ def evaluate_personal(
     validated: list[float] = []
     losses: list[float] = []
     by_client: dict[str, float | None] = {}
+    tests = measured(data, max_examples, seed)[1]
     for client in data.clients:
-        test = at_most(client.test, max_examples, seed_for(seed, "evaluation", client.client_id))
+        test = tests[client.client_id]
         scores = score(
             classifier(client.client_id),
             images,

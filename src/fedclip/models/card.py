@@ -26,11 +26,16 @@ def adapter_card(
         lines += ["Classes: " + ", ".join(class_names) + ".", ""]
     if templates:
         lines += ["Prompts: " + ", ".join(f"`{text}`" for text in templates) + ".", ""]
-    code = _loading(base_model) if lora else _loading_full(base_model)
+    code = loading(base_model, lora=lora)
     return "\n".join([*lines, "## How to load", "", "```python", *code, "```", ""])
 
 
-def _loading(base_model: str) -> list[str]:
+def loading(base_model: str, *, lora: bool, place: str = "<this folder>") -> list[str]:
+    """Lines of Python that load the adapter, or the whole model, from a folder or hub id."""
+    return _loading(base_model, place) if lora else _loading_full(base_model, place)
+
+
+def _loading(base_model: str, place: str) -> list[str]:
     embedded = base_model == "tiny"
     source = 'base_folder("tiny")' if embedded else json.dumps(base_model)
     return [
@@ -39,15 +44,15 @@ def _loading(base_model: str) -> list[str]:
         *(["from fedclip import base_folder"] if embedded else []),
         "",
         f"clip = CLIPModel.from_pretrained({source})",
-        'model = PeftModel.from_pretrained(clip, "<this folder>")',
+        f'model = PeftModel.from_pretrained(clip, "{place}")',
     ]
 
 
-def _loading_full(base_model: str) -> list[str]:
+def _loading_full(base_model: str, place: str) -> list[str]:
     config = f"{{'model_name': {base_model!r}, 'lora': {{'enabled': False}}}}"
     return [
         "from fedclip import create_clip_model",
         "",
         f"model = create_clip_model({config})",
-        'model.load_adapter("<this folder>")',
+        f'model.load_adapter("{place}")',
     ]

@@ -1,0 +1,48 @@
+"""A finished run's model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedclip.assembly import model_seed
+from fedclip.config_io import load_config
+from fedclip.errors import UsageError
+from fedclip.models.adapter_files import read_adapter
+from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
+from fedclip.runs import CONFIG, RunFolder
+
+
+def finished(folder: str | Path) -> RunFolder:
+    """The folder of a run that came to its end; UsageError for any other."""
+    run_folder = RunFolder.open(folder)
+    if not run_folder.is_finished():
+        raise UsageError(
+            f"{folder}: this run is not finished; go on with it by `fedclip run --resume {folder}`"
+        )
+    return run_folder
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """The adapter folder that a path means: a finished run's `adapter/`, or the path itself."""
+    return finished(path).path / "adapter" if RunFolder(Path(path)).is_run() else Path(path)
+
+
+def load_run_model(folder: str | Path) -> CLIPLoRAWrapper:
+    """A finished run's model, with the last round's adapter and its classes, on the CPU."""
+    run_folder = finished(folder)
+    config = load_config(run_folder.path / CONFIG)
+    adapter = run_folder.path / "adapter"
+    _, notes, _ = read_adapter(adapter)
+    model = create_clip_model(
+        config.model,
+        class_names=notes.class_names or None,
+        templates=notes.templates or None,
+        seed=model_seed(config),
+    )
+    model.load_adapter(adapter)
+    return model
+
+
+def public_name(model_name: str) -> str:
+    """A base model's name without the folders of the machine that trained on it."""
+    return Path(model_name).name if Path(model_name).is_absolute() else model_name
