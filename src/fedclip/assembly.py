@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -13,18 +14,23 @@ from fedclip.compute import product_dtype, resolve_device, resolve_precision
 from fedclip.config import Config
 from fedclip.data.datasets import load_source
 from fedclip.data.federation import FederatedData, load_federated
-from fedclip.engine_choice import settle_engine
+from fedclip.engine_choice import settle_engine, settle_task_engines
 from fedclip.engines.processes import Processes
 from fedclip.errors import UsageError
 from fedclip.evaluation.accuracy import Classifier, Images
 from fedclip.evaluation.detail import Answers, answers
-from fedclip.evaluation.federated import evaluate_federation, evaluate_personal, measured
+from fedclip.evaluation.federated import (
+    evaluate_federation,
+    evaluate_personal,
+    measured,
+    together,
+)
 from fedclip.evaluation.forgetting import How, base_to_new, forgetting
 from fedclip.models.base import load_pixels
-from fedclip.models.clip import create_clip_model
+from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.models.inputs import PixelInputs
 from fedclip.models.stacked import StackedClients, can_stack
-from fedclip.parts import Parts
+from fedclip.parts import Parts, TaskParts
 from fedclip.records import RunState
 from fedclip.reports.progress import Listener
 from fedclip.runs import PARTITION, RunFolder
@@ -34,11 +40,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+class Recorded(Protocol):
+    """What a partition was made of, or is."""
+
+    def partition_record(self) -> dict[str, Any]:
+        """What `partition.json` holds."""
+        ...
+
+
+def assemble_run(
+    config: Config, listener: Listener, processes: Processes | None = None
+) -> Parts | TaskParts:
+    """The parts of a run, of one task or several."""
+    put_together = assemble_tasks if config.tasks else assemble
+    return put_together(config, listener, processes)
+
+
 def assemble(config: Config, listener: Listener, processes: Processes | None = None) -> Parts:
     """Loads the base model and the data set, and builds the model that both call for.
 
     Of several `processes`, all assemble the same parts.
     """
+    assert not config.tasks
     for name in config.evaluation.other_data:
         load_source(name)  # one that is missing is reported before the training
     device = resolve_device(config.device)
@@ -51,16 +74,77 @@ def assemble(config: Config, listener: Listener, processes: Processes | None = N
     )
     model.to(device)
     precision = resolve_precision(config.precision, device)
-    inputs = PixelInputs(data.pixels, device)
     parts = Parts(
-        config, model, data, device, precision, inputs, processes=processes or Processes()
+        config=config,
+        model=model,
+        data=data,
+        device=device,
+        precision=precision,
+        images=PixelInputs(data.pixels, device),
+        stacked=_stacked(config, model, precision),
+        processes=processes or Processes(),
     )
-    if can_stack(model):
-        stacked = StackedClients(
-            model, products=product_dtype(precision), compiled=config.engine.compile
-        )
-        parts = replace(parts, stacked=stacked)
     return settle_engine(parts, listener)
+
+
+def assemble_tasks(
+    config: Config, listener: Listener, processes: Processes | None = None
+) -> TaskParts:
+    """The same for several tasks: the data of each, and one model for all.
+
+    Without a task set, the model knows the classes of all tasks.
+    """
+    device = resolve_device(config.device)
+    configs = {name: for_task(config, name) for name in config.tasks}
+    data = {name: _of_task(load_data(own, listener), name) for name, own in configs.items()}
+    model = create_clip_model(
+        config.model,
+        class_names=_union(own.class_names for own in data.values()),
+        templates=_union(own.templates for own in data.values()),
+        seed=model_seed(config),
+    )
+    for name, own in data.items():
+        model.add_task(name, own.class_names, own.templates)
+    model.to(device)
+    precision = resolve_precision(config.precision, device)
+    common: dict[str, Any] = {
+        "model": model,
+        "device": device,
+        "precision": precision,
+        "stacked": _stacked(config, model, precision),
+        "processes": processes or Processes(),
+    }
+    tasks = {
+        name: Parts(
+            config=configs[name], data=own, images=PixelInputs(own.pixels, device), **common
+        )
+        for name, own in data.items()
+    }
+    return settle_task_engines(TaskParts(config=config, tasks=tasks, **common), listener)
+
+
+def for_task(config: Config, name: str) -> Config:
+    """The configuration of one task of a run, as if it were the only one."""
+    data, federation = config.tasks[name], config.federation
+    clients = data.num_clients or federation.num_clients
+    federation = federation.model_copy(update={"num_clients": clients})
+    return config.model_copy(update={"data": data, "federation": federation, "tasks": {}})
+
+
+def _of_task(data: FederatedData, task: str) -> FederatedData:
+    """The data with the task's name before those of its clients."""
+    clients = (replace(c, client_id=f"{task}/{c.client_id}") for c in data.clients)
+    return replace(data, clients=tuple(clients))
+
+
+def _union(texts: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for some in texts for text in some))
+
+
+def _stacked(config: Config, model: CLIPLoRAWrapper, precision: str) -> StackedClients | None:
+    if not can_stack(model):
+        return None
+    return StackedClients(model, products=product_dtype(precision), compiled=config.engine.compile)
 
 
 def load_data(config: Config, listener: Listener) -> FederatedData:
@@ -75,6 +159,54 @@ def load_data(config: Config, listener: Listener) -> FederatedData:
         pixels_key=pixels.key,
         progress=listener.images,
     )
+
+
+def evaluate_run(
+    parts: Parts | TaskParts, state: RunState, *, personal: bool = False, base: bool = False
+) -> dict[str, Any]:
+    """Figures of a state of the run, of several tasks each by the adapter that it has.
+
+    With `personal` each client's examples are judged by its own model. Of several tasks, the
+    accuracies and the loss are means over tasks, and `accuracy_by_task` has each one's.
+    """
+    if isinstance(parts, Parts):
+        parts.put(state)
+        return evaluate_parts(parts, base=base, personal=state if personal else None)
+    found = {}
+    for name, task in parts.tasks.items():
+        parts.model.set_task(name)
+        homes = {state.member_of.get(client_id) for client_id in task.clients}
+        own = personal or len(homes) > 1
+        parts.put(state.group_of(next(iter(task.clients))))
+        found[name] = evaluate_parts(task, base=base, personal=state if own else None)
+    return together(found)
+
+
+def evaluate_matrix(parts: TaskParts, state: RunState) -> dict[str, dict[str, float | None]]:
+    """Accuracy of every adapter of a state on the central test set of every task."""
+    adapters = dict(state.groups) or {"shared": state}
+    rows = {}
+    for adapter, own in adapters.items():
+        parts.put(own)
+        rows[adapter] = evaluate_row(parts)
+    return rows
+
+
+def evaluate_merged(parts: TaskParts, adapter: Path) -> dict[str, float | None]:
+    """Accuracy of an adapter folder on every task; the model keeps that adapter."""
+    parts.shift({})
+    parts.model.set_task(None)
+    parts.model.load_adapter(adapter)
+    return evaluate_row(parts)
+
+
+def evaluate_row(parts: TaskParts) -> dict[str, float | None]:
+    """Accuracy of the adapter in the model on the central test set of every task."""
+    row = {}
+    for name, task in parts.tasks.items():
+        parts.model.set_task(name)
+        row[name] = evaluate_parts(task)["accuracy"]
+    return row
 
 
 def evaluate_parts(
@@ -155,7 +287,7 @@ def evaluate_unseen(parts: Parts, state: RunState, base: tuple[float, float]) ->
     clients' own are not measured so.
     """
     config, found = parts.config, dict[str, Any]()
-    if any(own.keys() & state.shared.keys() for own in state.private.values()):
+    if state.groups or any(own.keys() & state.shared.keys() for own in state.private.values()):
         return found
     how = How(parts.device, parts.precision, _batch_size(config))
     if config.evaluation.other_data:
@@ -177,7 +309,7 @@ def _batch_size(config: Config) -> int:
     return min(256, 4 * config.data.batch_size)
 
 
-def check_partition(data: FederatedData, folder: RunFolder) -> None:
+def check_partition(data: Recorded, folder: RunFolder) -> None:
     """Refuses data that is no longer what the run began with."""
     if folder.read_json(PARTITION) != data.partition_record():
         raise UsageError(

@@ -17,7 +17,14 @@ from pydantic import BaseModel, ValidationError
 
 from fedclip.config import Config, ModelConfig
 from fedclip.config_checks import cross_problems, lookup
-from fedclip.config_words import expected, expected_item, nearest, section_of
+from fedclip.config_words import (
+    expected,
+    expected_item,
+    named_section_of,
+    nearest,
+    section_at,
+    section_of,
+)
 from fedclip.errors import FedclipWarning, UsageError
 
 if TYPE_CHECKING:
@@ -233,14 +240,18 @@ def _key_path(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """The key that an error's place names; pydantic's names for parts of a union are left out."""
     path = ""
     inside: type[BaseModel] | None = model
+    named: type[BaseModel] | None = None
     by_pattern = False
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
+        elif named is not None:
+            path += f".{part}"
+            inside, named = named, None
         elif inside is not None:
             path += f".{part}" if path else part
             field = inside.model_fields.get(part)
-            inside = section_of(field)
+            inside, named = section_of(field), named_section_of(field)
             by_pattern = field is not None and get_origin(field.annotation) is dict
         elif by_pattern:
             return f"{path}[{part}]"
@@ -250,14 +261,15 @@ def _key_path(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
 def _sentence(key: str, detail: ErrorDetails, model: type[BaseModel]) -> str:
     path, item, _ = key.partition("[")
     parent, _, name = path.rpartition(".")
-    section: type[BaseModel] | None = model
-    for part in parent.split(".") if parent else ():
-        section = section_of(section.model_fields.get(part)) if section else None
+    section = section_at(model, parent)
     if detail["type"] == "extra_forbidden" and section:
         hint = nearest(key, model)
         known = ", ".join(section.model_fields)
         where = f"known keys under {parent}" if parent else "known keys"
         return f"unknown key {key}" + (f"; did you mean {hint}?" if hint else f"; {where}: {known}")
+    if name == "":  # a key of a mapping of names
+        named, shown = parent.partition(".")[0], _shown(detail["input"])
+        return f"names under {named} are letters, digits, `-`, `_` and `.`, got {shown}"
     if detail["type"] == "value_error":
         return f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
     known_field = section.model_fields.get(name) if section else None

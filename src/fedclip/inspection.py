@@ -8,9 +8,13 @@ from typing import Any
 
 from fedclip.assembly import (
     answer_all,
-    assemble,
+    assemble_run,
     check_partition,
+    evaluate_matrix,
+    evaluate_merged,
     evaluate_parts,
+    evaluate_run,
+    for_task,
     model_seed,
 )
 from fedclip.checkpoint import Checkpoint
@@ -20,7 +24,7 @@ from fedclip.data.datasets import load_source
 from fedclip.errors import UsageError
 from fedclip.evaluation.detail import in_detail
 from fedclip.models.clip import create_clip_model
-from fedclip.parts import Parts
+from fedclip.parts import Parts, TaskParts
 from fedclip.records import RunState
 from fedclip.reports.progress import Listener
 from fedclip.runs import CONFIG, SUMMARY, RunFolder
@@ -67,23 +71,52 @@ def evaluate(
     """Evaluates a finished run's adapter again, on the central test set and by client.
 
     With `detail` the figures hold one more, `detail`: by class, site and confidence, beside the
-    base model (`evaluation.detail.in_detail`).
+    base model (`evaluation.detail.in_detail`). Of several tasks, `adapters` has the accuracy of
+    every adapter on every task.
     """
     run_folder = finished(folder)
     with listener or Listener() as listener:
-        parts = assemble(load_config(run_folder.path / CONFIG), listener)
-        check_partition(parts.data, run_folder)
-        personal = None
-        if choose_strategy(parts).personal:
-            checkpoint = Checkpoint.load(run_folder)
-            personal = checkpoint.state if checkpoint else None
-        else:
-            parts.model.load_adapter(run_folder.path / "adapter")
-        figures = evaluate_parts(parts, personal=personal)
-        if detail:
-            figures["detail"] = _detail(parts, personal)
+        config = load_config(run_folder.path / CONFIG)
+        if detail and config.tasks:
+            raise UsageError(f"{folder} has several tasks; figures in detail are for runs on one")
+        parts = assemble_run(config, listener)
+        check_partition(parts, run_folder)
+        figures = (
+            _of_tasks(parts, run_folder)
+            if isinstance(parts, TaskParts)
+            else _of_one(parts, run_folder, detail)
+        )
     summary = run_folder.read_json(SUMMARY)
     return {"zero_shot_accuracy": summary["zero_shot_accuracy"], **figures}
+
+
+def _of_one(parts: Parts, run_folder: RunFolder, detail: bool) -> dict[str, Any]:
+    personal = None
+    if choose_strategy(parts).personal:
+        personal = _last_state(run_folder)
+    else:
+        parts.model.load_adapter(run_folder.path / "adapter")
+    figures = evaluate_parts(parts, personal=personal)
+    return figures | ({"detail": _detail(parts, personal)} if detail else {})
+
+
+def _of_tasks(parts: TaskParts, run_folder: RunFolder) -> dict[str, Any]:
+    state = _last_state(run_folder)
+    figures = evaluate_run(parts, state, personal=choose_strategy(parts).personal)
+    adapters = evaluate_matrix(parts, state)
+    if state.groups:
+        adapters["merged"] = evaluate_merged(parts, run_folder.path / "adapter")
+    return {**figures, "adapters": adapters}
+
+
+def _last_state(run_folder: RunFolder) -> RunState:
+    checkpoint = Checkpoint.load(run_folder)
+    if checkpoint is None:
+        raise UsageError(
+            f"{run_folder.path} has lost its checkpoint.safetensors, in which the adapters of "
+            "clients and groups are; put it back"
+        )
+    return checkpoint.state
 
 
 def _detail(parts: Parts, personal: RunState | None) -> dict[str, Any]:
@@ -95,6 +128,8 @@ def _detail(parts: Parts, personal: RunState | None) -> dict[str, Any]:
 
 def _class_names(config: Config) -> tuple[str, ...] | None:
     """The classes, as far as counting needs them: only a linear head's size depends on them."""
+    if config.tasks:
+        return _class_names(for_task(config, next(iter(config.tasks))))
     data = config.data
     if data.class_names:
         return data.class_names

@@ -103,6 +103,12 @@ class TextHead:
         self.class_names, self.templates = names, filled
         self._cache.clear()
 
+    def like(self, class_names: Sequence[str], templates: Sequence[str] | None) -> TextHead:
+        """A head of other classes for the same text tower; templates as here if none are given."""
+        other = TextHead(self._tokens)
+        other.set_classes(class_names, templates or self.templates)
+        return other
+
     def features(
         self, clip: CLIPModel, trained: Sequence[torch.Tensor], *, slot: str, reuse: bool
     ) -> torch.Tensor:

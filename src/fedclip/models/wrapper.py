@@ -30,13 +30,13 @@ from fedclip.models.lora import (
     trained_body,
 )
 from fedclip.models.lora_plan import LoraSettings, planned, restated
-from fedclip.models.merging import MergeableLora
 from fedclip.models.state import checked_state, replaced, write
+from fedclip.models.tasks import ManyTasks
 from fedclip.models.text import TextHead, checked_classes
 from fedclip.records import State
 
 
-class CLIPLoRAWrapper(MergeableLora):
+class CLIPLoRAWrapper(ManyTasks):
     """A CLIP whose trainable part is small, named, and easy to take out and put back."""
 
     def __init__(
@@ -65,6 +65,7 @@ class CLIPLoRAWrapper(MergeableLora):
         self.image_size = base.pixels.image_size
         self._pixels = base.pixels
         self.text_head = TextHead(base.tokens)
+        self._tasks = {}
         self._asked_head = head
         self._seed = seed
         self._slot = "adapted"
