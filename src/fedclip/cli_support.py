@@ -150,11 +150,10 @@ def show_evaluation(figures: Mapping[str, Any], as_json: bool) -> None:
 
 def show_matrix(adapters: Mapping[str, Mapping[str, float | None]]) -> None:
     """Print the accuracy of every adapter (rows) on every task (columns)."""
-    rows = [
-        {"adapter": name}
-        | {task: f"{value:.3f}" if value is not None else None for task, value in row.items()}
-        for name, row in adapters.items()
-    ]
+    rows = []
+    for name, row in adapters.items():
+        cells = {task: None if value is None else f"{value:.3f}" for task, value in row.items()}
+        rows.append({"adapter": name, **cells})
     show_rows(rows, as_json=False)
 
 

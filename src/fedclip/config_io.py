@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -20,10 +20,9 @@ from fedclip.config_checks import cross_problems, lookup
 from fedclip.config_words import (
     expected,
     expected_item,
-    named_section_of,
+    key_path,
     nearest,
     section_at,
-    section_of,
 )
 from fedclip.errors import FedclipWarning, UsageError
 
@@ -209,7 +208,7 @@ def _validated(model: type[M], values: Any, source: Source) -> M:
         config = model.model_validate(values)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            key = _key_path(detail["loc"], model)
+            key = key_path(detail["loc"], model)
             # A bad item also makes pydantic find the list too short; the item says enough.
             if not any(known.startswith(f"{key}[") for known in problems):
                 problems.setdefault(key, _sentence(key, detail, model))
@@ -234,28 +233,6 @@ def _report(problems: list[str]) -> str:
     if len(problems) == 1:
         return problems[0]
     return f"{len(problems)} problems:\n" + "\n".join(f"  - {problem}" for problem in problems)
-
-
-def _key_path(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    """The key that an error's place names; pydantic's names for parts of a union are left out."""
-    path = ""
-    inside: type[BaseModel] | None = model
-    named: type[BaseModel] | None = None
-    by_pattern = False
-    for part in loc:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif named is not None:
-            path += f".{part}"
-            inside, named = named, None
-        elif inside is not None:
-            path += f".{part}" if path else part
-            field = inside.model_fields.get(part)
-            inside, named = section_of(field), named_section_of(field)
-            by_pattern = field is not None and get_origin(field.annotation) is dict
-        elif by_pattern:
-            return f"{path}[{part}]"
-    return path
 
 
 def _sentence(key: str, detail: ErrorDetails, model: type[BaseModel]) -> str:

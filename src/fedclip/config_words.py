@@ -131,6 +131,28 @@ def section_at(model: type[BaseModel], path: str) -> type[BaseModel] | None:
     return section
 
 
+def key_path(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """The key that an error's place names; pydantic's names for parts of a union are left out."""
+    path = ""
+    inside: type[BaseModel] | None = model
+    named: type[BaseModel] | None = None
+    by_pattern = False
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif named is not None:
+            path += f".{part}"
+            inside, named = named, None
+        elif inside is not None:
+            path += f".{part}" if path else part
+            field = inside.model_fields.get(part)
+            inside, named = section_of(field), named_section_of(field)
+            by_pattern = field is not None and get_origin(field.annotation) is dict
+        elif by_pattern:
+            return f"{path}[{part}]"
+    return path
+
+
 def _model(kind: Any) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 

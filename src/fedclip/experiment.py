@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedclip.assembly import assemble_run, check_partition, evaluate_merged, evaluate_run
+from fedclip.assembly import assemble_run, check_partition
 from fedclip.checkpoint import Checkpoint
 from fedclip.compute import resolve_device
 from fedclip.config import Config
@@ -22,6 +22,7 @@ from fedclip.engines.processes import Processes
 from fedclip.errors import UsageError
 from fedclip.federated.server import RoundResult, run_rounds
 from fedclip.federated.strategies import Strategy
+from fedclip.figures import evaluate_merged, evaluate_run
 from fedclip.models.base import EMBEDDED, RANDOM
 from fedclip.parts import Parts, TaskParts
 from fedclip.records import ClientReport, RunState

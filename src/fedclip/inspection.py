@@ -6,23 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedclip.assembly import (
-    answer_all,
-    assemble_run,
-    check_partition,
-    evaluate_matrix,
-    evaluate_merged,
-    evaluate_parts,
-    evaluate_run,
-    for_task,
-    model_seed,
-)
+from fedclip.assembly import assemble_run, check_partition, for_task, model_seed
 from fedclip.checkpoint import Checkpoint
 from fedclip.config import Config
 from fedclip.config_io import load_config
 from fedclip.data.datasets import load_source
 from fedclip.errors import UsageError
 from fedclip.evaluation.detail import in_detail
+from fedclip.figures import (
+    answer_all,
+    evaluate_matrix,
+    evaluate_merged,
+    evaluate_parts,
+    evaluate_run,
+)
 from fedclip.models.clip import create_clip_model
 from fedclip.parts import Parts, TaskParts
 from fedclip.records import RunState

@@ -24,8 +24,8 @@ class RunState:
     server's own memory, and `private` by client id the tensors that never leave it, but for the
     simulation's checkpoint. `news` is what the last round sent to every client, where that is not
     simply what was trained of `shared`; it is counted and not kept. Where groups of clients have
-    adapters of their own, `groups` has their states by name and `member_of` each client's group;
-    `shared` is then what they started from.
+    adapters of their own, `groups` has their states, sorted by name, and `member_of` each client's
+    group; `shared` is then what they started from.
     """
 
     shared: State
@@ -70,7 +70,7 @@ class RunState:
             else:
                 owners = {"private": private, "group": groups}[home]
                 owners.setdefault(unquote(owner), {})[name] = tensor
-        inner = {group: cls.from_flat(own) for group, own in groups.items()}
+        inner = {group: cls.from_flat(groups[group]) for group in sorted(groups)}
         return cls(**homes, private=private, groups=inner, member_of=member_of)
 
     def group_of(self, client_id: str) -> RunState:

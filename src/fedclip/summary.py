@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from fedclip.assembly import evaluate_matrix, evaluate_unseen
 from fedclip.checkpoint import Checkpoint
+from fedclip.figures import evaluate_matrix, evaluate_unseen
 from fedclip.models.clip import adapter_sha256
 from fedclip.parts import Parts, TaskParts
 from fedclip.records import RunState, State
@@ -67,7 +67,7 @@ def _adapters(state: RunState) -> State:
 
 def _groups(state: RunState) -> dict[str, list[str]]:
     """The clients of every group."""
-    return {g: [c for c, own in state.member_of.items() if own == g] for g in state.groups}
+    return {g: sorted(c for c, own in state.member_of.items() if own == g) for g in state.groups}
 
 
 def _tasks(

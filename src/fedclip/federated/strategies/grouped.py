@@ -40,7 +40,7 @@ class Grouped(Strategy):
     def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
         """A round of every group that has clients in it."""
         if not state.groups:
-            names = dict.fromkeys(self._member_of.values())
+            names = sorted(set(self._member_of.values()))
             start = {name: RunState(state.shared) for name in names}
             state = replace(state, groups=start, member_of=self._member_of)
         return _group_rounds(self._inner, state, request, train)
@@ -135,7 +135,7 @@ class Clustered(Strategy):
 def _group_rounds(
     inner: Strategy, state: RunState, request: TrainRequest, train: Train
 ) -> RunState:
-    """A round of the strategy for every group that has clients in it, in the groups' order."""
+    """A round of the strategy for every group that has clients in it, in the order of names."""
     groups = {}
     for name, own in state.groups.items():
         own = replace(own, news=None)
