@@ -313,7 +313,7 @@ def test_what_a_search_judges_is_the_merged_model(tmp_path: Path, runs: list[Pat
     adapters = read_adapters(runs)
     merged, _ = combine(adapters, check_recipe(adapters, "cat", [1.0, 0.0]))
     for run in runs:
-        validation = Validation.of(run, adapters[0], Listener())
+        (validation,) = Validation.of_run(run, adapters[0], Listener())
         accuracy, loss = validation.judge(merged)
         validation.judge(adapters[1])
         assert validation.judge(merged) == (accuracy, loss)

@@ -110,7 +110,8 @@ def test_engines_agree(mode, tmp_path):
     runs = []
     for engine in ("batched", "sequential"):
         settings = config(mode) | {"engine": {"name": engine}}
-        settings["client"] = {"learning_rate": 1e-3}
+        settings["client"] = {"learning_rate": 0.3}
+        settings["optimizer"] = {"name": "sgd"}  # AdamW's first steps amplify rounding
         settings["model"] = {"model_name": "random:tiny", "lora": {"r": 4, "lora_dropout": 0.1}}
         settings["model"]["lora"]["target_modules"] = {
             "vision_encoder": ["q_proj"],
@@ -121,7 +122,7 @@ def test_engines_agree(mode, tmp_path):
     assert states[0].keys() == states[1].keys()
     for name, tensor in states[0].items():
         error = (tensor - states[1][name]).norm() if tensor.numel() else torch.zeros(())
-        assert error <= 1e-4 * tensor.norm(), name
+        assert error <= 1e-5 * tensor.norm(), name
 
 
 def test_one_adapter_for_all_knows_the_classes_of_all(tmp_path):

@@ -81,8 +81,7 @@ def assemble_tasks(
     Without a task set, the model knows the classes of all tasks.
     """
     device = resolve_device(config.device)
-    configs = {name: for_task(config, name) for name in config.tasks}
-    data = {name: _of_task(load_data(own, listener), name) for name, own in configs.items()}
+    data = load_tasks(config, listener)
     model = create_clip_model(
         config.model,
         class_names=_union(own.class_names for own in data.values()),
@@ -102,11 +101,21 @@ def assemble_tasks(
     }
     tasks = {
         name: Parts(
-            config=configs[name], data=own, images=PixelInputs(own.pixels, device), **common
+            config=for_task(config, name),
+            data=own,
+            images=PixelInputs(own.pixels, device),
+            **common,
         )
         for name, own in data.items()
     }
     return settle_task_engines(TaskParts(config=config, tasks=tasks, **common), listener)
+
+
+def load_tasks(config: Config, listener: Listener) -> dict[str, FederatedData]:
+    """Loads the data set of each task, with the task's name before those of its clients."""
+    return {
+        name: _of_task(load_data(for_task(config, name), listener), name) for name in config.tasks
+    }
 
 
 def for_task(config: Config, name: str) -> Config:
@@ -118,7 +127,6 @@ def for_task(config: Config, name: str) -> Config:
 
 
 def _of_task(data: FederatedData, task: str) -> FederatedData:
-    """The data with the task's name before those of its clients."""
     clients = (replace(c, client_id=f"{task}/{c.client_id}") for c in data.clients)
     return replace(data, clients=tuple(clients))
 

@@ -46,7 +46,9 @@ def merge(
     searched = {}
     if search:
         with listener or Listener() as listener:
-            validations = [Validation.of(run, adapters[0], listener) for run in search]
+            validations = [
+                own for run in search for own in Validation.of_run(run, adapters[0], listener)
+            ]
             listener.message("searching weights")
             found, rows = search_weights(adapters, recipe, validations)
         recipe, searched = replace(recipe, weights=found), {"search": rows}

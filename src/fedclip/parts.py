@@ -95,6 +95,17 @@ class Parts(Shared):
         return self.data.partition_record()
 
 
+@dataclass(frozen=True)
+class TaskRecord:
+    """The data of several tasks, as `partition.json` has them."""
+
+    tasks: Mapping[str, FederatedData]
+
+    def partition_record(self) -> dict[str, Any]:
+        """The record of each task."""
+        return {"tasks": {name: data.partition_record() for name, data in self.tasks.items()}}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskParts(Shared):
     """What a run of several tasks is made of: the parts of each, on one model."""
@@ -123,4 +134,4 @@ class TaskParts(Shared):
 
     def partition_record(self) -> dict[str, Any]:
         """What `partition.json` holds: the record of each task."""
-        return {"tasks": {name: task.partition_record() for name, task in self.tasks.items()}}
+        return TaskRecord({name: task.data for name, task in self.tasks.items()}).partition_record()
