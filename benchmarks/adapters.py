@@ -82,14 +82,15 @@ def main(
         for arm, own in arms.items()
     }
     details = {
-        "command": "python benchmarks/adapters.py",
         "best_merge": best,
         "merge_validation_accuracy": validated,
         "accuracy": rows,
         "gaps": gaps,
         "by_seed": by_seed,
     }
-    path = write_result("adapters", figures, details)
+    path = write_result(
+        "adapters", figures, {"command": "python benchmarks/adapters.py", "tasks": details}
+    )
     show(rows, tasks)
     Console().print(f"best merge by validation: {best}\nwritten to {path}")
 

@@ -191,6 +191,10 @@ def carry_out(words: list[str], patch: pytest.MonkeyPatch) -> None:
             words.append("model.model_name=tiny")
         if config.data.name in ("fashion_mnist", "hub"):
             words += ["data.name=digits", "data.path=null"]
+        for task, data in config.tasks.items():
+            words.append(f"tasks.{task}.max_train_examples=80")
+            if data.name == "fashion_mnist":
+                words.append(f"tasks.{task}.name=digits")
     if words[0] == "bench":  # hours of work; tests/test_bench.py carries a small grid out
         words += ["--dry-run"]
     patch.setattr(sys, "argv", ["fedclip", *words])

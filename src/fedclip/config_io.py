@@ -244,7 +244,7 @@ def _sentence(key: str, detail: ErrorDetails, model: type[BaseModel]) -> str:
         known = ", ".join(section.model_fields)
         where = f"known keys under {parent}" if parent else "known keys"
         return f"unknown key {key}" + (f"; did you mean {hint}?" if hint else f"; {where}: {known}")
-    if name == "":  # a key of a mapping of names
+    if path and name == "":  # a key of a mapping of names
         named, shown = parent.partition(".")[0], _shown(detail["input"])
         return f"names under {named} are letters, digits, `-`, `_` and `.`, got {shown}"
     if detail["type"] == "value_error":
