@@ -7,6 +7,7 @@ import torch
 
 import fedclip
 from fedclip import experiment, inspection
+from fedclip.config_io import config_from_dict
 from fedclip.errors import UsageError
 from fedclip.export import export
 from fedclip.models.adapter_layers import read_lora
@@ -168,3 +169,11 @@ def test_clusters_of_one_data_set(tmp_path):
     assert sorted(c for own in groups.values() for c in own) == [f"client-0{i}" for i in range(3)]
     assert names(run.folder / "adapter_of") == set(groups) == {"cluster-0", "cluster-1"}
     assert inspection.evaluate(run.folder)["accuracy"] == run.summary["accuracy"]
+
+
+def test_folders_of_tasks_are_found_again_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    settings = config() | {"tasks": {**TASKS, "own": {"name": "imagefolder", "path": "images"}}}
+    absolute = experiment.with_absolute_paths(config_from_dict(settings))
+    assert absolute.tasks["own"].path == str(tmp_path / "images")

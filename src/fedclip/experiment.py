@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedclip.assembly import assemble_run, check_partition
 from fedclip.checkpoint import Checkpoint
 from fedclip.compute import resolve_device
-from fedclip.config import Config
+from fedclip.config import Config, DataConfig
 from fedclip.config_io import config_from_dict, dump_config, load_config
 from fedclip.engine_choice import create_engine
 from fedclip.engines.processes import Processes
@@ -32,6 +32,8 @@ from fedclip.runs import PARTITION, SUMMARY, RunFolder, next_folder
 from fedclip.saving import save_adapters
 from fedclip.strategy_choice import choose_strategy
 from fedclip.summary import summarise
+
+Data = TypeVar("Data", bound=DataConfig)
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,8 @@ def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
 
 def with_absolute_paths(config: Config) -> Config:
     """The configuration with local files by their full path: a run may go on from elsewhere."""
-    data, model = config.data, config.model
-    folder, mark, options = (data.path or "").partition("?")  # as of the hub's data sets
-    if folder and Path(folder).exists():
-        data = data.model_copy(update={"path": f"{Path(folder).resolve()}{mark}{options}"})
+    model = config.model
+    tasks = {name: _with_absolute_path(task) for name, task in config.tasks.items()}
     start = RANDOM if model.model_name.startswith(RANDOM) else ""
     name = model.model_name.removeprefix(start)
     if name not in EMBEDDED and Path(name).is_dir():
@@ -125,7 +125,16 @@ def with_absolute_paths(config: Config) -> Config:
     file, colon, attribute = config.federation.strategy.rpartition(":")  # a class of one's own
     name = f"{Path(file).resolve()}:{attribute}" if colon else attribute
     federation = config.federation.model_copy(update={"strategy": name})
-    return config.model_copy(update={"data": data, "model": model, "federation": federation})
+    data = _with_absolute_path(config.data)
+    changed = {"data": data, "tasks": tasks, "model": model, "federation": federation}
+    return config.model_copy(update=changed)
+
+
+def _with_absolute_path(data: Data) -> Data:
+    folder, mark, options = (data.path or "").partition("?")  # as of the hub's data sets
+    if not folder or not Path(folder).exists():
+        return data
+    return data.model_copy(update={"path": f"{Path(folder).resolve()}{mark}{options}"})
 
 
 def _execute(
