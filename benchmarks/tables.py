@@ -80,7 +80,9 @@ def main(arguments: list[str]) -> int:
     pages = {name: {"main-job": table(result, words)} for name, words in HEADINGS.items()}
     pages |= {name: speed_tables(RESULT.parent, language) for name, language in SPEED_PAGES.items()}
     pages |= {name: lora_tables(RESULT.parent, language) for name, language in LORA_PAGES.items()}
-    pages |= {name: adapter_tables(RESULT.parent) for name in ADAPTER_PAGES}
+    pages |= {
+        name: adapter_tables(RESULT.parent, language) for name, language in ADAPTER_PAGES.items()
+    }
     stale = []
     for name, tables in pages.items():
         path = ROOT / name
