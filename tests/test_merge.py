@@ -19,10 +19,10 @@ import fedclip as package
 from fedclip import base_folder, weight_search
 from fedclip.errors import UsageError
 from fedclip.inspection import evaluate
-from fedclip.merge import merge
+from fedclip.merge import merge, read_adapters
 from fedclip.models.adapter_layers import folded_model, read_lora
 from fedclip.models.clip import create_clip_model
-from fedclip.recipes import check_recipe, combine, read_adapters
+from fedclip.recipes import check_recipe, combine
 from fedclip.reports.progress import Listener
 from fedclip.weight_search import Validation
 from tests.conftest import Command
