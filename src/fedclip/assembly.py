@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedclip.compute import product_dtype, resolve_device, resolve_precision
-from fedclip.config import Config
+from fedclip.config import Config, ModelConfig
 from fedclip.data.datasets import load_source
 from fedclip.data.federation import FederatedData, load_federated
 from fedclip.engine_choice import settle_engine
@@ -20,8 +20,9 @@ from fedclip.evaluation.accuracy import Classifier, Images
 from fedclip.evaluation.detail import Answers, answers
 from fedclip.evaluation.federated import evaluate_federation, evaluate_personal, measured
 from fedclip.evaluation.forgetting import How, base_to_new, forgetting
+from fedclip.evaluation.retrieval import evaluate_pairs, evaluate_personal_pairs
 from fedclip.models.base import load_pixels
-from fedclip.models.clip import create_clip_model
+from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.models.inputs import PixelInputs
 from fedclip.models.stacked import StackedClients, can_stack
 from fedclip.parts import Parts
@@ -44,8 +45,8 @@ def assemble(config: Config, listener: Listener, processes: Processes | None = N
     device = resolve_device(config.device)
     data = load_data(config, listener)
     model = create_clip_model(
-        config.model,
-        class_names=data.class_names,
+        model_config(config),
+        class_names=None if data.captioned else data.class_names,
         templates=data.templates,
         seed=model_seed(config),
     )
@@ -55,7 +56,7 @@ def assemble(config: Config, listener: Listener, processes: Processes | None = N
     parts = Parts(
         config, model, data, device, precision, inputs, processes=processes or Processes()
     )
-    if can_stack(model):
+    if can_stack(model) and not data.captioned:
         stacked = StackedClients(
             model, products=product_dtype(precision), compiled=config.engine.compile
         )
@@ -74,6 +75,7 @@ def load_data(config: Config, listener: Listener) -> FederatedData:
         to_pixels=pixels.to_pixels,
         pixels_key=pixels.key,
         progress=listener.images,
+        captions=config.task == "contrastive",
     )
 
 
@@ -92,10 +94,26 @@ def evaluate_parts(
         "precision": parts.precision,
         "batch_size": _batch_size(parts.config),
     }
+    if parts.data.captioned:
+        return _evaluate_captions(parts, personal, how)
     with parts.model.zero_shot() if base else nullcontext():
         if personal is not None:
             return evaluate_personal(classifier, images, parts.data, **how)
         return evaluate_federation(classifier(), images, parts.data, **how)
+
+
+def _evaluate_captions(
+    parts: Parts, personal: RunState | None, how: dict[str, Any]
+) -> dict[str, Any]:
+    """Retrieval by the model as it stands, or by each client's own."""
+    if personal is None:
+        return evaluate_pairs(parts.model, parts.images, parts.data, **how)
+
+    def own(client_id: str) -> CLIPLoRAWrapper:
+        parts.model.set_parameters(personal.of(client_id))
+        return parts.model
+
+    return evaluate_personal_pairs(own, parts.images, parts.data, **how)
 
 
 def answer_all(
@@ -184,6 +202,13 @@ def check_partition(data: FederatedData, folder: RunFolder) -> None:
             f"{folder.path / PARTITION}: the data or its partition has changed since the run "
             "began; put the data back as it was, or start a new run"
         )
+
+
+def model_config(config: Config) -> ModelConfig:
+    """The model's configuration: captions need no classifier, and leave room for any classes."""
+    if config.task == "classification":
+        return config.model
+    return config.model.model_copy(update={"head": "text"})
 
 
 def model_seed(config: Config) -> int:

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MAY_HAVE_SITES = {"icons", "imagefolder", "hub"}
+from fedclip.config_task import task_problems
+
+MAY_HAVE_SITES = {"icons", "imagefolder", "hub", "pairs"}
 """Data sets that may come with sites, whose number then stands in for `num_clients`."""
 
 
@@ -81,11 +83,9 @@ def _cohort_fits(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
         )
 
 
-def _path_where_needed(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
-    name = lookup(values, "data.name")
-    if name in ("imagefolder", "hub") and lookup(values, "data.path") is None:
-        what = "the folder of images" if name == "imagefolder" else "a hub id or a local path"
-        yield CrossProblem("data.path", f"data.path must name {what} with data.name: {name}")
+def _task(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    for key, text in task_problems(lambda key: lookup(values, key)):
+        yield CrossProblem(key, text)
 
 
 def _classes_agree(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
@@ -279,8 +279,8 @@ CHECKS = (
     _strategies_compose,
     _something_left_to_train_on,
     _cohort_fits,
-    _path_where_needed,
     _classes_agree,
     _images_that_stay,
     _classes_can_change,
+    _task,
 )

@@ -16,6 +16,7 @@ from fedclip.engines.processes import ShardedEngine
 from fedclip.engines.sequential import SequentialEngine
 from fedclip.errors import UsageError
 from fedclip.federated.client import LocalSettings
+from fedclip.federated.objectives import Contrastive, classification
 from fedclip.federated.server import Engine
 from fedclip.layer_names import check_hits, owners
 from fedclip.models.inputs import FrozenInputs, frozen_numbers
@@ -32,6 +33,7 @@ def settle_engine(parts: Parts, listener: Listener) -> Parts:
     check_hits("optimizer.rate_pattern", parts.config.optimizer.rate_pattern, trained)
     engine = parts.config.engine
     unstackable = {
+        "learning from captions": parts.data.captioned,
         "full fine-tuning": not parts.model.is_lora_enabled(),
         "DoRA": parts.config.model.lora.use_dora,
         "fp16, whose loss scale is each client's own,": parts.precision == "fp16",
@@ -110,6 +112,7 @@ def local_settings(config: Config, precision: str) -> LocalSettings:
         precision=precision,
         augment=config.data.augment,
         rate_pattern=config.optimizer.rate_pattern,
+        smallest_batch=1 if config.task == "classification" else 2,  # one pair teaches nothing
     )
 
 
@@ -127,7 +130,8 @@ def create_engine(parts: Parts) -> Engine:
 
 
 def _sequential(parts: Parts) -> Engine:
-    return SequentialEngine(parts.model, **_common(parts))
+    objective = Contrastive(parts.data.class_names) if parts.data.captioned else classification
+    return SequentialEngine(parts.model, **_common(parts), objective=objective)
 
 
 def _batched(parts: Parts) -> Engine:

@@ -71,15 +71,27 @@ def run(
         _heard(listener, processes) as listener,
     ):
         parts = assemble(config, listener, processes)
-        if config.evaluation.keep_best and not len(parts.data.validation):
-            raise UsageError(
-                "evaluation.keep_best chooses by validation accuracy, but there are no validation "
-                "examples; raise data.validation_fraction, or use more data"
-            )
+        _check_measurable(parts)
         if not processes.is_first:
             return _follow(parts, path)
         folder = RunFolder.create(path, dump_config(parts.config))
         return _execute(parts, folder, listener, started)
+
+
+def _check_measurable(parts: Parts) -> None:
+    """Refuse a run that cannot be judged as it is to be."""
+    if parts.config.evaluation.keep_best and not len(parts.data.validation):
+        raise UsageError(
+            "evaluation.keep_best chooses by validation accuracy, but there are no validation "
+            "examples; raise data.validation_fraction, or use more data"
+        )
+    tested = any(len(client.test) for client in parts.data.clients)
+    if not tested and choose_strategy(parts).personal:
+        raise UsageError(
+            "federation.strategy: models of the clients' own are judged on their own test "
+            "examples, and no client has any; raise data.test_fraction, leave out data.shots, or "
+            "use a strategy that shares one model"
+        )
 
 
 def resume(folder: str | Path, *, listener: Listener | None = None) -> Run:
@@ -202,6 +214,8 @@ def _before_training(parts: Parts, personal: RunState | None) -> dict[str, Any]:
     """Round 0: the untrained model, and the base model with CLIP's own zero-shot classifier."""
     figures = evaluate_parts(parts, personal=personal)
     zero_shot = figures["accuracy"]
+    if parts.data.captioned:
+        figures["zero_shot_retrieval"] = figures["retrieval"]
     if parts.model.head != "text":
         zero_shot = evaluate_parts(parts, base=True, personal=personal)["accuracy"]
     return {"server_round": 0, "zero_shot_accuracy": zero_shot} | figures
@@ -256,8 +270,7 @@ def _record_partition(data: FederatedData, folder: RunFolder, listener: Listener
         check_partition(data, folder)
     else:
         folder.write_json(PARTITION, data.partition_record())
-    rows = zip((c.client_id for c in data.clients), data.table("train"), strict=True)
-    listener.partition(data.class_names, dict(rows))
+    listener.partition(*data.training_table())
 
 
 def _finish_run(parts: Parts, folder: RunFolder, checkpoint: Checkpoint, clock: Stopwatch) -> Run:

@@ -11,6 +11,7 @@ from fedclip.assembly import (
     assemble,
     check_partition,
     evaluate_parts,
+    model_config,
     model_seed,
 )
 from fedclip.checkpoint import Checkpoint
@@ -43,7 +44,7 @@ def info(target: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     run_folder = RunFolder.open(path) if path.is_dir() else None
     config = load_config(run_folder.path / CONFIG if run_folder else path, overrides)
     model = create_clip_model(
-        config.model, class_names=_class_names(config), seed=model_seed(config)
+        model_config(config), class_names=_class_names(config), seed=model_seed(config)
     )
     counts = model.get_model_summary()
     traffic = expected_traffic(config, model.trainable())
@@ -70,8 +71,14 @@ def evaluate(
     base model (`evaluation.detail.in_detail`).
     """
     run_folder = finished(folder)
+    config = load_config(run_folder.path / CONFIG)
+    if detail and config.task == "contrastive":
+        raise UsageError(
+            f"--full: {folder} has learned from captions, and these figures are about classes; "
+            "leave it out for the recalls"
+        )
     with listener or Listener() as listener:
-        parts = assemble(load_config(run_folder.path / CONFIG), listener)
+        parts = assemble(config, listener)
         check_partition(parts.data, run_folder)
         personal = None
         if choose_strategy(parts).personal:
@@ -96,6 +103,8 @@ def _detail(parts: Parts, personal: RunState | None) -> dict[str, Any]:
 def _class_names(config: Config) -> tuple[str, ...] | None:
     """The classes, as far as counting needs them: only a linear head's size depends on them."""
     data = config.data
+    if config.task == "contrastive":
+        return None
     if data.class_names:
         return data.class_names
     try:

@@ -10,6 +10,8 @@ from fedclip.checkpoint import Checkpoint
 from fedclip.models.clip import adapter_sha256
 from fedclip.parts import Parts
 
+_RETRIEVAL = ("zero_shot_retrieval", "retrieval")  # of the first line, and of the last
+
 
 def summarise(
     parts: Parts, checkpoint: Checkpoint, metrics: list[dict[str, Any]]
@@ -17,7 +19,9 @@ def summarise(
     """All of `summary.json` but the seconds, of the lines of `metrics.jsonl`."""
     config, counts, last = parts.config, parts.model.get_model_summary(), metrics[-1]
     trainings = parts.clients_per_round * config.federation.rounds
+    retrieval = {key: line[key] for line in metrics for key in _RETRIEVAL if key in line}
     return {
+        "task": config.task,
         "model": config.model.model_name,
         "data": config.data.name,
         "strategy": config.federation.strategy,
@@ -45,6 +49,7 @@ def summarise(
         "versions": {
             name: version(name) for name in ("fedclip", "torch", "transformers", "peft", "numpy")
         },
+        **retrieval,
         **evaluate_unseen(
             parts, checkpoint.state, (metrics[0]["zero_shot_accuracy"], last["accuracy"])
         ),

@@ -55,6 +55,10 @@ class Validation:
         """Open a finished run whose base and head are those of the adapters to be merged."""
         folder = finished(run)
         config = load_config(folder.path / CONFIG)
+        if config.task == "contrastive":
+            raise UsageError(
+                f"{run} has learned from captions; weights are searched by the accuracy on classes"
+            )
         data = load_data(config, listener)
         check_partition(data, folder)
         if not len(data.validation):
