@@ -23,6 +23,7 @@ from fedclip.federated.client import LocalSettings, batches_of
 from fedclip.federated.objectives import contrastive_loss
 from fedclip.inspection import evaluate, info
 from fedclip.models.base import base_folder
+from fedclip.models.clip import create_clip_model
 from fedclip.reports.progress import Listener
 from fedclip.seeding import seed_for
 from tests.captions_help import picture, rows_of, write_pairs
@@ -154,6 +155,15 @@ def test_recall_of_nothing_is_unknown():
 
 
 # --- runs ---
+
+
+def test_texts_as_they_are_and_as_classes():
+    model = create_clip_model(
+        {"model_name": "tiny"}, class_names=["cat", "dog"], templates=["a {}"]
+    )
+    texts = model.encode_texts(["a cat", "a dog"])
+    assert torch.allclose(texts, model.text_features(), atol=1e-6)
+    assert torch.allclose(texts.norm(dim=1), torch.ones(2))
 
 
 @pytest.fixture(scope="module")

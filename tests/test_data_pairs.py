@@ -16,6 +16,7 @@ from fedclip.data.captions import with_captions
 from fedclip.data.datasets import load_source
 from fedclip.data.federation import load_federated
 from fedclip.errors import FedclipWarning, UsageError
+from fedclip.experiment import with_absolute_paths
 from tests.captions_help import picture, rows_of, write_pairs
 from tests.data_help import all_unique, everything, to_pixels
 
@@ -294,6 +295,13 @@ def test_shards(tmp_path, offline):
         assert np.asarray(source.images.open(3))[..., 2].mean() > 200
     one = load_source("pairs", path=str(tmp_path / "shards/1.tar"))
     assert one.class_names == ("a blue square", "a white square")
+
+
+def test_a_pattern_of_shards_is_kept_by_its_full_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = {"name": "pairs", "path": "shards/*.tar?site=__url__"}
+    config = with_absolute_paths(config_from_dict({"task": "contrastive", "data": data}))
+    assert config.data.path == f"{tmp_path.resolve()}/shards/*.tar?site=__url__"
 
 
 def test_shards_that_are_not_there(tmp_path, offline):

@@ -125,3 +125,11 @@ def test_shots_go_with_held_out_sites_and_natural_clients():
     assert sum(data.counts(trained)) > 200
     assert {client.client_id for client in data.clients} <= set(ICONS.site_names[:-9])
     assert any(len(client.test) for client in data.clients)
+
+
+def test_shots_of_base_classes_alone():
+    data = load(num_clients=2, name="digits", shots=3, train_classes=0.5, partition={"name": "iid"})
+    trained = np.concatenate([client.train for client in data.clients])
+    assert data.counts(trained) == [3] * 5
+    assert data.new_classes is not None
+    assert len(data.new_classes.test) > 100

@@ -128,7 +128,8 @@ def with_absolute_paths(config: Config) -> Config:
     """The configuration with local files by their full path: a run may go on from elsewhere."""
     data, model = config.data, config.model
     folder, mark, options = (data.path or "").partition("?")  # as of the hub's data sets
-    if folder and Path(folder).exists():
+    shards = folder.endswith(".tar")  # one, or a pattern of them
+    if folder and (Path(folder).exists() or shards):
         data = data.model_copy(update={"path": f"{Path(folder).resolve()}{mark}{options}"})
     start = RANDOM if model.model_name.startswith(RANDOM) else ""
     name = model.model_name.removeprefix(start)

@@ -32,7 +32,12 @@ def with_captions(source: ImageSource) -> ImageSource:
         return source
     texts = [source.templates[0].replace("{}", name) for name in source.class_names]
     number, captions = numbered(texts)
-    return replace(source, labels=number[source.labels], class_names=captions)
+    return replace(
+        source,
+        labels=number[source.labels],
+        class_names=captions,
+        templates=source.templates[:1],  # what other classes will be put in
+    )
 
 
 def require_no_classes(source: ImageSource, name: str, shots: int | None) -> None:
