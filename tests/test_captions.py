@@ -158,9 +158,8 @@ def test_recall_of_nothing_is_unknown():
 
 
 def test_texts_as_they_are_and_as_classes():
-    model = create_clip_model(
-        {"model_name": "tiny"}, class_names=["cat", "dog"], templates=["a {}"]
-    )
+    pets = {"class_names": ["cat", "dog"], "templates": ["a {}"]}
+    model = create_clip_model({"model_name": "tiny"}, **pets)
     texts = model.encode_texts(["a cat", "a dog"])
     assert torch.allclose(texts, model.text_features(), atol=1e-6)
     assert torch.allclose(texts.norm(dim=1), torch.ones(2))

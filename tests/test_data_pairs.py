@@ -293,6 +293,9 @@ def test_shards(tmp_path, offline):
         assert source.class_names == ("a red square", "a blue square", "a white square")
         assert source.labels.tolist() == [0, 1, 0, 1, 2]
         assert np.asarray(source.images.open(3))[..., 2].mean() > 200
+    by_shard = load_source("pairs", path=f"{tmp_path}/shards/*.tar?site=__url__")
+    assert by_shard.site_names == ("0", "1")
+    assert by_shard.sites.tolist() == [0, 0, 0, 1, 1]
     one = load_source("pairs", path=str(tmp_path / "shards/1.tar"))
     assert one.class_names == ("a blue square", "a white square")
 

@@ -280,6 +280,9 @@ def _sites(name: str, table: Any, column: str | None) -> tuple[np.ndarray | None
     if column not in table.features:
         raise UsageError(f"data.path: {name} has no column {column!r}: {_list(table.features)}")
     indices, names = _labels(table, column)
+    short = [Path(name).stem for name in names]
+    if column == "__url__" and len(set(short)) == len(names):  # webdataset's: a site is a shard
+        names = short
     return indices, tuple(names)
 
 
