@@ -7,6 +7,7 @@ import torch
 
 import fedclip
 from fedclip import experiment, inspection
+from fedclip.assembly import with_absolute_paths
 from fedclip.config_io import config_from_dict
 from fedclip.errors import UsageError
 from fedclip.export import export
@@ -175,5 +176,5 @@ def test_folders_of_tasks_are_found_again_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images" / "a").mkdir(parents=True)
     settings = config() | {"tasks": {**TASKS, "own": {"name": "imagefolder", "path": "images"}}}
-    absolute = experiment.with_absolute_paths(config_from_dict(settings))
+    absolute = with_absolute_paths(config_from_dict(settings))
     assert absolute.tasks["own"].path == str(tmp_path / "images")

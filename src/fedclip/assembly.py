@@ -1,19 +1,20 @@
-"""From a configuration to the parts of a run, and their figures."""
+"""From a configuration to the parts of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from fedclip.compute import product_dtype, resolve_device, resolve_precision
-from fedclip.config import Config
+from fedclip.config import Config, DataConfig, ModelConfig
 from fedclip.data.datasets import load_source
 from fedclip.data.federation import FederatedData, load_federated
 from fedclip.engine_choice import settle_engine, settle_task_engines
 from fedclip.engines.processes import Processes
 from fedclip.errors import UsageError
-from fedclip.models.base import load_pixels
+from fedclip.models.base import EMBEDDED, RANDOM, load_pixels
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.models.inputs import PixelInputs
 from fedclip.models.stacked import StackedClients, can_stack
@@ -22,8 +23,7 @@ from fedclip.reports.progress import Listener
 from fedclip.runs import PARTITION, RunFolder
 from fedclip.seeding import seed_for
 
-if TYPE_CHECKING:
-    pass
+Data = TypeVar("Data", bound=DataConfig)
 
 
 class Recorded(Protocol):
@@ -53,8 +53,8 @@ def assemble(config: Config, listener: Listener, processes: Processes | None = N
     device = resolve_device(config.device)
     data = load_data(config, listener)
     model = create_clip_model(
-        config.model,
-        class_names=data.class_names,
+        model_config(config),
+        class_names=None if data.captioned else data.class_names,
         templates=data.templates,
         seed=model_seed(config),
     )
@@ -67,7 +67,7 @@ def assemble(config: Config, listener: Listener, processes: Processes | None = N
         device=device,
         precision=precision,
         images=PixelInputs(data.pixels, device),
-        stacked=_stacked(config, model, precision),
+        stacked=None if data.captioned else _stacked(config, model, precision),
         processes=processes or Processes(),
     )
     return settle_engine(parts, listener)
@@ -152,6 +152,7 @@ def load_data(config: Config, listener: Listener) -> FederatedData:
         to_pixels=pixels.to_pixels,
         pixels_key=pixels.key,
         progress=listener.images,
+        captions=config.task == "contrastive",
     )
 
 
@@ -164,6 +165,37 @@ def check_partition(data: Recorded, folder: RunFolder) -> None:
         )
 
 
+def model_config(config: Config) -> ModelConfig:
+    """The model's configuration: captions need no classifier, and leave room for any classes."""
+    if config.task == "classification":
+        return config.model
+    return config.model.model_copy(update={"head": "text"})
+
+
 def model_seed(config: Config) -> int:
     """Seed of what is drawn when the model is made: adapter, linear head, random base weights."""
     return seed_for(config.seed, "model")
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with local files by their full path: a run may go on from elsewhere."""
+    model = config.model
+    tasks = {name: _with_absolute_path(task) for name, task in config.tasks.items()}
+    start = RANDOM if model.model_name.startswith(RANDOM) else ""
+    name = model.model_name.removeprefix(start)
+    if name not in EMBEDDED and Path(name).is_dir():
+        model = model.model_copy(update={"model_name": f"{start}{Path(name).resolve()}"})
+    file, colon, attribute = config.federation.strategy.rpartition(":")  # a class of one's own
+    name = f"{Path(file).resolve()}:{attribute}" if colon else attribute
+    federation = config.federation.model_copy(update={"strategy": name})
+    data = _with_absolute_path(config.data)
+    changed = {"data": data, "tasks": tasks, "model": model, "federation": federation}
+    return config.model_copy(update=changed)
+
+
+def _with_absolute_path(data: Data) -> Data:
+    folder, mark, options = (data.path or "").partition("?")  # as of the hub's data sets
+    shards = folder.endswith(".tar")  # one, or a pattern of them
+    if not folder or not (Path(folder).exists() or shards):
+        return data
+    return data.model_copy(update={"path": f"{Path(folder).resolve()}{mark}{options}"})

@@ -71,7 +71,11 @@ def resume_run(folder: Path) -> None:
 def _conclude(run: Run) -> None:
     if not _is_first():
         return
+    from fedclip.reports.tables import retrieval_rows
+
     summary = run.summary
+    if rows := retrieval_rows(summary):
+        show_rows(rows, as_json=False)
     click.echo(
         f"accuracy {summary['accuracy']:.3f} (zero-shot {summary['zero_shot_accuracy']:.3f}) "
         f"after {summary['rounds']} rounds\nrun folder: {run.folder}"

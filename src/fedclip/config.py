@@ -179,7 +179,7 @@ class EngineConfig(Section):
         "batched",
         description=(
             "`batched`: many clients in one pass over the shared weights; `sequential`: one after "
-            "another, the readable reference (full fine-tuning and DoRA always take it)."
+            "another, the readable reference (full fine-tuning, DoRA and captions always take it)."
         ),
     )
     group_size: int | None = Field(
@@ -227,6 +227,11 @@ class Config(Section):
     """A whole run."""
 
     seed: int = Field(0, ge=0, description="Seed from which every named draw follows.")
+    task: Literal["classification", "contrastive"] = Field(
+        "classification",
+        description="What is learned: images to classes, or image-caption pairs "
+        "(see the page on captions).",
+    )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = Field(
         "auto",
         description="`auto` takes the first accelerator there is.",

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fedclip.config_checks_captions import caption_problems
 from fedclip.config_checks_tasks import sharing_problems, task_problems, task_views
 from fedclip.config_lookup import CrossProblem, lookup, number
 
 __all__ = ["CrossProblem", "cross_problems", "lookup"]
 
-MAY_HAVE_SITES = {"icons", "imagefolder", "hub"}
+MAY_HAVE_SITES = {"icons", "imagefolder", "hub", "pairs"}
 """Data sets that may come with sites, whose number then stands in for `num_clients`."""
 
 
@@ -71,11 +72,9 @@ def _cohort_fits(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
         )
 
 
-def _path_where_needed(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
-    name = lookup(values, "data.name")
-    if name in ("imagefolder", "hub") and lookup(values, "data.path") is None:
-        what = "the folder of images" if name == "imagefolder" else "a hub id or a local path"
-        yield CrossProblem("data.path", f"data.path must name {what} with data.name: {name}")
+def _captions(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    for key, text in caption_problems(lambda key: lookup(values, key)):
+        yield CrossProblem(key, text)
 
 
 def _classes_agree(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
@@ -277,7 +276,6 @@ CHECKS = (
 DATA_CHECKS = (  # of `data`, or of each task in its place
     _something_left_to_train_on,
     _cohort_fits,
-    _path_where_needed,
     _classes_agree,
     _images_that_stay,
 )

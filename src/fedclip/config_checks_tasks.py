@@ -43,6 +43,11 @@ def task_problems(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
             f"model.{key} makes one linear classifier, but every task has classes of its own; use "
             "model.head: text, and leave model.num_classes out",
         )
+    if lookup(values, "task") == "contrastive":
+        yield CrossProblem(
+            "tasks",
+            "tasks are told apart by classes, but task is contrastive; leave one of them out",
+        )
     if lookup(values, "federation.strategy") == "centralised":
         yield CrossProblem(
             "federation.strategy",

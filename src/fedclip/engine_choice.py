@@ -17,6 +17,7 @@ from fedclip.engines.sequential import SequentialEngine
 from fedclip.engines.tasks import TaskEngine
 from fedclip.errors import UsageError
 from fedclip.federated.client import LocalSettings
+from fedclip.federated.objectives import Contrastive, classification
 from fedclip.federated.server import Engine
 from fedclip.layer_names import check_hits, owners
 from fedclip.models.inputs import FrozenInputs, frozen_numbers
@@ -52,6 +53,7 @@ def _settled(
     check_hits("optimizer.rate_pattern", parts.config.optimizer.rate_pattern, trained)
     engine = parts.config.engine
     unstackable = {
+        "learning from captions": any(task.data.captioned for task in tasks),
         "full fine-tuning": not parts.model.is_lora_enabled(),
         "DoRA": parts.config.model.lora.use_dora,
         "fp16, whose loss scale is each client's own,": parts.precision == "fp16",
@@ -140,6 +142,7 @@ def local_settings(config: Config, precision: str) -> LocalSettings:
         precision=precision,
         augment=config.data.augment,
         rate_pattern=config.optimizer.rate_pattern,
+        smallest_batch=1 if config.task == "classification" else 2,  # one pair teaches nothing
     )
 
 
@@ -165,7 +168,8 @@ def create_engine(parts: Parts | TaskParts) -> Engine:
 
 
 def _sequential(parts: Parts) -> Engine:
-    return SequentialEngine(parts.model, **_common(parts))
+    objective = Contrastive(parts.data.class_names) if parts.data.captioned else classification
+    return SequentialEngine(parts.model, **_common(parts), objective=objective)
 
 
 def _batched(parts: Parts) -> Engine:

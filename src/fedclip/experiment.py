@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from fedclip.assembly import assemble_run, check_partition
+from fedclip.assembly import assemble_run, check_partition, with_absolute_paths
 from fedclip.checkpoint import Checkpoint
 from fedclip.compute import resolve_device
-from fedclip.config import Config, DataConfig
+from fedclip.config import Config
 from fedclip.config_io import config_from_dict, dump_config, load_config
 from fedclip.engine_choice import create_engine
 from fedclip.engines.processes import Processes
@@ -23,7 +23,6 @@ from fedclip.errors import UsageError
 from fedclip.federated.server import RoundResult, run_rounds
 from fedclip.federated.strategies import Strategy
 from fedclip.figures import evaluate_merged, evaluate_run
-from fedclip.models.base import EMBEDDED, RANDOM
 from fedclip.parts import Parts, TaskParts
 from fedclip.records import ClientReport, RunState
 from fedclip.reports.curves import curves_png
@@ -32,8 +31,6 @@ from fedclip.runs import PARTITION, SUMMARY, RunFolder, next_folder
 from fedclip.saving import save_adapters
 from fedclip.strategy_choice import choose_strategy
 from fedclip.summary import summarise
-
-Data = TypeVar("Data", bound=DataConfig)
 
 
 @dataclass(frozen=True)
@@ -73,15 +70,26 @@ def run(
         _heard(listener, processes) as listener,
     ):
         parts = assemble_run(config, listener, processes)
-        if config.evaluation.keep_best and not parts.has_validation:
-            raise UsageError(
-                "evaluation.keep_best chooses by validation accuracy, but there are no validation "
-                "examples; raise data.validation_fraction, or use more data"
-            )
+        _check_measurable(parts)
         if not processes.is_first:
             return _follow(parts, path)
         folder = RunFolder.create(path, dump_config(parts.config))
         return _execute(parts, folder, listener, started)
+
+
+def _check_measurable(parts: Parts | TaskParts) -> None:
+    """Refuse a run that cannot be judged as it is to be."""
+    if parts.config.evaluation.keep_best and not parts.has_validation:
+        raise UsageError(
+            "evaluation.keep_best chooses by validation accuracy, but there are no validation "
+            "examples; raise data.validation_fraction, or use more data"
+        )
+    if not parts.has_client_tests and choose_strategy(parts).personal:
+        raise UsageError(
+            "federation.strategy: models of the clients' own are judged on their own test "
+            "examples, and no client has any; raise data.test_fraction, leave out data.shots, or "
+            "use a strategy that shares one model"
+        )
 
 
 def resume(folder: str | Path, *, listener: Listener | None = None) -> Run:
@@ -112,29 +120,6 @@ def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
     if isinstance(config, Mapping):
         return config_from_dict(config)
     return load_config(Path(config))
-
-
-def with_absolute_paths(config: Config) -> Config:
-    """The configuration with local files by their full path: a run may go on from elsewhere."""
-    model = config.model
-    tasks = {name: _with_absolute_path(task) for name, task in config.tasks.items()}
-    start = RANDOM if model.model_name.startswith(RANDOM) else ""
-    name = model.model_name.removeprefix(start)
-    if name not in EMBEDDED and Path(name).is_dir():
-        model = model.model_copy(update={"model_name": f"{start}{Path(name).resolve()}"})
-    file, colon, attribute = config.federation.strategy.rpartition(":")  # a class of one's own
-    name = f"{Path(file).resolve()}:{attribute}" if colon else attribute
-    federation = config.federation.model_copy(update={"strategy": name})
-    data = _with_absolute_path(config.data)
-    changed = {"data": data, "tasks": tasks, "model": model, "federation": federation}
-    return config.model_copy(update=changed)
-
-
-def _with_absolute_path(data: Data) -> Data:
-    folder, mark, options = (data.path or "").partition("?")  # as of the hub's data sets
-    if not folder or not Path(folder).exists():
-        return data
-    return data.model_copy(update={"path": f"{Path(folder).resolve()}{mark}{options}"})
 
 
 def _execute(
@@ -212,6 +197,8 @@ def _before_training(parts: Parts | TaskParts, state: RunState, personal: bool) 
     """Round 0: the untrained model, and the base model with CLIP's own zero-shot classifier."""
     figures = evaluate_run(parts, state, personal=personal)
     zero_shot = figures["accuracy"]
+    if "retrieval" in figures:
+        figures["zero_shot_retrieval"] = figures["retrieval"]
     if parts.model.head != "text":
         zero_shot = evaluate_run(parts, state, base=True, personal=personal)["accuracy"]
     return {"server_round": 0, "zero_shot_accuracy": zero_shot} | figures
@@ -267,9 +254,7 @@ def _record_partition(parts: Parts | TaskParts, folder: RunFolder, listener: Lis
     else:
         folder.write_json(PARTITION, parts.partition_record())
     for task in parts.tasks.values() if isinstance(parts, TaskParts) else (parts,):
-        data = task.data
-        rows = zip((c.client_id for c in data.clients), data.table("train"), strict=True)
-        listener.partition(data.class_names, dict(rows))
+        listener.partition(*task.data.training_table())
 
 
 def _finish_run(

@@ -19,6 +19,8 @@ from fedclip.evaluation.federated import (
     together,
 )
 from fedclip.evaluation.forgetting import How, base_to_new, forgetting
+from fedclip.evaluation.retrieval import evaluate_pairs, evaluate_personal_pairs
+from fedclip.models.clip import CLIPLoRAWrapper
 from fedclip.models.inputs import PixelInputs
 from fedclip.parts import Parts, TaskParts
 from fedclip.records import RunState
@@ -90,10 +92,26 @@ def evaluate_parts(
         "precision": parts.precision,
         "batch_size": _batch_size(parts.config),
     }
+    if parts.data.captioned:
+        return _evaluate_captions(parts, personal, how)
     with parts.model.zero_shot() if base else nullcontext():
         if personal is not None:
             return evaluate_personal(classifier, images, parts.data, **how)
         return evaluate_federation(classifier(), images, parts.data, **how)
+
+
+def _evaluate_captions(
+    parts: Parts, personal: RunState | None, how: dict[str, Any]
+) -> dict[str, Any]:
+    """Retrieval by the model as it stands, or by each client's own."""
+    if personal is None:
+        return evaluate_pairs(parts.model, parts.images, parts.data, **how)
+
+    def own(client_id: str) -> CLIPLoRAWrapper:
+        parts.model.set_parameters(personal.of(client_id))
+        return parts.model
+
+    return evaluate_personal_pairs(own, parts.images, parts.data, **how)
 
 
 def answer_all(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedclip.assembly import assemble_run, check_partition, for_task, model_seed
+from fedclip.assembly import assemble_run, check_partition, for_task, model_config, model_seed
 from fedclip.checkpoint import Checkpoint
 from fedclip.config import Config
 from fedclip.config_io import load_config
@@ -44,7 +44,7 @@ def info(target: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     run_folder = RunFolder.open(path) if path.is_dir() else None
     config = load_config(run_folder.path / CONFIG if run_folder else path, overrides)
     model = create_clip_model(
-        config.model, class_names=_class_names(config), seed=model_seed(config)
+        model_config(config), class_names=_class_names(config), seed=model_seed(config)
     )
     counts = model.get_model_summary()
     traffic = expected_traffic(config, model.trainable())
@@ -72,8 +72,13 @@ def evaluate(
     every adapter on every task.
     """
     run_folder = finished(folder)
+    config = load_config(run_folder.path / CONFIG)
+    if detail and config.task == "contrastive":
+        raise UsageError(
+            f"--full: {folder} has learned from captions, and these figures are about classes; "
+            "leave it out for the recalls"
+        )
     with listener or Listener() as listener:
-        config = load_config(run_folder.path / CONFIG)
         if detail and config.tasks:
             raise UsageError(f"{folder} has several tasks; figures in detail are for runs on one")
         parts = assemble_run(config, listener)
@@ -128,6 +133,8 @@ def _class_names(config: Config) -> tuple[str, ...] | None:
     if config.tasks:
         return _class_names(for_task(config, next(iter(config.tasks))))
     data = config.data
+    if config.task == "contrastive":
+        return None
     if data.class_names:
         return data.class_names
     try:

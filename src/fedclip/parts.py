@@ -90,6 +90,11 @@ class Parts(Shared):
         """Whether there are validation examples."""
         return len(self.data.validation) > 0
 
+    @property
+    def has_client_tests(self) -> bool:
+        """Whether any client has test examples of its own."""
+        return any(len(client.test) for client in self.data.clients)
+
     def partition_record(self) -> dict[str, Any]:
         """What `partition.json` holds."""
         return self.data.partition_record()
@@ -131,6 +136,11 @@ class TaskParts(Shared):
     def has_validation(self) -> bool:
         """Whether every task has validation examples."""
         return all(task.has_validation for task in self.tasks.values())
+
+    @property
+    def has_client_tests(self) -> bool:
+        """Whether in every task any client has test examples of its own."""
+        return all(task.has_client_tests for task in self.tasks.values())
 
     def partition_record(self) -> dict[str, Any]:
         """What `partition.json` holds: the record of each task."""

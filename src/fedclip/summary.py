@@ -11,6 +11,8 @@ from fedclip.models.clip import adapter_sha256
 from fedclip.parts import Parts, TaskParts
 from fedclip.records import RunState, State
 
+_RETRIEVAL = ("zero_shot_retrieval", "retrieval")  # of the first line, and of the last
+
 
 def summarise(
     parts: Parts | TaskParts, checkpoint: Checkpoint, metrics: list[dict[str, Any]]
@@ -20,7 +22,9 @@ def summarise(
     trainings = sum(len(line.get("clients", ())) for line in metrics)
     state = checkpoint.state
     several = isinstance(parts, TaskParts)
+    retrieval = {key: line[key] for line in metrics for key in _RETRIEVAL if key in line}
     return {
+        "task": config.task,
         "model": config.model.model_name,
         "data": ", ".join(config.tasks) if several else config.data.name,
         "strategy": config.federation.strategy,
@@ -48,6 +52,7 @@ def summarise(
         "versions": {
             name: version(name) for name in ("fedclip", "torch", "transformers", "peft", "numpy")
         },
+        **retrieval,
         **(_tasks(parts, state, metrics) if isinstance(parts, TaskParts) else {}),
         **({"groups": _groups(state)} if state.groups else {}),
         **(

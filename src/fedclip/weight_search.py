@@ -61,6 +61,10 @@ class Validation:
         """
         folder = finished(run)
         config = load_config(folder.path / CONFIG)
+        if config.task == "contrastive":
+            raise UsageError(
+                f"{run} has learned from captions; weights are searched by the accuracy on classes"
+            )
         if not config.tasks:
             data = load_data(config, listener)
             check_partition(data, folder)

@@ -74,6 +74,8 @@ class CLIPLoRAWrapper(ManyTasks):
         self._std = nn.Buffer(std, persistent=False)
         if class_names is not None:
             self.text_head.set_classes(checked_classes(class_names, num_classes), templates)
+        elif templates is not None:
+            self.text_head.use_templates(templates)
         self._settle_head()
         self.eval()
 
@@ -190,6 +192,10 @@ class CLIPLoRAWrapper(ManyTasks):
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """L2-normalised image features `[batch, dim]`, fp32, of what `forward` takes."""
         return F.normalize(self.embed(pixels), dim=-1)
+
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """L2-normalised features `[texts, dim]`, fp32, of texts as they are, without templates."""
+        return self.text_head.encode(self.clip, texts)
 
     def text_features(self) -> torch.Tensor:
         """L2-normalised text features `[classes, dim]`, fp32; kept while the text tower holds."""

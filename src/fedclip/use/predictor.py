@@ -58,6 +58,11 @@ class Predictor:
         `labels` are classes for this call alone; a linear head refuses them by a UsageError.
         """
         names = tuple(labels or self.class_names)
+        if not names:
+            raise UsageError(
+                "labels: this run has learned from captions and has no classes of its own; name "
+                'some (--labels "a dog,a cat")'
+            )
         if names != self.model.class_names:
             require_text_head(self.model, "labels")
             self.model.set_classes(names, self.model.templates)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedclip.assembly import model_seed
+from fedclip.assembly import model_config, model_seed
 from fedclip.config_io import load_config
 from fedclip.errors import UsageError
 from fedclip.models.adapter_files import read_adapter
@@ -55,7 +55,7 @@ def load_run_model(folder: str | Path) -> CLIPLoRAWrapper:
     config = load_config(run_folder.path / CONFIG)
     _, notes, _ = read_adapter(adapter)
     model = create_clip_model(
-        config.model,
+        model_config(config),
         class_names=notes.class_names or None,
         templates=notes.templates or None,
         seed=model_seed(config),
