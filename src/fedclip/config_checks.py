@@ -276,6 +276,7 @@ CHECKS = (
 DATA_CHECKS = (  # of `data`, or of each task in its place
     _something_left_to_train_on,
     _cohort_fits,
+    _captions,
     _classes_agree,
     _images_that_stay,
 )
