@@ -27,6 +27,7 @@ from fedclip.bench.figures import interval
 DATA = ("digits", "fashion_mnist", "icons")
 # Parameters of ViT-B/32 and of LoRA on q, k, v, out of both towers, from `fedclip info`.
 B32 = {"base": 151_277_313, "r8": 983_040, "r16": 1_966_080}
+MIXED = {"icons": "ranks", "fashion_mnist": "ranks_fashion_mnist"}
 ENDS = ("local", "centralised")
 app = typer.Typer(help=__doc__)
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Runs at a time.")]
@@ -65,11 +66,13 @@ def strategies(jobs: Jobs = None) -> None:
 
 @app.command()
 def ranks(jobs: Jobs = None) -> None:
-    """Clients of different ranks on icons, and dynamic ranks on clothing photos."""
-    mixed, dynamic = _grid("ranks", jobs), _grid("dynamic_ranks", jobs)
+    """Clients of different ranks on icons and clothing photos, and dynamic ranks on the latter."""
+    mixed = {data: _grid(name, jobs) for data, name in MIXED.items()}
+    dynamic = _grid("dynamic_ranks", jobs)
     figures = {
-        f"{arm}_minus_rank_4": _difference(row, mixed["arms"]["rank_4"])["mean"]
-        for arm, row in mixed["arms"].items()
+        f"{arm}_minus_rank_4_{data}": _difference(row, grid["arms"]["rank_4"])["mean"]
+        for data, grid in mixed.items()
+        for arm, row in grid["arms"].items()
         if arm != "rank_4"
     }
     arms = dynamic["arms"]
@@ -77,7 +80,8 @@ def ranks(jobs: Jobs = None) -> None:
     figures["dynamic_rank_bytes_saved"] = (
         1 - arms["dynamic"]["bytes_total"] / arms["rank_8"]["bytes_total"]
     )
-    _write("ranks", figures, {"mixed": mixed, "dynamic": dynamic})
+    grids = {f"mixed_{data}": grid for data, grid in mixed.items()}
+    _write("ranks", figures, {**grids, "dynamic": dynamic})
 
 
 def _grid(name: str, jobs: int | None) -> dict[str, Any]:

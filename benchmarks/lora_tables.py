@@ -144,7 +144,9 @@ def _strategies(result: Mapping[str, Any], words: Mapping[str, Any]) -> str:
 
 def _ranks(result: Mapping[str, Any], words: Mapping[str, Any]) -> str:
     parts = []
-    for name in ("mixed", "dynamic"):
+    for name in ("mixed", "mixed_icons", "mixed_fashion_mnist", "dynamic"):
+        if name not in result["details"]:
+            continue
         grid = result["details"][name]
         (reference,) = grid["grid"]["reference"]
         rows = [

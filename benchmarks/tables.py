@@ -13,6 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.adapter_tables import ADAPTER_PAGES, adapter_tables
 from benchmarks.lora_tables import LORA_PAGES, lora_tables
 from benchmarks.speed_tables import SPEED_PAGES, speed_tables
 
@@ -79,6 +80,9 @@ def main(arguments: list[str]) -> int:
     pages = {name: {"main-job": table(result, words)} for name, words in HEADINGS.items()}
     pages |= {name: speed_tables(RESULT.parent, language) for name, language in SPEED_PAGES.items()}
     pages |= {name: lora_tables(RESULT.parent, language) for name, language in LORA_PAGES.items()}
+    pages |= {
+        name: adapter_tables(RESULT.parent, language) for name, language in ADAPTER_PAGES.items()
+    }
     stale = []
     for name, tables in pages.items():
         path = ROOT / name

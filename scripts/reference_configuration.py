@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from fedclip.config import Config
-from fedclip.config_words import default_words, expected, section_of
+from fedclip.config_words import default_words, expected, named_section_of, section_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference-configuration.md"
 
@@ -46,9 +46,24 @@ def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
             yield f"| `{prefix}{name}` | {values} | `{default}` | {field.description} |"
         yield ""
     for name, field in model.model_fields.items():
-        inner = section_of(field)
+        inner, named = section_of(field), named_section_of(field)
         if inner is not None:
             yield from _section(inner, f"{prefix}{name}.")
+        elif named is not None:
+            yield from _named_section(named, f"{prefix}{name}.<name>.")
+
+
+def _named_section(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """A section that may stand several times; keys that it has from another are not repeated."""
+    (base,) = model.__bases__
+    known = base.model_fields if issubclass(base, BaseModel) else {}
+    yield f"## `{prefix.rstrip('.')}`\n\n{model.__doc__} Keys as in `data`, and:\n"
+    yield "| key | values | default | meaning |\n|---|---|---|---|"
+    for name, field in model.model_fields.items():
+        if name not in known:
+            default = default_words(field)
+            yield f"| `{prefix}{name}` | {expected(field)} | `{default}` | {field.description} |"
+    yield ""
 
 
 def main() -> int:

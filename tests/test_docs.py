@@ -9,6 +9,7 @@ to compile. A Chinese page has the same code as its English twin, which stands f
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import re
 import shlex
@@ -159,7 +160,7 @@ def test_twins_have_the_same_code(page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what pages speak of: configurations, a finished run, images."""
+    """A folder with what pages speak of: configurations, a finished run, images, pairs."""
     place = tmp_path_factory.mktemp("docs")
     for name in ("configs", "examples"):
         shutil.copytree(ROOT / name, place / name)
@@ -172,6 +173,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = random.integers(0, 256, (40, 48, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     shutil.copytree(place / "my-images" / "hospital_a", place / "my-photos")
+    pairs = [
+        {"image": f"../{path}", "caption": f"{path.parent.name} lungs", "site": path.parts[1]}
+        for path in sorted(Path(p).relative_to(place) for p in place.glob("my-images/*/*/*.png"))
+    ]
+    (place / "my-pairs").mkdir()
+    with (place / "my-pairs" / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, ["image", "caption", "site"])
+        table.writeheader()
+        table.writerows(pairs)
     shutil.copy(place / "my-images/hospital_a/normal/0.png", place / "digit.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -191,6 +201,10 @@ def carry_out(words: list[str], patch: pytest.MonkeyPatch) -> None:
             words.append("model.model_name=tiny")
         if config.data.name in ("fashion_mnist", "hub"):
             words += ["data.name=digits", "data.path=null"]
+        for task, data in config.tasks.items():
+            words.append(f"tasks.{task}.max_train_examples=80")
+            if data.name == "fashion_mnist":
+                words.append(f"tasks.{task}.name=digits")
     if words[0] == "bench":  # hours of work; tests/test_bench.py carries a small grid out
         words += ["--dry-run"]
     patch.setattr(sys, "argv", ["fedclip", *words])

@@ -19,10 +19,10 @@ import fedclip as package
 from fedclip import base_folder, weight_search
 from fedclip.errors import UsageError
 from fedclip.inspection import evaluate
-from fedclip.merge import merge
+from fedclip.merge import merge, read_adapters
 from fedclip.models.adapter_layers import folded_model, read_lora
 from fedclip.models.clip import create_clip_model
-from fedclip.recipes import check_recipe, combine, read_adapters
+from fedclip.recipes import check_recipe, combine
 from fedclip.reports.progress import Listener
 from fedclip.weight_search import Validation
 from tests.conftest import Command
@@ -313,7 +313,7 @@ def test_what_a_search_judges_is_the_merged_model(tmp_path: Path, runs: list[Pat
     adapters = read_adapters(runs)
     merged, _ = combine(adapters, check_recipe(adapters, "cat", [1.0, 0.0]))
     for run in runs:
-        validation = Validation.of(run, adapters[0], Listener())
+        (validation,) = Validation.of_run(run, adapters[0], Listener())
         accuracy, loss = validation.judge(merged)
         validation.judge(adapters[1])
         assert validation.judge(merged) == (accuracy, loss)

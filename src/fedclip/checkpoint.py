@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedclip.errors import UsageError
@@ -81,4 +81,4 @@ class Checkpoint:
         self.best = {"server_round": record["server_round"], "validation_accuracy": accuracy}
         now = self.state
         ranks = {name: t for name, t in now.server.items() if name.startswith("rank/")}
-        self.best_state = RunState(now.shared, now.shift, ranks, now.private)
+        self.best_state = replace(now, server=ranks, news=None)

@@ -71,11 +71,18 @@ def resume_run(folder: Path) -> None:
 def _conclude(run: Run) -> None:
     if not _is_first():
         return
+    from fedclip.reports.tables import retrieval_rows
+
     summary = run.summary
+    if rows := retrieval_rows(summary):
+        show_rows(rows, as_json=False)
     click.echo(
         f"accuracy {summary['accuracy']:.3f} (zero-shot {summary['zero_shot_accuracy']:.3f}) "
         f"after {summary['rounds']} rounds\nrun folder: {run.folder}"
     )
+    if "adapters" in summary:
+        click.echo()
+        show_matrix(summary["adapters"])
 
 
 def merge_adapters(
@@ -130,6 +137,11 @@ def show_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 def show_evaluation(figures: Mapping[str, Any], as_json: bool) -> None:
     """Print an evaluation; one in detail has a table of classes and one of sites below."""
     detail = figures.get("detail")
+    if "adapters" in figures and not as_json:
+        show({key: value for key, value in figures.items() if key != "adapters"}, as_json=False)
+        click.echo()
+        show_matrix(figures["adapters"])
+        return
     if as_json or detail is None:
         show(figures, as_json)
         return
@@ -138,6 +150,15 @@ def show_evaluation(figures: Mapping[str, Any], as_json: bool) -> None:
     for name in ("classes", "sites"):
         click.echo()
         show_rows(detail[name], as_json=False)
+
+
+def show_matrix(adapters: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Print the accuracy of every adapter (rows) on every task (columns)."""
+    rows = []
+    for name, row in adapters.items():
+        cells = {task: None if value is None else f"{value:.3f}" for task, value in row.items()}
+        rows.append({"adapter": name, **cells})
+    show_rows(rows, as_json=False)
 
 
 def write_plots(detail: Mapping[str, Any], folder: Path) -> None:

@@ -24,6 +24,7 @@ from fedclip.config_ranks import (
     DynamicRankConfig,
 )
 from fedclip.config_section import AsTuple, Pattern, Section
+from fedclip.config_tasks import SharingConfig, TaskConfig, TaskName, laid_over
 
 __all__ = [
     "ClientConfig",
@@ -38,7 +39,9 @@ __all__ = [
     "OptimizerConfig",
     "PartitionConfig",
     "ServerOptimizerConfig",
+    "SharingConfig",
     "TargetModules",
+    "TaskConfig",
 ]
 
 DEFAULT_LEARNING_RATE = 1e-3
@@ -146,6 +149,7 @@ class FederationConfig(Section):
         DynamicRankConfig(), description="Ranks that change during the run."
     )
 
+    sharing: SharingConfig = Field(SharingConfig(), description="Who trains together.")
     server_optimizer: ServerOptimizerConfig = Field(
         ServerOptimizerConfig(), description="The server's optimizer."
     )
@@ -175,7 +179,7 @@ class EngineConfig(Section):
         "batched",
         description=(
             "`batched`: many clients in one pass over the shared weights; `sequential`: one after "
-            "another, the readable reference (full fine-tuning and DoRA always take it)."
+            "another, the readable reference (full fine-tuning, DoRA and captions always take it)."
         ),
     )
     group_size: int | None = Field(
@@ -223,6 +227,11 @@ class Config(Section):
     """A whole run."""
 
     seed: int = Field(0, ge=0, description="Seed from which every named draw follows.")
+    task: Literal["classification", "contrastive"] = Field(
+        "classification",
+        description="What is learned: images to classes, or image-caption pairs "
+        "(see the page on captions).",
+    )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = Field(
         "auto",
         description="`auto` takes the first accelerator there is.",
@@ -235,6 +244,10 @@ class Config(Section):
     client: ClientConfig = Field(ClientConfig(), description="Local training.")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="Local optimizer.")
     data: DataConfig = Field(DataConfig(), description="Data.")
+    tasks: dict[TaskName, TaskConfig] = Field(
+        {},
+        description="Several tasks in one federation, by name, instead of the one of `data`.",
+    )
     federation: FederationConfig = Field(FederationConfig(), description="Federation.")
     engine: EngineConfig = Field(EngineConfig(), description="Engine.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluation.")
@@ -254,6 +267,18 @@ class Config(Section):
             if isinstance(section, dict) and section.get("learning_rate") is None:
                 section["learning_rate"] = rate
         return {**data, **sections}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_take_after_data(cls, data: Any) -> Any:
+        """Let every task have what `data` says, but for what it says itself."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("tasks"), Mapping):
+            return data
+        common = _given(data.get("data", {}))
+        if not isinstance(common, Mapping):
+            return data
+        tasks = {name: laid_over(common, _given(own)) for name, own in data["tasks"].items()}
+        return {**data, "tasks": tasks}
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:

@@ -7,39 +7,30 @@ reported elsewhere), so that they can speak in the same breath as the checks of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-MAY_HAVE_SITES = {"icons", "imagefolder", "hub"}
+from fedclip.config_checks_captions import caption_problems
+from fedclip.config_checks_tasks import sharing_problems, task_problems, task_views
+from fedclip.config_lookup import CrossProblem, lookup, number
+
+__all__ = ["CrossProblem", "cross_problems", "lookup"]
+
+MAY_HAVE_SITES = {"icons", "imagefolder", "hub", "pairs"}
 """Data sets that may come with sites, whose number then stands in for `num_clients`."""
-
-
-@dataclass(frozen=True)
-class CrossProblem:
-    """Keys that do not fit together: the one to blame first, and what to say."""
-
-    key: str
-    text: str
 
 
 def cross_problems(values: Mapping[str, Any]) -> list[CrossProblem]:
     """Say what does not fit together in a configuration given as nested mappings."""
-    return [problem for check in CHECKS for problem in check(values)]
-
-
-def lookup(values: Any, key: str) -> Any:
-    """Value at `a.b.c`, or None where the way there ends."""
-    for part in key.split("."):
-        if not isinstance(values, Mapping) or part not in values:
-            return None
-        values = values[part]
-    return values
-
-
-def number(values: Mapping[str, Any], key: str) -> float | None:
-    """The number at a key; None for anything else."""
-    value = lookup(values, key)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    problems = [problem for check in CHECKS for problem in check(values)]
+    if not lookup(values, "tasks"):
+        return problems + [problem for check in DATA_CHECKS for problem in check(values)]
+    problems += task_problems(values)
+    for name, view in task_views(values):
+        own = f"tasks.{name}."
+        for problem in (problem for check in DATA_CHECKS for problem in check(view)):
+            key, text = (words.replace("data.", own) for words in (problem.key, problem.text))
+            problems.append(CrossProblem(key, text))
+    return problems
 
 
 def _learning_rates(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
@@ -81,11 +72,9 @@ def _cohort_fits(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
         )
 
 
-def _path_where_needed(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
-    name = lookup(values, "data.name")
-    if name in ("imagefolder", "hub") and lookup(values, "data.path") is None:
-        what = "the folder of images" if name == "imagefolder" else "a hub id or a local path"
-        yield CrossProblem("data.path", f"data.path must name {what} with data.name: {name}")
+def _captions(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    for key, text in caption_problems(lambda key: lookup(values, key)):
+        yield CrossProblem(key, text)
 
 
 def _classes_agree(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
@@ -133,7 +122,7 @@ LORA_STRATEGIES = {
 }
 """Strategies that work on the factors A and B."""
 
-_MEANS = {"fedavg", "fedit", "ffa", "rolora"}
+MEANS = {"fedavg", "fedit", "ffa", "rolora"}
 
 
 def _strategies_compose(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
@@ -148,7 +137,7 @@ def _strategies_compose(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
             f"federation.strategy: {strategy} combines LoRA factors, but model.lora.enabled is "
             "false; use fedavg, or train an adapter",
         )
-    dora_fits = _MEANS | {"fedsa", "qfedavg", "local", "centralised"}
+    dora_fits = MEANS | {"fedsa", "qfedavg", "local", "centralised"}
     if lookup(values, "model.lora.use_dora") is True and strategy not in dora_fits:
         yield CrossProblem(
             "model.lora.use_dora",
@@ -162,11 +151,11 @@ def _strategies_compose(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
                 "federation.scaffold recovers gradients by one learning rate for all tensors; "
                 "leave out optimizer.rate_pattern",
             )
-        if strategy not in _MEANS:
+        if strategy not in MEANS:
             yield CrossProblem(
                 "federation.scaffold",
                 f"federation.scaffold corrects gradients of tensors that are averaged one by one, "
-                f"which {strategy} does not do; use it with {', '.join(sorted(_MEANS))}",
+                f"which {strategy} does not do; use it with {', '.join(sorted(MEANS))}",
             )
         optimizer = lookup(values, "optimizer.name")
         if isinstance(optimizer, str) and optimizer != "sgd":
@@ -176,7 +165,7 @@ def _strategies_compose(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
                 f"which {optimizer}'s steps do not tell; set optimizer.name: sgd",
             )
     if number(values, "federation.ditto_mu") is not None:
-        fits = _MEANS | {"lora_fair", "qfedavg"}
+        fits = MEANS | {"lora_fair", "qfedavg"}
         if strategy not in fits:
             yield CrossProblem(
                 "federation.ditto_mu",
@@ -200,7 +189,7 @@ def _strategies_compose(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
                 "federation.dynamic_ranks turns them; use one of the two",
             )
     server = lookup(values, "federation.server_optimizer.name")
-    fits = _MEANS | {"fedsa", "lora_fair"}
+    fits = MEANS | {"fedsa", "lora_fair"}
     dynamic = lookup(values, "federation.dynamic_ranks.enabled") is True
     if isinstance(server, str) and server != "none" and (strategy not in fits or dynamic):
         yield CrossProblem(
@@ -273,14 +262,21 @@ def _classes_can_change(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
         )
 
 
+def _sharing_fits(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    return sharing_problems(values, MEANS)
+
+
 CHECKS = (
     _one_source_of_ranks,
     _learning_rates,
     _strategies_compose,
+    _sharing_fits,
+    _classes_can_change,
+)
+DATA_CHECKS = (  # of `data`, or of each task in its place
     _something_left_to_train_on,
     _cohort_fits,
-    _path_where_needed,
+    _captions,
     _classes_agree,
     _images_that_stay,
-    _classes_can_change,
 )

@@ -34,11 +34,13 @@ class PartitionConfig(Section):
 class DataConfig(Section):
     """The images, their classes and their division."""
 
-    name: Literal["digits", "fashion_mnist", "icons", "imagefolder", "hub"] = Field(
-        "digits", description="Data set."
+    name: Literal["digits", "fashion_mnist", "icons", "imagefolder", "hub", "pairs"] = Field(
+        "digits", description="Data set; `pairs` are images with captions."
     )
     path: Text | None = Field(
-        None, description="The folder of `imagefolder`; the hub id or local path of `hub`."
+        None,
+        description="The folder of `imagefolder`; the hub id or local path of `hub`; the table "
+        "(.csv, .tsv, .jsonl) or .tar shards of `pairs`.",
     )
     layout: Literal["auto", "classes", "sites"] = Field(
         "auto", description="What the folder's first level means (imagefolder)."
@@ -74,6 +76,22 @@ class DataConfig(Section):
         json_schema_extra={
             "expected": "a share between 0 and 1, a list of class names, or null (all)"
         },
+    )
+    test_sites: (
+        Annotated[float, Field(gt=0, lt=1)]
+        | Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)]
+        | None
+    ) = Field(
+        None,
+        description="Sites that nobody trains on, and whose images are the central test set: a "
+        "share, the last ones in order, or names; `null` holds none out.",
+        json_schema_extra={"expected": "a share between 0 and 1, a list of sites, or null (none)"},
+    )
+    shots: int | None = Field(
+        None,
+        ge=1,
+        description="Few-shot learning: train on this many images of each class, over all "
+        "clients, and keep at most 4 of each for validation; `null` takes all.",
     )
     validation_fraction: Fraction = Field(
         0.1, description="Share of a client's examples kept for tuning and choosing."

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -17,7 +17,13 @@ from pydantic import BaseModel, ValidationError
 
 from fedclip.config import Config, ModelConfig
 from fedclip.config_checks import cross_problems, lookup
-from fedclip.config_words import expected, expected_item, nearest, section_of
+from fedclip.config_words import (
+    expected,
+    expected_item,
+    key_path,
+    nearest,
+    section_at,
+)
 from fedclip.errors import FedclipWarning, UsageError
 
 if TYPE_CHECKING:
@@ -202,7 +208,7 @@ def _validated(model: type[M], values: Any, source: Source) -> M:
         config = model.model_validate(values)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            key = _key_path(detail["loc"], model)
+            key = key_path(detail["loc"], model)
             # A bad item also makes pydantic find the list too short; the item says enough.
             if not any(known.startswith(f"{key}[") for known in problems):
                 problems.setdefault(key, _sentence(key, detail, model))
@@ -229,35 +235,18 @@ def _report(problems: list[str]) -> str:
     return f"{len(problems)} problems:\n" + "\n".join(f"  - {problem}" for problem in problems)
 
 
-def _key_path(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    """The key that an error's place names; pydantic's names for parts of a union are left out."""
-    path = ""
-    inside: type[BaseModel] | None = model
-    by_pattern = False
-    for part in loc:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif inside is not None:
-            path += f".{part}" if path else part
-            field = inside.model_fields.get(part)
-            inside = section_of(field)
-            by_pattern = field is not None and get_origin(field.annotation) is dict
-        elif by_pattern:
-            return f"{path}[{part}]"
-    return path
-
-
 def _sentence(key: str, detail: ErrorDetails, model: type[BaseModel]) -> str:
     path, item, _ = key.partition("[")
     parent, _, name = path.rpartition(".")
-    section: type[BaseModel] | None = model
-    for part in parent.split(".") if parent else ():
-        section = section_of(section.model_fields.get(part)) if section else None
+    section = section_at(model, parent)
     if detail["type"] == "extra_forbidden" and section:
         hint = nearest(key, model)
         known = ", ".join(section.model_fields)
         where = f"known keys under {parent}" if parent else "known keys"
         return f"unknown key {key}" + (f"; did you mean {hint}?" if hint else f"; {where}: {known}")
+    if path and name == "":  # a key of a mapping of names
+        named, shown = parent.partition(".")[0], _shown(detail["input"])
+        return f"names under {named} are letters, digits, `-`, `_` and `.`, got {shown}"
     if detail["type"] == "value_error":
         return f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
     known_field = section.model_fields.get(name) if section else None

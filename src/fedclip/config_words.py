@@ -45,7 +45,10 @@ def _kind(annotation: Any, metadata: list[Any]) -> str:
     if get_origin(annotation) is tuple:
         return f"a list ({_kind(get_args(annotation)[0], [])})"
     if get_origin(annotation) is dict:
-        return f"a mapping of patterns ({_kind(get_args(annotation)[1], [])})"
+        inner = get_args(annotation)[1]
+        if _model(inner):
+            return "a mapping of names to mappings"
+        return f"a mapping of patterns ({_kind(inner, [])})"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "a mapping with the keys " + ", ".join(annotation.model_fields)
     names = {bool: "true or false", int: "a whole number", float: "a number"}
@@ -106,7 +109,51 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, 
 
 def section_of(field: FieldInfo | None) -> type[BaseModel] | None:
     """The model of a key that is a mapping, else None."""
+    return _model(field.annotation if field else None)
+
+
+def named_section_of(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The model of every value of a key that maps names to mappings, as `tasks` does, else None."""
     kind = field.annotation if field else None
+    return _model(get_args(kind)[1]) if get_origin(kind) is dict else None
+
+
+def section_at(model: type[BaseModel], path: str) -> type[BaseModel] | None:
+    """The model at a path such as `model.lora` or `tasks.digits`, else None."""
+    section: type[BaseModel] | None = model
+    named: type[BaseModel] | None = None
+    for part in path.split(".") if path else ():
+        if named is not None:
+            section, named = named, None
+            continue
+        field = section.model_fields.get(part) if section else None
+        section, named = section_of(field), named_section_of(field)
+    return section
+
+
+def key_path(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """The key that an error's place names; pydantic's names for parts of a union are left out."""
+    path = ""
+    inside: type[BaseModel] | None = model
+    named: type[BaseModel] | None = None
+    by_pattern = False
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif named is not None:
+            path += f".{part}"
+            inside, named = named, None
+        elif inside is not None:
+            path += f".{part}" if path else part
+            field = inside.model_fields.get(part)
+            inside, named = section_of(field), named_section_of(field)
+            by_pattern = field is not None and get_origin(field.annotation) is dict
+        elif by_pattern:
+            return f"{path}[{part}]"
+    return path
+
+
+def _model(kind: Any) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 

@@ -14,12 +14,15 @@ from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.memory import choose_group_size, memory_budget
 from fedclip.engines.processes import ShardedEngine
 from fedclip.engines.sequential import SequentialEngine
+from fedclip.engines.tasks import TaskEngine
 from fedclip.errors import UsageError
 from fedclip.federated.client import LocalSettings
+from fedclip.federated.objectives import Contrastive, classification
 from fedclip.federated.server import Engine
 from fedclip.layer_names import check_hits, owners
 from fedclip.models.inputs import FrozenInputs, frozen_numbers
-from fedclip.parts import Parts
+from fedclip.parts import Parts, Shared, TaskParts
+from fedclip.records import State
 from fedclip.reports.progress import Listener
 
 _PREFIX_CACHES = ("off", "memory", "disk")
@@ -28,10 +31,29 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 def settle_engine(parts: Parts, listener: Listener) -> Parts:
     """The parts with what `auto` and empty keys of the engine stand for, and its inputs."""
+    return _settled(parts, [parts], listener)[0]
+
+
+def settle_task_engines(parts: TaskParts, listener: Listener) -> TaskParts:
+    """The same for the tasks of a run: one setting, which suits all of them."""
+    names, tasks = list(parts.tasks), list(parts.tasks.values())
+    tasks = _settled(parts, tasks, listener, turn_to=lambda i: parts.model.set_task(names[i]))
+    config = parts.config.model_copy(update={"engine": tasks[0].config.engine})
+    return replace(parts, config=config, tasks=dict(zip(names, tasks, strict=True)))
+
+
+def _settled(
+    parts: Shared,
+    tasks: list[Parts],
+    listener: Listener,
+    turn_to: Callable[[int], None] = lambda index: None,
+) -> list[Parts]:
+    """The tasks with the engine's settings filled in; `turn_to` sets one of them in the model."""
     trained = [path for name in parts.model.trainable() for path in owners(name)]
     check_hits("optimizer.rate_pattern", parts.config.optimizer.rate_pattern, trained)
     engine = parts.config.engine
     unstackable = {
+        "learning from captions": any(task.data.captioned for task in tasks),
         "full fine-tuning": not parts.model.is_lora_enabled(),
         "DoRA": parts.config.model.lora.use_dora,
         "fp16, whose loss scale is each client's own,": parts.precision == "fp16",
@@ -41,14 +63,22 @@ def settle_engine(parts: Parts, listener: Listener) -> Parts:
             listener.message(f"{what} is not stacked: it runs on the sequential engine")
             engine = engine.model_copy(update={"name": "sequential"})
     if engine.name == "batched":
-        cache = _PREFIX_CACHES.index(_prefix_cache(parts, engine, listener))
+        augmented = any(task.config.data.augment != "none" for task in tasks)
+        images = sum(len(task.data.pixels) for task in tasks)
+        cache = _PREFIX_CACHES.index(_prefix_cache(parts, engine, images, augmented, listener))
+        sizes = []
+        for index, task in enumerate(tasks):
+            turn_to(index)
+            sizes.append(engine.group_size or _group_size(task, engine))
         # Machines may differ: what the first process finds is what all of them do.
-        group_size, cache = parts.processes.first_numbers(
-            [engine.group_size or _group_size(parts, engine), cache]
-        )
+        group_size, cache = parts.processes.first_numbers([min(sizes), cache])
         engine = engine.model_copy(
             update={"group_size": group_size, "prefix_cache": _PREFIX_CACHES[cache]}
         )
+    return [_with_engine(task, engine) for task in tasks]
+
+
+def _with_engine(parts: Parts, engine: EngineConfig) -> Parts:
     parts = replace(parts, config=parts.config.model_copy(update={"engine": engine}))
     if engine.name == "batched" and engine.prefix_cache != "off":
         assert parts.stacked is not None
@@ -76,16 +106,18 @@ def _group_size(parts: Parts, engine: EngineConfig) -> int:
     )
 
 
-def _prefix_cache(parts: Parts, engine: EngineConfig, listener: Listener) -> str:
+def _prefix_cache(
+    parts: Shared, engine: EngineConfig, images: int, augmented: bool, listener: Listener
+) -> str:
     """Where the frozen layers' output is kept; `off` where there is none, or it always differs."""
     stacked = parts.stacked
     assert stacked is not None
-    if stacked.frozen_layers == 0 or parts.config.data.augment != "none":
+    if stacked.frozen_layers == 0 or augmented:
         return "off"
     if engine.prefix_cache != "auto":
         return engine.prefix_cache
     numbers = frozen_numbers(stacked.frozen, parts.model.image_size, parts.device)
-    needed = numbers * _DTYPES[engine.prefix_dtype].itemsize * len(parts.data.pixels)
+    needed = numbers * _DTYPES[engine.prefix_dtype].itemsize * images
     if needed <= memory_budget(engine.memory_gb, parts.device):
         return "memory"
     listener.message(
@@ -110,11 +142,20 @@ def local_settings(config: Config, precision: str) -> LocalSettings:
         precision=precision,
         augment=config.data.augment,
         rate_pattern=config.optimizer.rate_pattern,
+        smallest_batch=1 if config.task == "classification" else 2,  # one pair teaches nothing
     )
 
 
-def create_engine(parts: Parts) -> Engine:
+def create_engine(parts: Parts | TaskParts) -> Engine:
     """The engine that the configuration names, for this process's share of the clients."""
+    if isinstance(parts, TaskParts):
+
+        def turn_to(task: str, shift: State) -> None:
+            parts.model.set_task(task)
+            parts.shift(shift)
+
+        engines = {name: create_engine(task) for name, task in parts.tasks.items()}
+        return TaskEngine(engines, parts.task_of, turn_to)
     name = parts.config.engine.name
     if name not in ENGINES:
         raise UsageError(
@@ -127,7 +168,8 @@ def create_engine(parts: Parts) -> Engine:
 
 
 def _sequential(parts: Parts) -> Engine:
-    return SequentialEngine(parts.model, **_common(parts))
+    objective = Contrastive(parts.data.class_names) if parts.data.captioned else classification
+    return SequentialEngine(parts.model, **_common(parts), objective=objective)
 
 
 def _batched(parts: Parts) -> Engine:

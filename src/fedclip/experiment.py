@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedclip.assembly import assemble, check_partition, evaluate_parts
+from fedclip.assembly import assemble_run, check_partition, with_absolute_paths
 from fedclip.checkpoint import Checkpoint
 from fedclip.compute import resolve_device
 from fedclip.config import Config
 from fedclip.config_io import config_from_dict, dump_config, load_config
-from fedclip.data.federation import FederatedData
 from fedclip.engine_choice import create_engine
 from fedclip.engines.processes import Processes
 from fedclip.errors import UsageError
 from fedclip.federated.server import RoundResult, run_rounds
 from fedclip.federated.strategies import Strategy
-from fedclip.models.base import EMBEDDED, RANDOM
-from fedclip.parts import Parts
+from fedclip.figures import evaluate_merged, evaluate_run
+from fedclip.parts import Parts, TaskParts
 from fedclip.records import ClientReport, RunState
 from fedclip.reports.curves import curves_png
 from fedclip.reports.progress import Listener
@@ -70,16 +69,27 @@ def run(
         Processes.join(resolve_device(config.device)) as processes,
         _heard(listener, processes) as listener,
     ):
-        parts = assemble(config, listener, processes)
-        if config.evaluation.keep_best and not len(parts.data.validation):
-            raise UsageError(
-                "evaluation.keep_best chooses by validation accuracy, but there are no validation "
-                "examples; raise data.validation_fraction, or use more data"
-            )
+        parts = assemble_run(config, listener, processes)
+        _check_measurable(parts)
         if not processes.is_first:
             return _follow(parts, path)
         folder = RunFolder.create(path, dump_config(parts.config))
         return _execute(parts, folder, listener, started)
+
+
+def _check_measurable(parts: Parts | TaskParts) -> None:
+    """Refuse a run that cannot be judged as it is to be."""
+    if parts.config.evaluation.keep_best and not parts.has_validation:
+        raise UsageError(
+            "evaluation.keep_best chooses by validation accuracy, but there are no validation "
+            "examples; raise data.validation_fraction, or use more data"
+        )
+    if not parts.has_client_tests and choose_strategy(parts).personal:
+        raise UsageError(
+            "federation.strategy: models of the clients' own are judged on their own test "
+            "examples, and no client has any; raise data.test_fraction, leave out data.shots, or "
+            "use a strategy that shares one model"
+        )
 
 
 def resume(folder: str | Path, *, listener: Listener | None = None) -> Run:
@@ -93,7 +103,7 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Run:
         Processes.join(resolve_device(config.device)) as processes,
         _heard(listener, processes) as listener,
     ):
-        parts = assemble(config, listener, processes)
+        parts = assemble_run(config, listener, processes)
         if not processes.is_first:
             return _follow(parts, run_folder.path)
         return _execute(parts, run_folder, listener, started)
@@ -112,48 +122,33 @@ def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
     return load_config(Path(config))
 
 
-def with_absolute_paths(config: Config) -> Config:
-    """The configuration with local files by their full path: a run may go on from elsewhere."""
-    data, model = config.data, config.model
-    folder, mark, options = (data.path or "").partition("?")  # as of the hub's data sets
-    if folder and Path(folder).exists():
-        data = data.model_copy(update={"path": f"{Path(folder).resolve()}{mark}{options}"})
-    start = RANDOM if model.model_name.startswith(RANDOM) else ""
-    name = model.model_name.removeprefix(start)
-    if name not in EMBEDDED and Path(name).is_dir():
-        model = model.model_copy(update={"model_name": f"{start}{Path(name).resolve()}"})
-    file, colon, attribute = config.federation.strategy.rpartition(":")  # a class of one's own
-    name = f"{Path(file).resolve()}:{attribute}" if colon else attribute
-    federation = config.federation.model_copy(update={"strategy": name})
-    return config.model_copy(update={"data": data, "model": model, "federation": federation})
-
-
-def _execute(parts: Parts, folder: RunFolder, listener: Listener, started: float) -> Run:
+def _execute(
+    parts: Parts | TaskParts, folder: RunFolder, listener: Listener, started: float
+) -> Run:
     """The path of every run: partition, zero-shot, rounds, adapter, summary."""
     config, model = parts.config, parts.model
     with folder.exclusive():
-        _record_partition(parts.data, folder, listener)
+        _record_partition(parts, folder, listener)
         strategy = choose_strategy(parts)
         checkpoint = Checkpoint.load(folder) or Checkpoint(-1, RunState(model.get_parameters()))
         folder.truncate_metrics(checkpoint.finished_rounds)
         parts.processes.first_start(checkpoint.finished_rounds, checkpoint.state)
         clock = Stopwatch(started)
         if checkpoint.finished_rounds < 0:
-            before = _before_training(parts, checkpoint.state if strategy.personal else None)
+            before = _before_training(parts, checkpoint.state, strategy.personal)
             _finish_round(parts, folder, checkpoint, clock, before, listener)
         listener.rounds(
             checkpoint.finished_rounds, config.federation.rounds, parts.clients_per_round
         )
         start = checkpoint.finished_rounds, checkpoint.state
         for result in _rounds(parts, strategy, *start, listener.client):
-            parts.put(result.state)
             checkpoint.add(result)
             record = _round_record(parts, result, strategy.personal)
             _finish_round(parts, folder, checkpoint, clock, record, listener)
         return _finish_run(parts, folder, checkpoint, clock)
 
 
-def _follow(parts: Parts, path: Path) -> Run:
+def _follow(parts: Parts | TaskParts, path: Path) -> Run:
     """The path of every process but the first: its share of each round, and nothing written."""
     finished, state = parts.processes.first_start(-1, RunState({}))
     strategy = choose_strategy(parts)
@@ -163,7 +158,7 @@ def _follow(parts: Parts, path: Path) -> Run:
 
 
 def _rounds(
-    parts: Parts,
+    parts: Parts | TaskParts,
     strategy: Strategy,
     finished: int,
     state: RunState,
@@ -198,16 +193,18 @@ class Stopwatch:
         return seconds
 
 
-def _before_training(parts: Parts, personal: RunState | None) -> dict[str, Any]:
+def _before_training(parts: Parts | TaskParts, state: RunState, personal: bool) -> dict[str, Any]:
     """Round 0: the untrained model, and the base model with CLIP's own zero-shot classifier."""
-    figures = evaluate_parts(parts, personal=personal)
+    figures = evaluate_run(parts, state, personal=personal)
     zero_shot = figures["accuracy"]
+    if "retrieval" in figures:
+        figures["zero_shot_retrieval"] = figures["retrieval"]
     if parts.model.head != "text":
-        zero_shot = evaluate_parts(parts, base=True, personal=personal)["accuracy"]
+        zero_shot = evaluate_run(parts, state, base=True, personal=personal)["accuracy"]
     return {"server_round": 0, "zero_shot_accuracy": zero_shot} | figures
 
 
-def _round_record(parts: Parts, result: RoundResult, personal: bool) -> dict[str, Any]:
+def _round_record(parts: Parts | TaskParts, result: RoundResult, personal: bool) -> dict[str, Any]:
     record = {
         "server_round": result.server_round,
         "loss": result.loss,
@@ -219,12 +216,12 @@ def _round_record(parts: Parts, result: RoundResult, personal: bool) -> dict[str
     }
     last = result.server_round == parts.config.federation.rounds
     if last or result.server_round % parts.config.evaluation.every == 0:
-        record |= evaluate_parts(parts, personal=result.state if personal else None)
+        record |= evaluate_run(parts, result.state, personal=personal)
     return record
 
 
 def _finish_round(
-    parts: Parts,
+    parts: Parts | TaskParts,
     folder: RunFolder,
     checkpoint: Checkpoint,
     clock: Stopwatch,
@@ -250,17 +247,19 @@ def _finish_round(
     listener.round(record)
 
 
-def _record_partition(data: FederatedData, folder: RunFolder, listener: Listener) -> None:
+def _record_partition(parts: Parts | TaskParts, folder: RunFolder, listener: Listener) -> None:
     """Writes the partition, or checks that a resumed run still has the data it began with."""
     if (folder.path / PARTITION).exists():
-        check_partition(data, folder)
+        check_partition(parts, folder)
     else:
-        folder.write_json(PARTITION, data.partition_record())
-    rows = zip((c.client_id for c in data.clients), data.table("train"), strict=True)
-    listener.partition(data.class_names, dict(rows))
+        folder.write_json(PARTITION, parts.partition_record())
+    for task in parts.tasks.values() if isinstance(parts, TaskParts) else (parts,):
+        listener.partition(*task.data.training_table())
 
 
-def _finish_run(parts: Parts, folder: RunFolder, checkpoint: Checkpoint, clock: Stopwatch) -> Run:
+def _finish_run(
+    parts: Parts | TaskParts, folder: RunFolder, checkpoint: Checkpoint, clock: Stopwatch
+) -> Run:
     """Writes adapters, curves and, last, the summary, whose presence says: finished."""
     if checkpoint.best_state:
         save_adapters(parts, checkpoint.best_state, folder, "adapter_best")
@@ -268,6 +267,8 @@ def _finish_run(parts: Parts, folder: RunFolder, checkpoint: Checkpoint, clock: 
     metrics = folder.read_metrics()
     folder.write_bytes("curves.png", curves_png(metrics, metrics[0]["zero_shot_accuracy"]))
     summary = summarise(parts, checkpoint, metrics)
+    if isinstance(parts, TaskParts) and checkpoint.state.groups:
+        summary["adapters"]["merged"] = evaluate_merged(parts, folder.path / "adapter")
     summary["seconds"] = sum(line["seconds"] for line in folder.read_timing()) + clock.lap()
     folder.write_json(SUMMARY, summary)
     return Run(folder.path, summary)

@@ -16,7 +16,7 @@ from fedclip.models.plain_clip import save_plain
 from fedclip.models.whole_folder import write_folder
 from fedclip.models.wrapper import CLIPLoRAWrapper
 from fedclip.runs import CONFIG, RunFolder
-from fedclip.use.trained import adapter_folder
+from fedclip.use.trained import adapter_folder, in_run, run_and_adapter
 
 
 def export(source: str | Path, to: str, output: str | Path | None = None) -> dict[str, Any]:
@@ -55,13 +55,11 @@ def _peft(source: Path, folder: Path) -> None:
 
 def _open(source: Path) -> CLIPLoRAWrapper:
     """The model with everything in its weights; a run's configuration tells the base and seed."""
-    run = RunFolder(source)
-    if not run.is_run():
+    if not RunFolder(source).is_run() and not in_run(source):
         return folded_model(source)
+    run, adapter = run_and_adapter(source)
     config = load_config(run.path / CONFIG)
-    return folded_model(
-        adapter_folder(source), base_model=config.model.model_name, seed=model_seed(config)
-    )
+    return folded_model(adapter, base_model=config.model.model_name, seed=model_seed(config))
 
 
 FORMS = {

@@ -6,21 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedclip.assembly import (
-    answer_all,
-    assemble,
-    check_partition,
-    evaluate_parts,
-    model_seed,
-)
+from fedclip.assembly import assemble_run, check_partition, for_task, model_config, model_seed
 from fedclip.checkpoint import Checkpoint
 from fedclip.config import Config
 from fedclip.config_io import load_config
 from fedclip.data.datasets import load_source
 from fedclip.errors import UsageError
 from fedclip.evaluation.detail import in_detail
+from fedclip.figures import (
+    answer_all,
+    evaluate_matrix,
+    evaluate_merged,
+    evaluate_parts,
+    evaluate_run,
+)
 from fedclip.models.clip import create_clip_model
-from fedclip.parts import Parts
+from fedclip.parts import Parts, TaskParts
 from fedclip.records import RunState
 from fedclip.reports.progress import Listener
 from fedclip.runs import CONFIG, SUMMARY, RunFolder
@@ -43,7 +44,7 @@ def info(target: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     run_folder = RunFolder.open(path) if path.is_dir() else None
     config = load_config(run_folder.path / CONFIG if run_folder else path, overrides)
     model = create_clip_model(
-        config.model, class_names=_class_names(config), seed=model_seed(config)
+        model_config(config), class_names=_class_names(config), seed=model_seed(config)
     )
     counts = model.get_model_summary()
     traffic = expected_traffic(config, model.trainable())
@@ -67,23 +68,57 @@ def evaluate(
     """Evaluates a finished run's adapter again, on the central test set and by client.
 
     With `detail` the figures hold one more, `detail`: by class, site and confidence, beside the
-    base model (`evaluation.detail.in_detail`).
+    base model (`evaluation.detail.in_detail`). Of several tasks, `adapters` has the accuracy of
+    every adapter on every task.
     """
     run_folder = finished(folder)
+    config = load_config(run_folder.path / CONFIG)
+    if detail and config.task == "contrastive":
+        raise UsageError(
+            f"--full: {folder} has learned from captions, and these figures are about classes; "
+            "leave it out for the recalls"
+        )
     with listener or Listener() as listener:
-        parts = assemble(load_config(run_folder.path / CONFIG), listener)
-        check_partition(parts.data, run_folder)
-        personal = None
-        if choose_strategy(parts).personal:
-            checkpoint = Checkpoint.load(run_folder)
-            personal = checkpoint.state if checkpoint else None
-        else:
-            parts.model.load_adapter(run_folder.path / "adapter")
-        figures = evaluate_parts(parts, personal=personal)
-        if detail:
-            figures["detail"] = _detail(parts, personal)
+        if detail and config.tasks:
+            raise UsageError(f"{folder} has several tasks; figures in detail are for runs on one")
+        parts = assemble_run(config, listener)
+        check_partition(parts, run_folder)
+        figures = (
+            _of_tasks(parts, run_folder)
+            if isinstance(parts, TaskParts)
+            else _of_one(parts, run_folder, detail)
+        )
     summary = run_folder.read_json(SUMMARY)
     return {"zero_shot_accuracy": summary["zero_shot_accuracy"], **figures}
+
+
+def _of_one(parts: Parts, run_folder: RunFolder, detail: bool) -> dict[str, Any]:
+    personal = None
+    if choose_strategy(parts).personal:
+        personal = _last_state(run_folder)
+    else:
+        parts.model.load_adapter(run_folder.path / "adapter")
+    figures = evaluate_parts(parts, personal=personal)
+    return figures | ({"detail": _detail(parts, personal)} if detail else {})
+
+
+def _of_tasks(parts: TaskParts, run_folder: RunFolder) -> dict[str, Any]:
+    state = _last_state(run_folder)
+    figures = evaluate_run(parts, state, personal=choose_strategy(parts).personal)
+    adapters = evaluate_matrix(parts, state)
+    if state.groups:
+        adapters["merged"] = evaluate_merged(parts, run_folder.path / "adapter")
+    return {**figures, "adapters": adapters}
+
+
+def _last_state(run_folder: RunFolder) -> RunState:
+    checkpoint = Checkpoint.load(run_folder)
+    if checkpoint is None:
+        raise UsageError(
+            f"{run_folder.path} has lost its checkpoint.safetensors, in which the adapters of "
+            "clients and groups are; put it back"
+        )
+    return checkpoint.state
 
 
 def _detail(parts: Parts, personal: RunState | None) -> dict[str, Any]:
@@ -95,7 +130,11 @@ def _detail(parts: Parts, personal: RunState | None) -> dict[str, Any]:
 
 def _class_names(config: Config) -> tuple[str, ...] | None:
     """The classes, as far as counting needs them: only a linear head's size depends on them."""
+    if config.tasks:
+        return _class_names(for_task(config, next(iter(config.tasks))))
     data = config.data
+    if config.task == "contrastive":
+        return None
     if data.class_names:
         return data.class_names
     try:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fedclip.errors import UsageError
-from fedclip.models.adapter_layers import write_lora
-from fedclip.recipes import check_recipe, combine, read_adapters
+from fedclip.models.adapter_layers import LoraAdapter, read_lora, write_lora
+from fedclip.recipes import check_pair, check_recipe, combine
 from fedclip.reports.progress import Listener
+from fedclip.use.trained import adapter_folder
 from fedclip.weight_search import Validation, search_weights
 
 
@@ -45,7 +46,9 @@ def merge(
     searched = {}
     if search:
         with listener or Listener() as listener:
-            validations = [Validation.of(run, adapters[0], listener) for run in search]
+            validations = [
+                own for run in search for own in Validation.of_run(run, adapters[0], listener)
+            ]
             listener.message("searching weights")
             found, rows = search_weights(adapters, recipe, validations)
         recipe, searched = replace(recipe, weights=found), {"search": rows}
@@ -61,3 +64,13 @@ def merge(
         "output": str(output),
         **searched,
     }
+
+
+def read_adapters(paths: Sequence[str | Path]) -> list[LoraAdapter]:
+    """Adapters that can be merged: two or more, on one base, of the same layers and classes."""
+    if len(paths) < 2:
+        raise UsageError(f"merging takes two adapters or more, got {len(paths)}")
+    adapters = [read_lora(adapter_folder(path)) for path in paths]
+    for other in adapters[1:]:
+        check_pair(adapters[0], other)
+    return adapters

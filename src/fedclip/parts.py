@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,33 +14,31 @@ from fedclip.engines.processes import Processes
 from fedclip.evaluation.accuracy import Images
 from fedclip.models.clip import CLIPLoRAWrapper
 from fedclip.models.stacked import StackedClients
-from fedclip.records import RunState
+from fedclip.records import RunState, State
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of; `stacked` is the model as many clients share it (LoRA only)."""
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What the parts of a run have in common, whether it has one task or several.
+
+    `stacked` is the model as many clients share it (LoRA only).
+    """
 
     config: Config
     model: CLIPLoRAWrapper
-    data: FederatedData
     device: torch.device
     precision: str
-    images: Images
     stacked: StackedClients | None = None
     processes: Processes = field(default_factory=Processes)
 
     @property
     def training(self) -> dict[str, NDArray[np.int64]]:
-        """Each client's training examples; centralised training has one client with all."""
-        own = {c.client_id: c.train for c in self.data.clients}
-        if self.config.federation.strategy != "centralised":
-            return own
-        return {"all": np.concatenate(list(own.values()))}
+        """Each client's training examples, as indices into its data."""
+        raise NotImplementedError
 
     @property
     def clients(self) -> dict[str, int]:
@@ -49,10 +48,11 @@ class Parts:
     def put(self, state: RunState) -> None:
         """Puts a state's tensors in the model."""
         self.model.set_parameters(state.shared)
-        if self.stacked is not None:
-            self.stacked.set_shift(state.shift)
-        else:
-            self.model.set_shift(state.shift)
+        self.shift(state.shift)
+
+    def shift(self, shift: State) -> None:
+        """Changes frozen weights, by layer; see `RunState`."""
+        (self.model if self.stacked is None else self.stacked).set_shift(shift)
 
     @property
     def clients_per_round(self) -> int:
@@ -63,3 +63,85 @@ class Parts:
         if isinstance(share, int):
             return min(share, all_clients)
         return max(1, round(share * all_clients))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts(Shared):
+    """What a run on one data set is made of, or a task of a run that has several."""
+
+    data: FederatedData
+    images: Images
+
+    @property
+    def training(self) -> dict[str, NDArray[np.int64]]:
+        """Each client's training examples; centralised training has one client with all."""
+        own = {c.client_id: c.train for c in self.data.clients}
+        if self.config.federation.strategy != "centralised":
+            return own
+        return {"all": np.concatenate(list(own.values()))}
+
+    @property
+    def bad_images(self) -> int:
+        """Images that could not be read."""
+        return len(self.data.bad_images)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation examples."""
+        return len(self.data.validation) > 0
+
+    @property
+    def has_client_tests(self) -> bool:
+        """Whether any client has test examples of its own."""
+        return any(len(client.test) for client in self.data.clients)
+
+    def partition_record(self) -> dict[str, Any]:
+        """What `partition.json` holds."""
+        return self.data.partition_record()
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """The data of several tasks, as `partition.json` has them."""
+
+    tasks: Mapping[str, FederatedData]
+
+    def partition_record(self) -> dict[str, Any]:
+        """The record of each task."""
+        return {"tasks": {name: data.partition_record() for name, data in self.tasks.items()}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskParts(Shared):
+    """What a run of several tasks is made of: the parts of each, on one model."""
+
+    tasks: Mapping[str, Parts]
+
+    @property
+    def training(self) -> dict[str, NDArray[np.int64]]:
+        """Each client's training examples, as indices into its task's data."""
+        return {c: rows for task in self.tasks.values() for c, rows in task.training.items()}
+
+    @property
+    def task_of(self) -> dict[str, str]:
+        """Every client's task."""
+        return {c: name for name, task in self.tasks.items() for c in task.training}
+
+    @property
+    def bad_images(self) -> int:
+        """Images that could not be read."""
+        return sum(task.bad_images for task in self.tasks.values())
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether every task has validation examples."""
+        return all(task.has_validation for task in self.tasks.values())
+
+    @property
+    def has_client_tests(self) -> bool:
+        """Whether in every task any client has test examples of its own."""
+        return all(task.has_client_tests for task in self.tasks.values())
+
+    def partition_record(self) -> dict[str, Any]:
+        """What `partition.json` holds: the record of each task."""
+        return TaskRecord({name: task.data for name, task in self.tasks.items()}).partition_record()

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from fedclip.errors import UsageError
 from fedclip.federated.merging import METHODS, Method, merge_layer
 from fedclip.low_rank import Factors
-from fedclip.models.adapter_layers import LoraAdapter, read_lora
+from fedclip.models.adapter_layers import LoraAdapter
 from fedclip.seeding import seed_for
-from fedclip.use.trained import adapter_folder
 
 
 @dataclass(frozen=True)
@@ -31,16 +29,6 @@ class Recipe:
     def method(self) -> Method:
         """The arithmetic."""
         return METHODS[self.name]
-
-
-def read_adapters(paths: Sequence[str | Path]) -> list[LoraAdapter]:
-    """Adapters that can be merged: two or more, on one base, of the same layers and classes."""
-    if len(paths) < 2:
-        raise UsageError(f"merging takes two adapters or more, got {len(paths)}")
-    adapters = [read_lora(adapter_folder(path)) for path in paths]
-    for other in adapters[1:]:
-        _check_pair(adapters[0], other)
-    return adapters
 
 
 def check_recipe(
@@ -113,7 +101,8 @@ def combine(adapters: Sequence[LoraAdapter], recipe: Recipe) -> tuple[LoraAdapte
     return made, kept / total if total else 1.0
 
 
-def _check_pair(first: LoraAdapter, other: LoraAdapter) -> None:
+def check_pair(first: LoraAdapter, other: LoraAdapter) -> None:
+    """Refuse adapters that are not on one base, of the same layers and classes."""
     ours, theirs = first.notes, other.notes
     both = ours.base_sha256 is not None and theirs.base_sha256 is not None
     same = ours.base_sha256 == theirs.base_sha256 if both else ours.base_model == theirs.base_model

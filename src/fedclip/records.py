@@ -23,7 +23,9 @@ class RunState:
     `[out, in]` of a frozen weight, where an algorithm folds updates into it; `server` is the
     server's own memory, and `private` by client id the tensors that never leave it, but for the
     simulation's checkpoint. `news` is what the last round sent to every client, where that is not
-    simply what was trained of `shared`; it is counted and not kept.
+    simply what was trained of `shared`; it is counted and not kept. Where groups of clients have
+    adapters of their own, `groups` has their states, sorted by name, and `member_of` each client's
+    group; `shared` is then what they started from.
     """
 
     shared: State
@@ -31,6 +33,8 @@ class RunState:
     server: State = field(default_factory=dict)
     private: Mapping[str, State] = field(default_factory=dict)
     news: State | None = None
+    groups: Mapping[str, RunState] = field(default_factory=dict)
+    member_of: Mapping[str, str] = field(default_factory=dict)
 
     def flat(self) -> dict[str, torch.Tensor]:
         """Everything but the news under one mapping of names, from which `from_flat` reads."""
@@ -39,6 +43,13 @@ class RunState:
         flat |= {f"server/{name}": tensor for name, tensor in self.server.items()}
         for client_id, own in self.private.items():
             flat |= {f"private/{quote(client_id, '')}/{name}": t for name, t in own.items()}
+        for group, inner in self.groups.items():
+            flat |= {f"group/{quote(group, '')}/{path}": t for path, t in inner.flat().items()}
+        if self.member_of:
+            import torch  # not before: this module is read by commands that must start at once
+
+            for client_id, group in self.member_of.items():  # told by names alone
+                flat[f"member/{quote(client_id, '')}/{quote(group, '')}"] = torch.zeros(0)
         return flat
 
     @classmethod
@@ -46,19 +57,31 @@ class RunState:
         """A state from what `flat` gave."""
         homes: dict[str, dict[str, torch.Tensor]] = {"shared": {}, "shift": {}, "server": {}}
         private: dict[str, dict[str, torch.Tensor]] = {}
+        groups: dict[str, dict[str, torch.Tensor]] = {}
+        member_of: dict[str, str] = {}
         for path, tensor in flat.items():
             home, _, name = path.partition("/")
-            if home == "private":
-                client_id, _, name = name.partition("/")
-                private.setdefault(unquote(client_id), {})[name] = tensor
-            else:
+            if home in homes:
                 homes[home][name] = tensor
-        return cls(**homes, private=private)
+                continue
+            owner, _, name = name.partition("/")
+            if home == "member":
+                member_of[unquote(owner)] = unquote(name)
+            else:
+                owners = {"private": private, "group": groups}[home]
+                owners.setdefault(unquote(owner), {})[name] = tensor
+        inner = {group: cls.from_flat(groups[group]) for group in sorted(groups)}
+        return cls(**homes, private=private, groups=inner, member_of=member_of)
+
+    def group_of(self, client_id: str) -> RunState:
+        """The state that a client trains from: its group's, where there are groups."""
+        return self.groups.get(self.member_of.get(client_id, ""), self)
 
     def of(self, client_id: str) -> State:
-        """The tensors that a client's own model is made of: its private ones, else the shared."""
-        own = self.private.get(client_id, {})
-        return {name: own.get(name, tensor) for name, tensor in self.shared.items()}
+        """The tensors that a client's own model is made of: private ones, else those shared."""
+        home = self.group_of(client_id)
+        own = home.private.get(client_id, {})
+        return {name: own.get(name, tensor) for name, tensor in home.shared.items()}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,8 +13,10 @@ import torch
 from fedclip.federated.strategies.base import factors, pairs
 from fedclip.federated.strategies.dynamic import layer_ranks
 from fedclip.low_rank import Factors, resize
+from fedclip.models.adapter_layers import read_lora, write_lora
 from fedclip.models.lora import scalings
-from fedclip.parts import Parts
+from fedclip.parts import Parts, TaskParts
+from fedclip.recipes import check_recipe, combine
 from fedclip.records import RunState, State
 from fedclip.runs import RunFolder
 
@@ -20,23 +24,64 @@ from fedclip.runs import RunFolder
 _NEGLIGIBLE = 1e-7
 
 
-def save_adapters(parts: Parts, state: RunState, folder: RunFolder, name: str) -> None:
-    """Writes the shared adapter to `name`, and those of the clients' own beside it.
+def save_adapters(parts: Parts | TaskParts, state: RunState, folder: RunFolder, name: str) -> None:
+    """Writes the shared adapter to `name`, and those of groups and clients beside it.
 
-    A client's is `<name>_of/<client id>`. Where the run has changed frozen weights, the adapter
-    holds that change as well, at whatever rank it takes, and fits the base model as it came.
+    Theirs are `<name>_of/<group>` and `<name>_of/<client id>`; with groups `name` is their merge,
+    by `federation.sharing.merge`. Where the run has changed frozen weights, the adapter holds that
+    change as well, at whatever rank it takes, and fits the base model as it came.
     """
-    with folder.writing(name) as path:
-        _save(parts, state, state.shared, path)
-    for client_id, own in state.private.items():
-        if own.keys() & state.shared.keys():
-            with folder.writing(f"{name}_of/{quote(client_id, '')}") as path:
-                path.parent.mkdir(exist_ok=True)
-                _save(parts, state, state.of(client_id), path)
+    if state.groups:
+        for group, own in state.groups.items():
+            _turn_to(parts, group)
+            with _beside(folder, name, group) as path:
+                _save(parts, own, own.shared, path)
+            _save_private(parts, own, folder, name)
+        _turn_to(parts, None)
+        with folder.writing(name) as path:
+            _merge(parts, [_place(folder, name, group) for group in state.groups], path)
+    else:
+        _turn_to(parts, None)
+        with folder.writing(name) as path:
+            _save(parts, state, state.shared, path)
+        _save_private(parts, state, folder, name)
     parts.put(state)
 
 
-def _save(parts: Parts, state: RunState, tensors: State, path: Path) -> None:
+def _save_private(parts: Parts | TaskParts, state: RunState, folder: RunFolder, name: str) -> None:
+    for client_id, own in state.private.items():
+        if own.keys() & state.shared.keys():
+            if isinstance(parts, TaskParts):
+                _turn_to(parts, parts.task_of[client_id])
+            with _beside(folder, name, client_id) as path:
+                _save(parts, state, state.of(client_id), path)
+
+
+def _place(folder: RunFolder, name: str, owner: str) -> Path:
+    return folder.path / f"{name}_of" / quote(owner, "")
+
+
+@contextmanager
+def _beside(folder: RunFolder, name: str, owner: str) -> Iterator[Path]:
+    with folder.writing(f"{name}_of/{quote(owner, '')}") as path:
+        path.parent.mkdir(exist_ok=True)
+        yield path
+
+
+def _turn_to(parts: Parts | TaskParts, group: str | None) -> None:
+    """Has the model name the classes of a group's task, else those of all tasks."""
+    if isinstance(parts, TaskParts):
+        parts.model.set_task(group if group in parts.tasks else None)
+
+
+def _merge(parts: Parts | TaskParts, folders: Sequence[Path], path: Path) -> None:
+    adapters = [read_lora(folder) for folder in folders]
+    method, seed = parts.config.federation.sharing.merge, parts.config.seed
+    merged, _ = combine(adapters, check_recipe(adapters, method, seed=seed))
+    write_lora(path, merged)
+
+
+def _save(parts: Parts | TaskParts, state: RunState, tensors: State, path: Path) -> None:
     model = parts.model
     whole = whole_factors(state, tensors, scalings(model.network)) if model.lora else {}
     if not whole:
@@ -45,7 +90,7 @@ def _save(parts: Parts, state: RunState, tensors: State, path: Path) -> None:
         return
     found = pairs(tensors)
     before = {_exactly(layer): len(tensors[pair.a]) for layer, pair in found.items()}
-    model.set_shift({})  # what is saved belongs to the base model's own weights
+    parts.shift({})  # what is saved belongs to the base model's own weights
     model.set_rank({_exactly(layer): len(x.a) for layer, x in whole.items()})
     renewed = {found[layer].a: x.a for layer, x in whole.items()}
     renewed |= {found[layer].b: x.b for layer, x in whole.items()}

@@ -10,13 +10,14 @@ from fedclip.federated.strategies import FedAvg, Setting, Strategy, create_strat
 from fedclip.federated.strategies.base import pairs
 from fedclip.federated.strategies.composed import Ditto, Scaffold, ServerOptimizer
 from fedclip.federated.strategies.dynamic import DynamicRanks, RankPlan
+from fedclip.federated.strategies.grouped import Clustered, Grouped, SharedAndTask
 from fedclip.federated.traffic import ALGORITHMS, Layer, Traffic, bytes_per_round
 from fedclip.models.lora import scalings
-from fedclip.parts import Parts
+from fedclip.parts import Parts, TaskParts
 from fedclip.records import State
 
 
-def choose_strategy(parts: Parts) -> Strategy:
+def choose_strategy(parts: Parts | TaskParts) -> Strategy:
     """The strategy that the configuration asks for, and what it puts around that."""
     federation = parts.config.federation
     strategy = create_strategy(federation.strategy, setting_of(parts))
@@ -44,10 +45,24 @@ def choose_strategy(parts: Parts) -> Strategy:
         strategy = ServerOptimizer(strategy, server.name, options)
     if federation.ditto_mu is not None:
         strategy = Ditto(strategy, federation.ditto_mu)
-    return strategy
+    return _by_group(strategy, parts)
 
 
-def setting_of(parts: Parts) -> Setting:
+def _by_group(strategy: Strategy, parts: Parts | TaskParts) -> Strategy:
+    """The strategy for groups of clients, where they do not all train one adapter."""
+    sharing = parts.config.federation.sharing
+    if sharing.mode == "clusters":
+        return Clustered(strategy, parts.clients, sharing.cluster_round, sharing.clusters)
+    if sharing.mode == "shared":
+        return strategy
+    assert isinstance(parts, TaskParts)
+    if sharing.mode == "per_task":
+        return Grouped(strategy, parts.task_of)
+    shared_rank = sharing.shared_rank or parts.config.model.lora.r // 2
+    return SharedAndTask(strategy, parts.task_of, shared_rank)
+
+
+def setting_of(parts: Parts | TaskParts) -> Setting:
     """What a strategy may know of the run."""
     federation = parts.config.federation
     return Setting(
@@ -64,7 +79,7 @@ def setting_of(parts: Parts) -> Setting:
     )
 
 
-def _client_ranks(parts: Parts) -> dict[str, int]:
+def _client_ranks(parts: Parts | TaskParts) -> dict[str, int]:
     """The clients' ranks as configured, or as their memory allows; none where all have r."""
     federation, r = parts.config.federation, parts.config.model.lora.r
     ids = list(parts.clients)

@@ -5,26 +5,33 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from fedclip.assembly import evaluate_unseen
 from fedclip.checkpoint import Checkpoint
+from fedclip.figures import evaluate_matrix, evaluate_unseen
 from fedclip.models.clip import adapter_sha256
-from fedclip.parts import Parts
+from fedclip.parts import Parts, TaskParts
+from fedclip.records import RunState, State
+
+_RETRIEVAL = ("zero_shot_retrieval", "retrieval")  # of the first line, and of the last
 
 
 def summarise(
-    parts: Parts, checkpoint: Checkpoint, metrics: list[dict[str, Any]]
+    parts: Parts | TaskParts, checkpoint: Checkpoint, metrics: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """All of `summary.json` but the seconds, of the lines of `metrics.jsonl`."""
     config, counts, last = parts.config, parts.model.get_model_summary(), metrics[-1]
-    trainings = parts.clients_per_round * config.federation.rounds
+    trainings = sum(len(line.get("clients", ())) for line in metrics)
+    state = checkpoint.state
+    several = isinstance(parts, TaskParts)
+    retrieval = {key: line[key] for line in metrics for key in _RETRIEVAL if key in line}
     return {
+        "task": config.task,
         "model": config.model.model_name,
-        "data": config.data.name,
+        "data": ", ".join(config.tasks) if several else config.data.name,
         "strategy": config.federation.strategy,
         "engine": config.engine.name,
         "seed": config.seed,
         "rounds": config.federation.rounds,
-        "clients": len(parts.data.clients),
+        "clients": len(metrics[0]["accuracy_by_client"]),
         "clients_per_round": parts.clients_per_round,
         "zero_shot_accuracy": metrics[0]["zero_shot_accuracy"],
         "initial_accuracy": metrics[0]["accuracy"],
@@ -39,13 +46,47 @@ def summarise(
         "bytes_down_per_client_round": checkpoint.bytes_down / trainings,
         "device": str(parts.device),
         "precision": parts.precision,
-        "bad_images": len(parts.data.bad_images),
-        "adapter_sha256": adapter_sha256(checkpoint.state.shared),
-        "state_sha256": adapter_sha256(checkpoint.state.flat()),
+        "bad_images": parts.bad_images,
+        "adapter_sha256": adapter_sha256(_adapters(state)),
+        "state_sha256": adapter_sha256(state.flat()),
         "versions": {
             name: version(name) for name in ("fedclip", "torch", "transformers", "peft", "numpy")
         },
-        **evaluate_unseen(
-            parts, checkpoint.state, (metrics[0]["zero_shot_accuracy"], last["accuracy"])
+        **retrieval,
+        **(_tasks(parts, state, metrics) if isinstance(parts, TaskParts) else {}),
+        **({"groups": _groups(state)} if state.groups else {}),
+        **(
+            evaluate_unseen(parts, state, (metrics[0]["zero_shot_accuracy"], last["accuracy"]))
+            if isinstance(parts, Parts)
+            else {}
         ),
     }
+
+
+def _adapters(state: RunState) -> State:
+    """What the run has learned: the shared tensors, or those of every group."""
+    if not state.groups:
+        return state.shared
+    return {f"{g}/{n}": t for g, own in state.groups.items() for n, t in own.shared.items()}
+
+
+def _groups(state: RunState) -> dict[str, list[str]]:
+    """The clients of every group."""
+    return {g: sorted(c for c, own in state.member_of.items() if own == g) for g in state.groups}
+
+
+def _tasks(
+    parts: TaskParts, state: RunState, metrics: list[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Figures of each task, and of every adapter on every task."""
+    first, last = metrics[0], metrics[-1]
+    tasks = {
+        name: {
+            "clients": len(task.clients),
+            "zero_shot_accuracy": first["accuracy_by_task"][name],
+            "accuracy": last["accuracy_by_task"][name],
+            "validation_accuracy": last["validation_accuracy_by_task"][name],
+        }
+        for name, task in parts.tasks.items()
+    }
+    return {"tasks": tasks, "adapters": evaluate_matrix(parts, state)}

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from scipy.optimize import differential_evolution
 
-from fedclip.assembly import check_partition, load_data, model_seed
+from fedclip.assembly import check_partition, for_task, load_data, load_tasks, model_seed
 from fedclip.compute import resolve_device, resolve_precision
+from fedclip.config import Config
 from fedclip.config_io import load_config
+from fedclip.data.federation import FederatedData
 from fedclip.errors import UsageError
 from fedclip.evaluation.accuracy import score
 from fedclip.evaluation.federated import at_most
@@ -23,6 +25,7 @@ from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.models.inputs import PixelInputs
 from fedclip.models.lora import base_parameters
 from fedclip.models.state import adapter_sha256
+from fedclip.parts import TaskRecord
 from fedclip.recipes import Recipe, combine
 from fedclip.reports.progress import Listener
 from fedclip.runs import CONFIG
@@ -51,12 +54,31 @@ class Validation:
     precision: str
 
     @classmethod
-    def of(cls, run: str | Path, adapter: LoraAdapter, listener: Listener) -> Validation:
-        """Open a finished run whose base and head are those of the adapters to be merged."""
+    def of_run(cls, run: str | Path, adapter: LoraAdapter, listener: Listener) -> list[Validation]:
+        """Open a finished run whose base and head are those of the adapters to be merged.
+
+        A run of several tasks has as many validation sets.
+        """
         folder = finished(run)
         config = load_config(folder.path / CONFIG)
-        data = load_data(config, listener)
-        check_partition(data, folder)
+        if config.task == "contrastive":
+            raise UsageError(
+                f"{run} has learned from captions; weights are searched by the accuracy on classes"
+            )
+        if not config.tasks:
+            data = load_data(config, listener)
+            check_partition(data, folder)
+            return [cls.of(str(run), config, data, adapter)]
+        tasks = load_tasks(config, listener)
+        check_partition(TaskRecord(tasks), folder)
+        return [
+            cls.of(f"{run}: {name}", for_task(config, name), data, adapter)
+            for name, data in tasks.items()
+        ]
+
+    @classmethod
+    def of(cls, run: str, config: Config, data: FederatedData, adapter: LoraAdapter) -> Validation:
+        """The validation examples of one data set of a run."""
         if not len(data.validation):
             raise UsageError(
                 f"{run} has no validation examples to search on (data.validation_fraction is "
@@ -84,7 +106,7 @@ class Validation:
         device = resolve_device(config.device)
         model.to(device).requires_grad_(False)
         return cls(
-            name=str(run),
+            name=run,
             model=model,
             own={path: w.clone() for path, w in layer_weights(model, adapter).items()},
             images=PixelInputs(data.pixels, device),

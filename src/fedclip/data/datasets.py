@@ -10,6 +10,7 @@ import numpy as np
 from fedclip.data import sources_builtin
 from fedclip.data.hub import hub
 from fedclip.data.imagefolder import imagefolder
+from fedclip.data.pairs import pairs
 from fedclip.data.prompts import check_templates, clean_class_name
 from fedclip.data.source import ImageSource, some
 from fedclip.errors import UsageError
@@ -29,6 +30,8 @@ def load_source(
     source = SOURCES[name](path, layout)
     if not len(source):
         raise UsageError(f"data: {name} holds no images{f' (data.path: {path})' if path else ''}")
+    if class_names is not None and source.captioned:
+        raise UsageError(f"data.class_names names classes, but {name} holds captions; leave it out")
     if class_names is not None:
         source = _rename(source, [str(class_name) for class_name in class_names])
     if templates is not None:
@@ -70,4 +73,5 @@ SOURCES: dict[str, Callable[[str | None, str], ImageSource]] = {
     "icons": sources_builtin.icons,
     "imagefolder": imagefolder,
     "hub": hub,
+    "pairs": pairs,
 }

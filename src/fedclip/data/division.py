@@ -10,12 +10,11 @@ import numpy as np
 
 from fedclip.config import DataConfig
 from fedclip.data.partition import partition
+from fedclip.data.roles import HELD_OUT, OWN, TEST, UNUSED, VALIDATION, roles_of
 from fedclip.data.source import ImageSource, Labels, Mask
 from fedclip.data.splits import ClientData, Indices, cap, split
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.seeding import seed_for
-
-OWN, TEST, VALIDATION = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,13 @@ class Examples:
     """What is known of the decoded images, row by row; `usable` says which may be used."""
 
     labels: Labels
-    role: Labels  # OWN: divided over clients; TEST, VALIDATION: the data set's own splits
+    role: Labels  # as in `data.roles`
     usable: Mask
     sites: Labels | None
     groups: Labels | None
     class_names: tuple[str, ...]
     site_names: tuple[str, ...]
+    captioned: bool = False
 
     @classmethod
     def of(cls, source: ImageSource, used: Indices, bad: Sequence[int]) -> Examples:
@@ -37,21 +37,32 @@ class Examples:
         usable[list(bad)] = False
         return cls(
             labels=source.labels[used],
-            role=_roles(source)[used],
+            role=roles_of(source)[used],
             usable=usable,
             sites=None if source.sites is None else source.sites[used],
             groups=None if source.groups is None else source.groups[used],
             class_names=source.class_names,
             site_names=source.site_names,
+            captioned=source.captioned,
         )
+
+    @property
+    def strata(self) -> Labels:
+        """What a division keeps in proportion: classes, or nothing where there are captions."""
+        return np.zeros_like(self.labels) if self.captioned else self.labels
 
     def having(self, role: int) -> Indices:
         """Usable rows of one role."""
         return np.flatnonzero(self.usable & (self.role == role))
 
     def central(self, part: str, clients: Sequence[ClientData]) -> Indices:
-        """The central `test` or `validation` set: the data set's own, else the clients' union."""
+        """The central `test` or `validation` set: the data set's own, else the clients' union.
+
+        Held-out sites are the test set where there are any.
+        """
         own = self.having(TEST if part == "test" else VALIDATION)
+        if part == "test" and len(self.having(HELD_OUT)):
+            own = self.having(HELD_OUT)
         if len(own):
             return own
         return np.sort(np.concatenate([getattr(client, part) for client in clients]))
@@ -63,7 +74,7 @@ def choose(source: ImageSource, by_site: bool, data: DataConfig, seed: int) -> I
     The pool is so large that `max_train_examples` are left when the clients have held out their
     validation and test examples.
     """
-    roles = _roles(source)
+    roles = roles_of(source)
     max_examples = data.max_train_examples
     pool = np.flatnonzero(roles == OWN)
     if not len(pool):
@@ -76,15 +87,17 @@ def choose(source: ImageSource, by_site: bool, data: DataConfig, seed: int) -> I
         )
     if max_examples is not None:
         max_examples = round(max_examples / _train_share(source, by_site, data))
-    kept = cap(source.labels[pool], sites, max_examples, seed_for(seed, "max_train_examples"))
-    return np.sort(np.concatenate([pool[kept], np.flatnonzero(roles != OWN)]))
+    strata = np.zeros_like(pool) if source.captioned else source.labels[pool]
+    kept = cap(strata, sites, max_examples, seed_for(seed, "max_train_examples"))
+    others = np.flatnonzero((roles != OWN) & (roles != UNUSED))
+    return np.sort(np.concatenate([pool[kept], others]))
 
 
 def _train_share(source: ImageSource, by_site: bool, data: DataConfig) -> float:
     """What clients keep for training of their part of the pool."""
     held = {TEST: data.test_fraction, VALIDATION: data.validation_fraction}
     for role in held:
-        rows = _roles(source) == role
+        rows = roles_of(source) == role
         if by_site and source.sites is not None and (source.sites[rows] >= 0).any():
             held[role] = 0.0  # the sites' clients have a part of the data set's own split
     return 1.0 - sum(held.values())
@@ -97,7 +110,7 @@ def divide(
     pool = examples.having(OWN)
     scheme = data.partition
     parts = partition(
-        examples.labels[pool],
+        examples.strata[pool],
         name,
         num_clients,
         seed,
@@ -118,7 +131,8 @@ def divide(
             site = int(examples.sites[pool[part[0]]])
             client_id = examples.site_names[site]
         clients.append(_client(client_id, pool[part], site, examples, data, seed))
-    _warn_of_gaps(examples, clients, natural=name == "natural")
+    if not examples.captioned:
+        _warn_of_gaps(examples, clients, natural=name == "natural")
     return tuple(clients)
 
 
@@ -135,7 +149,7 @@ def _client(
     own_validation = _of_site(examples, site, VALIDATION)
     train, validation, test = split(
         indices,
-        examples.labels,
+        examples.strata,
         examples.groups,
         validation_fraction=data.validation_fraction if own_validation is None else 0.0,
         test_fraction=data.test_fraction if own_test is None else 0.0,
@@ -166,7 +180,8 @@ def without_empty_sites(examples: Examples, on_empty_site: str) -> Examples:
     homeless = int((examples.sites[pool] < 0).sum())
     if homeless:
         _warn(f"data: {homeless} training images belong to no site and are left out")
-    empty = [i for i in range(len(examples.site_names)) if i not in filled]
+    others = set(examples.sites[examples.having(HELD_OUT)].tolist())
+    empty = [i for i in range(len(examples.site_names)) if i not in filled | others]
     named = ", ".join(_describe_empty(examples, i) for i in empty[:5])
     named += f" and {len(empty) - 5} more" if len(empty) > 5 else ""
     if empty and (on_empty_site == "error" or not filled - {-1}):
@@ -201,15 +216,6 @@ def _warn_of_gaps(examples: Examples, clients: Sequence[ClientData], natural: bo
     if missing:
         listed = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
         _warn(f"{len(missing)} of {len(names)} classes have no training image: {listed}")
-
-
-def _roles(source: ImageSource) -> Labels:
-    role = np.full(len(source), OWN, dtype=np.int64)
-    if source.is_validation is not None:
-        role[source.is_validation] = VALIDATION
-    if source.is_test is not None:
-        role[source.is_test] = TEST
-    return role
 
 
 def _warn(message: str) -> None:

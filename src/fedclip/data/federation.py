@@ -11,10 +11,18 @@ import numpy as np
 
 from fedclip.config import DataConfig
 from fedclip.data.base_classes import NewClasses, with_base_classes
+from fedclip.data.captions import (
+    require_classes,
+    require_no_classes,
+    with_captions,
+    with_two_pairs,
+)
 from fedclip.data.datasets import load_source
 from fedclip.data.division import Examples, choose, divide, without_empty_sites
 from fedclip.data.images import BadImage, Pixels, Progress, ToPixels, decode, describe_bad
 from fedclip.data.partition import partition_seed, require_sites
+from fedclip.data.roles import with_shots, with_test_sites
+from fedclip.data.source import ImageSource
 from fedclip.data.splits import ClientData, Indices
 from fedclip.errors import FedclipWarning, UsageError
 
@@ -27,7 +35,8 @@ class FederatedData:
 
     All index arrays point into `pixels` and `labels`; `validation` and `test` are the central
     sets. A bad image keeps a row of zeros that no index points at. With `data.train_classes`
-    nothing but `new_classes` points at images of the other classes.
+    nothing but `new_classes` points at images of the other classes. With `captioned` the
+    classes are captions, by number.
     """
 
     name: str
@@ -42,6 +51,7 @@ class FederatedData:
     fingerprint: str
     partition: dict[str, Any]
     new_classes: NewClasses | None = None
+    captioned: bool = False
 
     def counts(self, indices: Indices) -> list[int]:
         """Examples by class among `indices`."""
@@ -55,6 +65,13 @@ class FederatedData:
             for client in self.clients
         ]
 
+    def training_table(self) -> tuple[tuple[str, ...], dict[str, list[int]]]:
+        """Columns and rows, by client, of training examples; captions are too many for columns."""
+        ids = [client.client_id for client in self.clients]
+        if self.captioned:
+            return ("pairs",), {c.client_id: [len(c.train)] for c in self.clients}
+        return self.class_names, dict(zip(ids, self.table("train"), strict=True))
+
     def partition_record(self) -> dict[str, Any]:
         """What `partition.json` holds: enough to see the division and to notice another one.
 
@@ -64,7 +81,7 @@ class FederatedData:
             "data": self.name,
             "fingerprint": self.fingerprint,
             "partition": self.partition,
-            "class_names": list(self.class_names),
+            **self._classes_record(),
             "clients": [
                 {"client_id": client.client_id}
                 | {part: self._part_record(getattr(client, part)) for part in PARTS}
@@ -75,13 +92,17 @@ class FederatedData:
             "bad_images": list(self.bad_images),
         }
 
+    def _classes_record(self) -> dict[str, Any]:
+        if not self.captioned:
+            return {"class_names": list(self.class_names)}
+        digest = hashlib.sha256("\0".join(self.class_names).encode())
+        digest.update(self.labels.astype("<i8").tobytes())
+        return {"captions": len(self.class_names), "captions_sha256": digest.hexdigest()}
+
     def _part_record(self, indices: Indices) -> dict[str, Any]:
         digest = hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
-        return {
-            "num_examples": len(indices),
-            "by_class": self.counts(indices),
-            "indices_sha256": digest,
-        }
+        by_class = {} if self.captioned else {"by_class": self.counts(indices)}
+        return {"num_examples": len(indices), **by_class, "indices_sha256": digest}
 
 
 def load_federated(
@@ -91,9 +112,11 @@ def load_federated(
     to_pixels: ToPixels,
     pixels_key: str,
     progress: Progress | None = None,
+    captions: bool = False,
 ) -> FederatedData:
     """Load, decode, divide and split a data set as its configuration says.
 
+    With `captions` images go with captions in the place of classes.
     `data.max_train_examples` caps the pool that is divided, before anything is decoded, at what
     leaves about that many to train on when the clients have held out theirs. The
     central test set is the data set's own, else the union of the clients'; a client's test set is
@@ -105,18 +128,9 @@ def load_federated(
             "data.validation_fraction and data.test_fraction must leave something to train on, "
             f"got {data.validation_fraction} and {data.test_fraction}"
         )
-    source = load_source(
-        data.name,
-        path=data.path,
-        layout=data.layout,
-        class_names=data.class_names,
-        templates=data.templates,
-    )
-    name = data.partition.name
-    if name == "auto":
-        name = "natural" if source.sites is not None else "dirichlet"
-    if name == "natural":
-        require_sites(source.sites)  # before anything is decoded
+    source, name = _source(data, captions, seed)
+    if data.shots is not None:  # what is held out is chosen already, for all clients together
+        data = data.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
     used = choose(source, name == "natural", data, seed)
     fingerprint = source.fingerprint(used)
     pixels, bad = decode(
@@ -135,6 +149,8 @@ def load_federated(
         examples = without_empty_sites(examples, data.on_empty_site)
     scheme = {"name": name, "seed": partition_seed(seed)} | _options(data, name)
     clients = divide(examples, data, name, num_clients, seed)
+    if captions:
+        clients = with_two_pairs(clients)
     validation = examples.central("validation", clients)
     test = examples.central("test", clients)
     if not len(test):
@@ -155,10 +171,38 @@ def load_federated(
         bad_images=tuple(str(image) for image in bad),
         fingerprint=fingerprint,
         partition=scheme,
+        captioned=captions,
     )
     if data.train_classes is None:
         return federation
     return with_base_classes(federation, data.train_classes)
+
+
+def _source(data: DataConfig, captions: bool, seed: int) -> tuple[ImageSource, str]:
+    """The data set, with what each image is for, and the name of its partition."""
+    source = load_source(
+        data.name,
+        path=data.path,
+        layout=data.layout,
+        class_names=data.class_names,
+        templates=data.templates,
+    )
+    name = data.partition.name
+    if name == "auto":
+        name = "iid" if source.captioned else "dirichlet"
+        name = name if source.sites is None else "natural"
+    if name == "natural":
+        require_sites(source.sites)  # before anything is decoded
+    if captions:
+        require_no_classes(source, name, data.shots)
+        source = with_captions(source)
+    else:
+        require_classes(source)
+    if data.test_sites is not None:
+        source = with_test_sites(source, data.test_sites)
+    if data.shots is not None:
+        source = with_shots(source, data.shots, data.test_fraction, seed)
+    return source, name
 
 
 def _report(bad: list[BadImage], total: int) -> None:

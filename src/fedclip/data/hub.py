@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 from PIL import Image
 
+from fedclip.data.captions import numbered
 from fedclip.data.prompts import PROMPTS, clean_class_name
 from fedclip.data.rgb import open_rgb
 from fedclip.data.source import ImageSource, mask_or_none
@@ -22,7 +23,8 @@ from fedclip.errors import FedclipWarning, UsageError
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
-OPTIONS = ("config", "revision", "image", "label", "site")
+CAPTION_NAMES = ("caption", "captions", "text", "txt")
+OPTIONS = ("config", "revision", "image", "label", "caption", "site")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ def hub(path: str | None = None, layout: str = "auto") -> ImageSource:
 
     The image column and the label column are found by type and name. Where that is not enough,
     options follow the id: `user/name?config=small&label=kind&site=hospital`; `site` names a
-    column whose values are natural sites.
+    column whose values are natural sites. `caption` names a column of captions, which then take
+    the place of classes; of several captions of an image the first counts. `path` may be `.tar`
+    shards of webdataset, whose captions are NAME.txt.
     """
     if not path:
         raise UsageError("data.path: hub needs a data set's id (user/name) or a local path")
@@ -79,15 +83,17 @@ def hub(path: str | None = None, layout: str = "auto") -> ImageSource:
         parts = _by_split(name, _open(name, options.get("config"), options.get("revision")))
         features = parts["train"].features
         image = _image_column(name, features, options.get("image"))
-        label = _label_column(name, features, options.get("label"))
+        caption = _caption_column(name, features, options)
+        label = caption or _label_column(name, features, options.get("label"))
         parts = _same_columns(name, parts, [image, label, options.get("site")])
         table = datasets.concatenate_datasets(list(parts.values()))
-    labels, class_names = _labels(table, label)
+    labels, class_names = _captions(table, label) if caption else _labels(table, label)
     split = np.repeat(list(parts), [len(part) for part in parts.values()])
     known = labels >= 0
     if not known.all():
         warnings.warn(
-            f"{name}: {int((~known).sum())} images without a label are left out",
+            f"{name}: {int((~known).sum())} images without a "
+            f"{'caption' if caption else 'label'} are left out",
             FedclipWarning,
             stacklevel=2,
         )
@@ -98,12 +104,13 @@ def hub(path: str | None = None, layout: str = "auto") -> ImageSource:
         name="hub",
         images=HubImages(encoded, image, name, rows),
         labels=labels[rows],
-        class_names=tuple(clean_class_name(class_name) for class_name in class_names),
-        templates=PROMPTS["hub"].templates,
+        class_names=tuple(n if caption else clean_class_name(n) for n in class_names),
+        templates=("{}",) if caption else PROMPTS["hub"].templates,
         is_test=mask_or_none(split[rows] == "test"),
         is_validation=mask_or_none(split[rows] == "validation"),
         sites=None if sites is None else sites[rows],
         site_names=site_names,
+        captioned=caption is not None,
     )
 
 
@@ -120,6 +127,8 @@ def _open(name: str, config: str | None, revision: str | None) -> Any:
             return datasets.load_from_disk(str(local))
         if local.suffix == ".parquet" and local.is_file():
             return datasets.load_dataset("parquet", data_files=str(local))
+        if local.suffix == ".tar":  # one shard, or a pattern of them
+            return datasets.load_dataset("webdataset", data_files=str(local))
         source = str(local) if is_local else name
         return datasets.load_dataset(source, config, revision=revision)
     except Exception as error:  # the library raises a score of unrelated types
@@ -220,6 +229,35 @@ def _label_column(name: str, features: Any, asked: str | None) -> str:
     )
 
 
+def _caption_column(name: str, features: Any, options: dict[str, str]) -> str | None:
+    """The column of captions: the one asked for, or one of a usual name where no labels are."""
+    import datasets
+
+    asked = options.get("caption")
+    if asked is not None and asked not in features:
+        raise UsageError(f"data.path: {name} has no column {asked!r}: {_list(features)}")
+    if asked is not None or "label" in options:
+        return asked
+    labelled = any(isinstance(kind, datasets.ClassLabel) for kind in features.values())
+    if labelled or any(column in features for column in LABEL_NAMES):
+        return None
+    return next((column for column in CAPTION_NAMES if column in features), None)
+
+
+def _captions(table: Any, column: str) -> tuple[np.ndarray, list[str]]:
+    """Numbers of the captions (-1 where there is none) and the distinct ones."""
+    values = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    values = [next(iter(v), None) if isinstance(v, list) else v for v in values]
+    wrong = [v for v in values if v is not None and not isinstance(v, str)]
+    if wrong:
+        raise UsageError(f"data.path: column {column!r} holds no captions, but {wrong[0]!r}")
+    texts = [(value or "").strip() for value in values]
+    numbers, _ = numbered([text for text in texts if text])
+    found = np.full(len(texts), -1, dtype=np.int64)
+    found[[bool(text) for text in texts]] = numbers
+    return found, list(dict.fromkeys(text for text in texts if text))
+
+
 def _labels(table: Any, column: str) -> tuple[np.ndarray, list[str]]:
     """Class indices (-1 where unknown) and names: a ClassLabel's own, else the sorted values."""
     import datasets
@@ -242,6 +280,9 @@ def _sites(name: str, table: Any, column: str | None) -> tuple[np.ndarray | None
     if column not in table.features:
         raise UsageError(f"data.path: {name} has no column {column!r}: {_list(table.features)}")
     indices, names = _labels(table, column)
+    short = [Path(name).stem for name in names]
+    if column == "__url__" and len(set(short)) == len(names):  # webdataset's: a site is a shard
+        names = short
     return indices, tuple(names)
 
 

@@ -76,7 +76,9 @@ class ImageSource:
     """Images, not decoded, with their labels and what splits and sites the data set brings.
 
     All arrays have one entry per image. `sites` is -1 where an image belongs to no site;
-    images of one group (variants of one drawing) must stay on one side of a split.
+    images of one group (variants of one drawing) must stay on one side of a split. `roles`, where
+    given, say what each image is for in the place of the splits (`data.roles`). With `captioned`
+    there are captions in the place of classes (`data.captions`).
     """
 
     name: str
@@ -89,6 +91,8 @@ class ImageSource:
     groups: Labels | None = None
     sites: Labels | None = None
     site_names: tuple[str, ...] = ()
+    roles: Labels | None = None
+    captioned: bool = False
 
     def __len__(self) -> int:
         """Number of images."""

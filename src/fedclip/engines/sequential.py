@@ -15,6 +15,7 @@ import torch
 
 from fedclip.errors import TrainingFailed, out_of_memory
 from fedclip.federated.client import LocalSettings, LocalTask, TrainableModel, local_train
+from fedclip.federated.objectives import Objective, classification
 from fedclip.models.lora import at_rank
 from fedclip.records import ClientReport, Cohort, State, TrainRequest
 from fedclip.seeding import seed_for
@@ -36,6 +37,7 @@ class SequentialEngine:
         *,
         seed: int,
         device: torch.device,
+        objective: Objective = classification,
     ) -> None:
         """Takes the images `[n, 3, size, size]`, labels `[n]` and each client's example indices."""
         self._model = model
@@ -45,6 +47,7 @@ class SequentialEngine:
         self._settings = settings
         self._seed = seed
         self._device = device
+        self._objective = objective
 
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
         """Yields a cohort of one per client, in the order of `request.client_ids`."""
@@ -75,6 +78,7 @@ class SequentialEngine:
                         progress=request.progress,
                         round_share=request.round_share,
                         task=task,
+                        objective=self._objective,
                     )
             except torch.OutOfMemoryError:
                 raise out_of_memory(f"client {client_id}, round {request.server_round}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,6 +109,28 @@ def evaluate_personal(
         "client_accuracy": spread(by_client),
         "accuracy_by_client": by_client,
     }
+
+
+def together(by_task: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of several tasks in one: means over tasks, and what each client has."""
+    clients = {c: a for found in by_task.values() for c, a in found["accuracy_by_client"].items()}
+    keys = ("accuracy", "test_loss", "validation_accuracy")
+    means = {key: _mean([found[key] for found in by_task.values()]) for key in keys}
+    return means | {
+        "test_examples": sum(found["test_examples"] for found in by_task.values()),
+        "client_accuracy": spread(clients),
+        "accuracy_by_client": clients,
+        "accuracy_by_task": {name: found["accuracy"] for name, found in by_task.items()},
+        "validation_accuracy_by_task": {
+            name: found["validation_accuracy"] for name, found in by_task.items()
+        },
+    }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """The mean; None where a value is missing, as the rest would not be comparable."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def at_most(indices: NDArray[np.int64], limit: int | None, seed: int) -> NDArray[np.int64]:

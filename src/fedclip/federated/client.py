@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
-from fedclip.compute import at_least_fp32, autocast, float64_home
+from fedclip.compute import autocast, float64_home
 from fedclip.data.augment import affine
 from fedclip.errors import TrainingFailed
+from fedclip.federated.objectives import Objective, classification
 from fedclip.layer_names import factor_of
 from fedclip.records import State
 from fedclip.seeding import seed_for
@@ -56,6 +56,7 @@ class LocalSettings:
     """How every client trains; the optimizer starts afresh each round.
 
     `rate_pattern` has factors on the learning rate, by patterns as `fedclip.layer_names` has them.
+    An epoch's last batch joins the one before it where it has fewer than `smallest_batch` examples.
     """
 
     local_epochs: int = 1
@@ -70,6 +71,7 @@ class LocalSettings:
     precision: str = "fp32"
     augment: str = "none"
     rate_pattern: Mapping[str, float] = field(default_factory=dict)
+    smallest_batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def local_train(
     progress: float = 0.0,
     round_share: float = 1.0,
     task: LocalTask | None = None,
+    objective: Objective = classification,
 ) -> LocalResult:
     """Trains the model in place on one client's examples.
 
@@ -122,12 +125,13 @@ def local_train(
     and `round_share` what this round takes of it; the learning-rate schedule spans the whole run.
     A step averages the loss over `batch_size * accumulation_steps` examples, passed through the
     model `batch_size` at a time. With `proximal_mu` the step also pulls towards the state that
-    training started from (FedProx, Li et al. 2020, arXiv:1812.06127, equation 2).
+    training started from (FedProx, Li et al. 2020, arXiv:1812.06127, equation 2). `objective` is
+    the loss of what passes through the model at a time.
     """
     task = task or LocalTask()
     before = math.nan
     if task.start_loss:
-        before = mean_loss(model, pixels, labels, indices, settings, device)
+        before = mean_loss(model, pixels, labels, indices, settings, device, objective)
     model.train()
     live = model.trainable()
     parameters = _leaves(live, task)
@@ -157,8 +161,7 @@ def local_train(
             inputs = torch.from_numpy(shown).to(device)
             targets = torch.from_numpy(labels[batch]).to(device)
             with autocast(settings.precision, device):
-                logits = model(inputs)  # [batch, classes]
-            loss = cross_entropy(at_least_fp32(logits), targets, reduction="sum")
+                loss = objective(model, inputs, targets)
             scaler.scale(loss / step_examples).backward()
             loss_sum += loss.detach().to(loss_sum)
         for name, frame in task.frames.items():  # B = frame R, so dR = frame^T dB
@@ -214,16 +217,16 @@ def mean_loss(
     indices: NDArray[np.int64],
     settings: LocalSettings,
     device: torch.device,
+    objective: Objective = classification,
 ) -> float:
     """Mean loss over a client's examples as they are, without dropout."""
     model.train(False)
     total = 0.0
-    for first in range(0, len(indices), settings.batch_size):
-        batch = indices[first : first + settings.batch_size]
-        with autocast(settings.precision, device):
-            logits = model(torch.from_numpy(pixels[batch]).to(device))
+    for batch in batches_of(indices, settings):
+        inputs = torch.from_numpy(pixels[batch]).to(device)
         targets = torch.from_numpy(labels[batch]).to(device)
-        total += cross_entropy(at_least_fp32(logits), targets, reduction="sum").item()
+        with autocast(settings.precision, device):
+            total += objective(model, inputs, targets).item()
     return total / len(indices)
 
 
@@ -259,11 +262,18 @@ def plan_steps(
     """Yields each optimizer step's micro-batches of example indices, reshuffled every epoch."""
     for epoch in range(settings.local_epochs):
         rng = np.random.default_rng(seed_for(seed, "order", epoch))
-        shuffled = rng.permutation(indices)
-        size = settings.batch_size
-        batches = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
+        batches = batches_of(rng.permutation(indices), settings)
         for first in range(0, len(batches), settings.accumulation_steps):
             yield batches[first : first + settings.accumulation_steps]
+
+
+def batches_of(indices: NDArray[np.int64], settings: LocalSettings) -> list[NDArray[np.int64]]:
+    """Example indices in their order, cut into batches."""
+    starts = list(range(0, len(indices), settings.batch_size))
+    if len(starts) > 1 and len(indices) - starts[-1] < settings.smallest_batch:
+        starts.pop()
+    ends = [*starts[1:], len(indices)]
+    return [indices[start:end] for start, end in zip(starts, ends, strict=False)]
 
 
 SCHEDULES = {

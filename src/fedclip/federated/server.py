@@ -67,11 +67,17 @@ def run_rounds(
     """
     for server_round in range(finished_rounds + 1, rounds + 1):
         asked: list[Updates] = []
+        first: list[Updates] = []  # a second training of clients, as Ditto's, is not among them
 
-        def train(request: TrainRequest, asked: list[Updates] = asked) -> Updates:
-            # A second training of the same clients, such as Ditto's, is not a second report.
-            hear = on_client if not asked else lambda report: None
+        def train(
+            request: TrainRequest, asked: list[Updates] = asked, first: list[Updates] = first
+        ) -> Updates:
+            trained_before = {c for updates in first for c in updates.request.client_ids}
+            new = trained_before.isdisjoint(request.client_ids)
+            hear = on_client if new else lambda report: None
             asked.append(Updates(request, engine.train(request), combine, hear))
+            if new:
+                first.append(asked[-1])
             return asked[-1]
 
         request = TrainRequest(
@@ -86,14 +92,19 @@ def run_rounds(
         yield RoundResult(
             server_round,
             state,
-            tuple(asked[0].reports),
+            tuple(report for updates in first for report in updates.reports),
             bytes_up=sum(updates.bytes_up for updates in asked),
-            bytes_down=bytes_down(state, asked[0].request),
+            bytes_down=sum(bytes_down(state, updates.request) for updates in first),
         )
 
 
 def bytes_down(state: RunState, request: TrainRequest) -> int:
     """Bytes by which the round's clients learn the new state, those of lower rank their part."""
+    if state.groups:
+        return sum(
+            bytes_down(state.group_of(client_id), replace(request, client_ids=(client_id,)))
+            for client_id in request.client_ids
+        )
     if state.news is not None:
         return len(request.client_ids) * sum(t.nbytes for t in state.news.values())
     names = request.sent or request.trained or state.shared.keys()

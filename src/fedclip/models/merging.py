@@ -80,13 +80,21 @@ class MergeableLora(nn.Module):
                 return
             self._shifted = ShiftedWeights(self.network)
         self._shifted.set(shift)
-        self.text_head.forget()
+        self.forget_texts()
+
+    def is_shifted(self) -> bool:
+        """Whether a shift was ever put on the frozen weights."""
+        return self._shifted is not None
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training, or to evaluation; a merged adapter cannot be trained."""
         if mode:
             self.require_unmerged("train")
         return super().train(mode)
+
+    def forget_texts(self) -> None:
+        """Compute text features anew, as weights have changed that are not trained."""
+        self.text_head.forget()
 
     def _require_adapter(self, what: str) -> None:
         if not lora_layers(self.network):
@@ -96,4 +104,4 @@ class MergeableLora(nn.Module):
 
     def _switch(self, *, folded: bool) -> None:
         set_folded(self.network, folded)
-        self.text_head.forget()
+        self.forget_texts()

@@ -21,6 +21,7 @@ from fedclip.models.towers import NO_ADAPTERS, Adapters, Tower, read_tower
 from fedclip.models.wrapper import CLIPLoRAWrapper
 
 State = Mapping[str, torch.Tensor]
+Prompts = tuple[tuple[str, ...], tuple[str, ...]]  # class names and templates
 
 
 def can_stack(model: CLIPLoRAWrapper) -> bool:
@@ -50,7 +51,7 @@ class StackedClients:
         self._text_is_trained = model.head == "text" and any(
             tower_of(name) == "text_encoder" for name in self._layers
         )
-        self._prompts: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._prompts: dict[Prompts, tuple[torch.Tensor, torch.Tensor]] = {}
         self._projects = "visual_projection" in self._layers
         self.frozen_layers = self._vision.first_adapted(list(self._layers))
         self.device = model.device
@@ -64,8 +65,11 @@ class StackedClients:
 
     def set_shift(self, shift: State) -> None:
         """Replaces frozen weights by their own plus a change `[out, in]`, by layer."""
+        if not shift and not self._model.is_shifted():
+            return
         self._model.set_shift(shift)
         self._vision, self._text = self._towers()
+        self._prompts.clear()
 
     @torch.no_grad()
     def frozen(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -203,11 +207,13 @@ class StackedClients:
     @torch.no_grad()
     def _frozen_prompts(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What the frozen layers make of the prompts, computed once, and where each one ends."""
-        if self._prompts is None:
-            ids, ends = self._model.text_head.prompt_ids()
+        head = self._model.text_head
+        known = (head.class_names, head.templates)  # of several tasks, each has its own
+        if known not in self._prompts:
+            ids, ends = head.prompt_ids()
             embedded = self._model.clip.text_model.embeddings(input_ids=ids.to(self.device))
-            self._prompts = self._text.prefix(embedded, first), ends.to(self.device)
-        return self._prompts
+            self._prompts[known] = self._text.prefix(embedded, first), ends.to(self.device)
+        return self._prompts[known]
 
 
 class MergedClassifier:

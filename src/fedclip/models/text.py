@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,9 @@ def checked_classes(class_names: Sequence[str], count: int | None = None) -> tup
         raise UsageError(f"class names must be a list of texts, got the one text {class_names!r}")
     names = tuple(class_names)
     wrong = [name for name in names if not isinstance(name, str) or not name.strip()]
-    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    twice = sorted(
+        str(name) for name, times in Counter(filter(_is_text, names)).items() if times > 1
+    )
     if not names or wrong:
         raise UsageError(f"class names must be non-empty texts, got {list(names)!r}")
     if twice:
@@ -35,6 +38,10 @@ def checked_classes(class_names: Sequence[str], count: int | None = None) -> tup
             f"({', '.join(names[:3])}, ...); leave one of them out"
         )
     return names
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def checked_templates(templates: Sequence[str] | None) -> tuple[str, ...]:
@@ -102,6 +109,20 @@ class TextHead:
         self._rows = self._tokens.encode(prompts(names, filled))
         self.class_names, self.templates = names, filled
         self._cache.clear()
+
+    def like(self, class_names: Sequence[str], templates: Sequence[str] | None) -> TextHead:
+        """A head of other classes for the same text tower; templates as here if none are given."""
+        other = TextHead(self._tokens)
+        other.set_classes(class_names, templates or self.templates)
+        return other
+
+    def use_templates(self, templates: Sequence[str]) -> None:
+        """Take templates for classes that are not known yet."""
+        self.templates = checked_templates(templates)
+
+    def encode(self, clip: CLIPModel, texts: Sequence[str]) -> torch.Tensor:
+        """Normalised features `[texts, dim]`, fp32, of texts as they are."""
+        return encode_texts(clip, self._tokens, self._tokens.encode(texts))
 
     def features(
         self, clip: CLIPModel, trained: Sequence[torch.Tensor], *, slot: str, reuse: bool

@@ -30,13 +30,13 @@ from fedclip.models.lora import (
     trained_body,
 )
 from fedclip.models.lora_plan import LoraSettings, planned, restated
-from fedclip.models.merging import MergeableLora
 from fedclip.models.state import checked_state, replaced, write
+from fedclip.models.tasks import ManyTasks
 from fedclip.models.text import TextHead, checked_classes
 from fedclip.records import State
 
 
-class CLIPLoRAWrapper(MergeableLora):
+class CLIPLoRAWrapper(ManyTasks):
     """A CLIP whose trainable part is small, named, and easy to take out and put back."""
 
     def __init__(
@@ -65,6 +65,7 @@ class CLIPLoRAWrapper(MergeableLora):
         self.image_size = base.pixels.image_size
         self._pixels = base.pixels
         self.text_head = TextHead(base.tokens)
+        self._tasks = {}
         self._asked_head = head
         self._seed = seed
         self._slot = "adapted"
@@ -73,6 +74,8 @@ class CLIPLoRAWrapper(MergeableLora):
         self._std = nn.Buffer(std, persistent=False)
         if class_names is not None:
             self.text_head.set_classes(checked_classes(class_names, num_classes), templates)
+        elif templates is not None:
+            self.text_head.use_templates(templates)
         self._settle_head()
         self.eval()
 
@@ -189,6 +192,10 @@ class CLIPLoRAWrapper(MergeableLora):
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """L2-normalised image features `[batch, dim]`, fp32, of what `forward` takes."""
         return F.normalize(self.embed(pixels), dim=-1)
+
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """L2-normalised features `[texts, dim]`, fp32, of texts as they are, without templates."""
+        return self.text_head.encode(self.clip, texts)
 
     def text_features(self) -> torch.Tensor:
         """L2-normalised text features `[classes, dim]`, fp32; kept while the text tower holds."""

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 _WIDEST = 12
+
+
+def retrieval_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each recall of a run's summary, before and after; none where it has no captions."""
+    after, before = summary.get("retrieval"), summary.get("zero_shot_retrieval")
+    if after is None or before is None:
+        return []
+    return [
+        {
+            "recall": f"{way} {name}".replace("recall_at_", "@").replace("_", " "),
+            "zero_shot": before[way][name],
+            "trained": value,
+        }
+        for way, recalls in after.items()
+        for name, value in recalls.items()
+    ]
 
 
 def partition_table(class_names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Table:

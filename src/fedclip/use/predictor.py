@@ -15,7 +15,7 @@ from fedclip.errors import UsageError
 from fedclip.models.clip import CLIPLoRAWrapper
 from fedclip.runs import CONFIG
 from fedclip.use.files import read_image
-from fedclip.use.trained import finished, load_run_model
+from fedclip.use.trained import load_run_model, run_and_adapter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +34,7 @@ class Predictor:
 
     @classmethod
     def of_run(cls, folder: str | Path, labels: Sequence[str] | None = None) -> Predictor:
-        """The last round's model of a finished run, where and as the run was configured.
+        """The last round's model of a finished run, or an adapter in it, as the run was configured.
 
         `labels` replaces the classes that it was trained on; only a text head can take others.
         """
@@ -42,7 +42,7 @@ class Predictor:
         if labels:
             require_text_head(model, "--labels")
             model.set_classes(labels, model.templates)
-        config = load_config(finished(folder).path / CONFIG)
+        config = load_config(run_and_adapter(folder)[0].path / CONFIG)
         device = resolve_device(config.device)
         return cls(model, device, resolve_precision(config.precision, device))
 
@@ -58,6 +58,11 @@ class Predictor:
         `labels` are classes for this call alone; a linear head refuses them by a UsageError.
         """
         names = tuple(labels or self.class_names)
+        if not names:
+            raise UsageError(
+                "labels: this run has learned from captions and has no classes of its own; name "
+                'some (--labels "a dog,a cat")'
+            )
         if names != self.model.class_names:
             require_text_head(self.model, "labels")
             self.model.set_classes(names, self.model.templates)

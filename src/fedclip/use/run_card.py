@@ -14,6 +14,7 @@ from fedclip.config_io import load_config
 from fedclip.models.adapter_files import AdapterNotes, read_adapter
 from fedclip.models.base import EMBEDDED, RANDOM
 from fedclip.models.card import loading
+from fedclip.reports.tables import retrieval_rows
 from fedclip.runs import CONFIG, PARTITION, SUMMARY
 from fedclip.use.trained import finished, public_name
 
@@ -35,7 +36,7 @@ def run_card(folder: str | Path, repo_id: str | None = None) -> str:
         library_name="peft" if peft_config else "fedclip",
         tags=["clip", "federated-learning", "fedclip", *(["lora"] if peft_config else [])],
         datasets=[_data_name(config)] if _hub_data(config) else None,
-        metrics=["accuracy"],
+        metrics=["recall" if config.task == "contrastive" else "accuracy"],
         model_name=name.split("/")[-1],
         pipeline_tag="zero-shot-image-classification" if notes.head == "text" else None,
         eval_results=_results(config, summary),
@@ -44,7 +45,7 @@ def run_card(folder: str | Path, repo_id: str | None = None) -> str:
         f"# {name.split('/')[-1]}",
         f"{'A LoRA adapter' if peft_config else 'Fine-tuned weights'} for CLIP (`{base}`), trained "
         "with fedclip in a federation: sites exchanged parameters, never images.",
-        *_section("Results", _accuracies(summary)),
+        *_section("Results", [*_accuracies(summary), *_recalls(summary)]),
         *_section("Data", _data(config, run.read_json(PARTITION), notes)),
         *_section("Training", _training(config, summary)),
         *_section("Traffic", _traffic(summary)),
@@ -79,16 +80,18 @@ def _data_name(config: Config) -> str:
 
 def _results(config: Config, summary: Mapping[str, Any]) -> list[EvalResult]:
     data = _data_name(config)
+    captions = config.task == "contrastive"
+    what = "image-to-text recall@1" if captions else "accuracy"
     values = {
-        "accuracy on the central test set": summary["accuracy"],
-        "lowest accuracy of a client": (summary["client_accuracy"] or {}).get("min"),
+        f"{what} on the central test set": summary["accuracy"],
+        f"lowest {what} of a client": (summary["client_accuracy"] or {}).get("min"),
     }
     return [
         EvalResult(
-            task_type="image-classification",
+            task_type="image-to-text" if captions else "image-classification",
             dataset_type=data,
             dataset_name=data,
-            metric_type="accuracy",
+            metric_type="recall" if captions else "accuracy",
             metric_name=name,
             metric_value=value,
         )
@@ -98,8 +101,9 @@ def _results(config: Config, summary: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def _accuracies(summary: Mapping[str, Any]) -> list[str]:
+    what = "image-to-text recall@1" if "retrieval" in summary else "accuracy"
     lines = [
-        "| accuracy | |",
+        f"| {what} | |",
         "|---|---|",
         f"| before training (zero-shot) | {_number(summary['zero_shot_accuracy'])} |",
         f"| trained | {_number(summary['accuracy'])} |",
@@ -111,6 +115,18 @@ def _accuracies(summary: Mapping[str, Any]) -> list[str]:
         change = f"{_number(found['zero_shot'])} before, {_number(found['accuracy'])} after"
         lines.append(f"| {data}, not trained | {change} |")
     return lines
+
+
+def _recalls(summary: Mapping[str, Any]) -> list[str]:
+    """All recalls of a run on captions, before and after; nothing of another run."""
+    rows = retrieval_rows(summary)
+    if not rows:
+        return []
+    lines = [
+        f"| {row['recall']} | {_number(row['zero_shot'])} | {_number(row['trained'])} |"
+        for row in rows
+    ]
+    return ["", "| recall | zero-shot | trained |", "|---|---|---|", *lines]
 
 
 def _data(config: Config, partition: Mapping[str, Any], notes: AdapterNotes) -> list[str]:

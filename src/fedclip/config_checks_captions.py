@@ -1,0 +1,62 @@
+"""Checks of what is learned, classes or captions, and from which data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+PATHS = {
+    "imagefolder": "the folder of images",
+    "hub": "a hub id or a local path",
+    "pairs": "the table of images and captions",
+}
+"""What `data.path` must name, by data set."""
+
+
+def caption_problems(get: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
+    """Keys that do not fit data or task, each with what to say; `get` reads the value of a key."""
+    task, name = get("task"), get("data.name")
+    if isinstance(name, str) and name in PATHS and get("data.path") is None:
+        yield "data.path", f"data.path must name {PATHS[name]} with data.name: {name}"
+    if task == "classification" and name == "pairs":
+        yield (
+            "task",
+            "task: classification needs classes, but data.name: pairs has captions; set task: "
+            "contrastive",
+        )
+    if name == "pairs" and get("data.shots") is not None:
+        yield (
+            "data.shots",
+            "data.shots counts images by class, which data.name: pairs does not have; leave it "
+            "out, or use data.max_train_examples",
+        )
+    if name == "pairs" and get("data.class_names"):
+        yield (
+            "data.class_names",
+            "data.class_names: data.name: pairs has no classes; leave it out",
+        )
+    if task != "contrastive":
+        return
+    if get("model.head") == "linear":
+        yield (
+            "model.head",
+            "model.head: linear is a classifier, but task: contrastive compares images with "
+            "captions; leave model.head out",
+        )
+    if get("model.num_classes") is not None:
+        yield (
+            "model.num_classes",
+            "model.num_classes: task: contrastive has no classes; leave it out",
+        )
+    if get("data.batch_size") == 1:
+        yield (
+            "data.batch_size",
+            "data.batch_size: 1 leaves a pair nothing to be told apart from; task: contrastive "
+            "needs at least 2, and learns better from 32 or more",
+        )
+    for key in ("evaluation.other_data", "data.train_classes"):
+        if get(key):
+            yield (
+                key,
+                f"{key} measures classes, which task: contrastive does not have; leave it out",
+            )
