@@ -122,7 +122,8 @@ def for_task(config: Config, name: str) -> Config:
     """The configuration of one task of a run, as if it were the only one."""
     data, federation = config.tasks[name], config.federation
     clients = data.num_clients or federation.num_clients
-    federation = federation.model_copy(update={"num_clients": clients})
+    alone = federation.sharing.model_copy(update={"mode": "shared", "shared_rank": None})
+    federation = federation.model_copy(update={"num_clients": clients, "sharing": alone})
     return config.model_copy(update={"data": data, "federation": federation, "tasks": {}})
 
 
