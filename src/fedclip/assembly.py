@@ -22,6 +22,7 @@ from fedclip.parts import Parts, TaskParts
 from fedclip.reports.progress import Listener
 from fedclip.runs import PARTITION, RunFolder
 from fedclip.seeding import seed_for
+from fedclip.strategy_choice import settle_ranks
 
 Data = TypeVar("Data", bound=DataConfig)
 
@@ -70,7 +71,7 @@ def assemble(config: Config, listener: Listener, processes: Processes | None = N
         stacked=None if data.captioned else _stacked(config, model, precision),
         processes=processes or Processes(),
     )
-    return settle_engine(parts, listener)
+    return settle_ranks(settle_engine(parts, listener))
 
 
 def assemble_tasks(
@@ -108,7 +109,8 @@ def assemble_tasks(
         )
         for name, own in data.items()
     }
-    return settle_task_engines(TaskParts(config=config, tasks=tasks, **common), listener)
+    together = TaskParts(config=config, tasks=tasks, **common)
+    return settle_ranks(settle_task_engines(together, listener))
 
 
 def load_tasks(config: Config, listener: Listener) -> dict[str, FederatedData]:

@@ -112,7 +112,7 @@ class ServerOptimizerConfig(Section):
     learning_rate: float = Field(
         0.01, gt=0, description="The server's rate; FedAvgM wants about 1, the others far less."
     )
-    beta1: float = Field(0.9, ge=0, lt=1, description="Momentum.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Momentum (not adagrad).")
     beta2: float = Field(0.99, ge=0, lt=1, description="Memory of squares (adam, yogi).")
     tau: float = Field(1e-3, gt=0, description="Added to the root of the squares.")
 

@@ -70,21 +70,22 @@ def run(
         _heard(listener, processes) as listener,
     ):
         parts = assemble_run(config, listener, processes)
-        _check_measurable(parts)
+        strategy = choose_strategy(parts)
+        _check_measurable(parts, strategy)
         if not processes.is_first:
-            return _follow(parts, path)
+            return _follow(parts, strategy, path)
         folder = RunFolder.create(path, dump_config(parts.config))
-        return _execute(parts, folder, listener, started)
+        return _execute(parts, strategy, folder, listener, started)
 
 
-def _check_measurable(parts: Parts | TaskParts) -> None:
+def _check_measurable(parts: Parts | TaskParts, strategy: Strategy) -> None:
     """Refuse a run that cannot be judged as it is to be."""
     if parts.config.evaluation.keep_best and not parts.has_validation:
         raise UsageError(
             "evaluation.keep_best chooses by validation accuracy, but there are no validation "
             "examples; raise data.validation_fraction, or use more data"
         )
-    if not parts.has_client_tests and choose_strategy(parts).personal:
+    if not parts.has_client_tests and strategy.personal:
         raise UsageError(
             "federation.strategy: models of the clients' own are judged on their own test "
             "examples, and no client has any; raise data.test_fraction, leave out data.shots, or "
@@ -104,9 +105,10 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Run:
         _heard(listener, processes) as listener,
     ):
         parts = assemble_run(config, listener, processes)
+        strategy = choose_strategy(parts)
         if not processes.is_first:
-            return _follow(parts, run_folder.path)
-        return _execute(parts, run_folder, listener, started)
+            return _follow(parts, strategy, run_folder.path)
+        return _execute(parts, strategy, run_folder, listener, started)
 
 
 def _heard(listener: Listener | None, processes: Processes) -> Listener:
@@ -123,13 +125,16 @@ def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
 
 
 def _execute(
-    parts: Parts | TaskParts, folder: RunFolder, listener: Listener, started: float
+    parts: Parts | TaskParts,
+    strategy: Strategy,
+    folder: RunFolder,
+    listener: Listener,
+    started: float,
 ) -> Run:
     """The path of every run: partition, zero-shot, rounds, adapter, summary."""
     config, model = parts.config, parts.model
     with folder.exclusive():
         _record_partition(parts, folder, listener)
-        strategy = choose_strategy(parts)
         checkpoint = Checkpoint.load(folder) or Checkpoint(-1, RunState(model.get_parameters()))
         folder.truncate_metrics(checkpoint.finished_rounds)
         parts.processes.first_start(checkpoint.finished_rounds, checkpoint.state)
@@ -148,10 +153,9 @@ def _execute(
         return _finish_run(parts, folder, checkpoint, clock)
 
 
-def _follow(parts: Parts | TaskParts, path: Path) -> Run:
+def _follow(parts: Parts | TaskParts, strategy: Strategy, path: Path) -> Run:
     """The path of every process but the first: its share of each round, and nothing written."""
     finished, state = parts.processes.first_start(-1, RunState({}))
-    strategy = choose_strategy(parts)
     for _ in _rounds(parts, strategy, max(0, finished), state, lambda report: None):
         pass
     return Run(path, {})
