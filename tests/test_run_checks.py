@@ -59,6 +59,13 @@ def test_keep_best_needs_validation_examples(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_personal_models_need_test_examples_of_their_own(tmp_path: Path) -> None:
+    config = small(federation={"strategy": "local"}, data={"shots": 4})
+    with pytest.raises(UsageError, match=r"no client has any; .* leave out data\.shots"):
+        fedclip.run(config, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_rate_for_nothing_that_trains(tmp_path: Path) -> None:
     config = small(optimizer={"rate_pattern": {"lora_B": 4, "fc1": 2}})
     with pytest.raises(UsageError, match=r"optimizer\.rate_pattern: nothing fits .*'fc1'"):
