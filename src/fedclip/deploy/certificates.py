@@ -6,6 +6,8 @@ site talks. Both are elliptic curve P-384; Flower asks for the latter in OpenSSH
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import ipaddress
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -56,6 +58,27 @@ def public_openssh(key: ec.EllipticCurvePublicKey, comment: str) -> bytes:
     """A public key as one line of OpenSSH, with a comment behind it."""
     line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     return line + f" {comment}\n".encode()
+
+
+def load_pem_public(data: bytes) -> ec.EllipticCurvePublicKey:
+    """A public key from PEM, the form in which Flower sends it; raises ValueError otherwise."""
+    key = serialization.load_pem_public_key(data)
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("not an elliptic curve key")
+    return key
+
+
+def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
+    """A public key as PEM, the form in which Flower keeps it."""
+    return key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+    """A public key's fingerprint, as `ssh-keygen -l` shows it."""
+    blob = base64.b64decode(public_openssh(key, "").split()[1])
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 def pem(certificate: x509.Certificate) -> bytes:

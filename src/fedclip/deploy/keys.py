@@ -10,8 +10,6 @@ keys/                    on the coordinator's machine, for nobody else
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import ipaddress
 import re
 from collections.abc import Sequence
@@ -104,7 +102,7 @@ def site(
     facts = {
         "site": name,
         "copy_to_the_site": [str(target / file) for file in sorted(files)],
-        "fingerprint": fingerprint(target / SITE_PUBLIC),
+        "fingerprint": certificates.fingerprint(shown),
         "never_leave_this_machine": [str(folder / CA_KEY), str(folder / SERVER_KEY)],
         "next": f"fedclip keys register {name}",
     }
@@ -130,13 +128,6 @@ def check_site_name(name: str) -> None:
             "a site's name must be 1 to 63 letters, digits, - or _, beginning with a letter or "
             f'digit, got "{name}"'
         )
-
-
-def fingerprint(public: Path) -> str:
-    """A public key's fingerprint, as `ssh-keygen -l` shows it."""
-    certificates.read_public(public)
-    blob = base64.b64decode(public.read_bytes().split()[1])
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 def check_coordinator(
@@ -192,8 +183,11 @@ def check_site(folder: Path, now: datetime | None = None) -> dict[str, Any]:
     if public.exists() and certificates.read_public(public) != key.public_key():
         troubles.append(f"{public} does not belong to {folder / SITE_KEY}")
     _raise(troubles)
-    facts = {"folder": str(folder), "authority_valid_until": f"{ca.not_valid_after_utc:%Y-%m-%d}"}
-    return facts | ({"fingerprint": fingerprint(public)} if public.exists() else {})
+    return {
+        "folder": str(folder),
+        "fingerprint": certificates.fingerprint(key.public_key()),
+        "authority_valid_until": f"{ca.not_valid_after_utc:%Y-%m-%d}",
+    }
 
 
 def _authority(folder: Path) -> tuple[Any, Any]:
