@@ -104,7 +104,7 @@ def site(
         "copy_to_the_site": [str(target / file) for file in sorted(files)],
         "fingerprint": certificates.fingerprint(shown),
         "never_leave_this_machine": [str(folder / CA_KEY), str(folder / SERVER_KEY)],
-        "next": f"fedclip keys register {name}",
+        "next": f"fedclip keys register {name} --keys {folder}",
     }
     return facts | ({"moved_aside": str(moved)} if moved else {})
 
