@@ -31,6 +31,7 @@ class Command:
     """A process to start: what it is called, its command line, its environment, a word of warning.
 
     `authority` is the certificate that shows that the SuperLink is the right one, None if insecure.
+    `listens` is where the process answers.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Command:
     environment: Mapping[str, str] = field(repr=False)
     authority: Path | None = None
     warning: str | None = None
+    listens: Address | None = None
 
 
 def superlink(
@@ -63,7 +65,7 @@ def superlink(
         options += ["--ssl-certfile", _absolute(keys / SERVER)]
         options += ["--ssl-keyfile", _absolute(keys / SERVER_KEY), "--enable-supernode-auth"]
     more = {} if largest_message is None else {"FEDCLIP_LARGEST_MESSAGE": str(largest_message)}
-    return _command("coordinator", "superlink", options, home, keys, more)
+    return _command("coordinator", "superlink", address, options, home, keys, more)
 
 
 def supernode(
@@ -81,7 +83,8 @@ def supernode(
     makes, None for the insecure mode; the app finds `settings` in `context.node_config`, and
     `environment` in `os.environ`.
     """
-    options = ["--superlink", str(coordinator), "--host", "127.0.0.1", "--port", str(port)]
+    address = Address("127.0.0.1", port)
+    options = ["--superlink", str(coordinator), "--host", address.host, "--port", str(port)]
     if keys is None:
         _only_loopback(coordinator, f"site {name}")
         options += ["--insecure"]
@@ -90,12 +93,14 @@ def supernode(
         options += ["--auth-supernode-private-key", _absolute(keys / SITE_KEY)]
     if settings:
         options += ["--node-config", settings_text(settings)]
-    return _command(f"site {name}", "supernode", options, home, keys, environment or {})
+    more = environment or {}
+    return _command(f"site {name}", "supernode", address, options, home, keys, more)
 
 
 def _command(
     name: str,
     what: str,
+    listens: Address,
     options: list[str],
     home: Path,
     keys: Path | None,
@@ -109,6 +114,7 @@ def _command(
         flower_environment(home) | dict(more),
         None if keys is None else keys / CA,
         f"{name}: {INSECURE}" if keys is None else None,
+        listens,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Self
 
 import psutil
 
-from fedclip.deploy.addresses import Address, answers
+from fedclip.deploy.addresses import Address, answers, is_free
 from fedclip.deploy.endings import Ending, explain
 from fedclip.deploy.processes import NODE_WINDOW, Command
 from fedclip.errors import FedclipError
@@ -24,6 +24,8 @@ from fedclip.errors import FedclipError
 MARK = "FEDCLIP_SUPERVISED"
 LOOK_EVERY = 0.2
 LARGEST_LOG = 20_000_000
+PORT_PATIENCE = 20.0
+"""Seconds until a process of a killed coordinator or site has noticed and left its port."""
 
 Ready = Callable[[str], bool]
 """Whether a process does its work, asked with what it has written since it was started."""
@@ -169,6 +171,7 @@ class Supervised:
         failures, worked = 0, False
         try:
             while not self._stopping.is_set():
+                self._wait_for_port()
                 self._spawn()
                 status = self._until_end()
                 was_ready = self._ready.is_set()
@@ -190,6 +193,12 @@ class Supervised:
             self.last_ending = Ending(None, f"{self.command.name} cannot be started: {error}", True)
         finally:
             self._over.set()
+
+    def _wait_for_port(self) -> None:
+        address, end = self.command.listens, time.monotonic() + PORT_PATIENCE
+        while address is not None and not is_free(address) and time.monotonic() < end:
+            if self._stopping.wait(LOOK_EVERY):
+                return
 
     def _spawn(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
