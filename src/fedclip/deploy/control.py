@@ -6,6 +6,7 @@ Only the SuperLink's own machine can do this (`guard`).
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,9 @@ class Control:
         from flwr.proto.control_pb2 import StartRunRequest
         from flwr.supercore.fab import Fab
 
-        content = build_fab_from_disk(app)
+        with warnings.catch_warnings():  # of libraries that Flower uses in an older way
+            warnings.simplefilter("ignore", DeprecationWarning)
+            content = build_fab_from_disk(app)
         bundle = Fab(hashlib.sha256(content).hexdigest(), content, {})
         request = StartRunRequest(
             fab=fab_to_proto(bundle), override_config=user_config_to_proto(dict(settings or {}))
