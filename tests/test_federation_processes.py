@@ -106,8 +106,9 @@ def test_a_foreign_authority_is_refused(federation: Federation, tmp_path: Path) 
 def test_an_expired_certificate_is_refused(tmp_path: Path) -> None:
     """By Flower's own client, too."""
     late = Federation.create(tmp_path, ("north",))
+    process = late.coordinator()
     rewrite_certificate(late.keys, ["localhost", "127.0.0.1"], 1, datetime.now(UTC) - timedelta(2))
-    with late.coordinator() as coordinator:
+    with process as coordinator:
         until(lambda: "Uvicorn running" in coordinator.written())
         assert not coordinator.is_ready
         with (
