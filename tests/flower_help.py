@@ -38,6 +38,7 @@ clientapp = "small.parts:client"
 
 [tool.flwr.app.config]
 numbers = 10
+wait = 60
 result = ""
 """
 
@@ -48,6 +49,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from fedclip.deploy.deadline import replies_until
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -72,12 +74,16 @@ def main(grid, context):
         time.sleep(0.5)
     ask = RecordDict({"ask": ConfigRecord({"numbers": context.run_config["numbers"]})})
     message = Message(ask, nodes[0], "query")
-    replies = list(grid.send_and_receive([message], timeout=40))
+    start, wait = time.monotonic(), context.run_config["wait"]
+    with replies_until(start + wait):
+        replies = list(grid.send_and_receive([message], timeout=wait))
+    took = time.monotonic() - start
     good = [reply for reply in replies if reply.has_content()]
     found = {
         "replies": len(good),
         "sum": sum(float(r.content["numbers"].to_numpy_ndarrays()[0].sum()) for r in good),
         "sites": [r.content["site"]["name"] for r in good],
+        "took": took,
     }
     Path(context.run_config["result"]).write_text(json.dumps(found))
 '''
