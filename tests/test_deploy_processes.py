@@ -187,6 +187,8 @@ ERROR : Exit Code: 305
         (1, "Exit Code: 606", 606, "have different versions of Flower", True),
         (-9, "SuperNode ID: 1", None, "site north was killed by signal 9", False),
         (0, "terminated gracefully", None, "revoked or the clocks of the two differ", False),
+        (0, "Exit Code: 605\nSuperNode terminated gracefully", None, "by a signal", False),
+        (-9, "Exit Code: 605\n", None, "was killed by signal 9", False),
         (1, "[Errno 98] error while attempting to bind on address", None, "has its port", True),
         (2, "usage: flower-supernode\nerror: what", None, "is it the version that", True),
         (7, "a\n\nlast words\n", None, "site north ended with status 7 (last words)", False),
