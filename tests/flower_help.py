@@ -10,7 +10,7 @@ from pathlib import Path
 from fedclip.deploy import keys, registry
 from fedclip.deploy.addresses import Address, free_port
 from fedclip.deploy.control import Control
-from fedclip.deploy.processes import superlink, supernode
+from fedclip.deploy.processes import LARGEST_MESSAGE, superlink, supernode
 from fedclip.deploy.supervised import FOR_NODES, BackOff, Supervised, joined, listening
 
 PATIENCE = 90.0
@@ -112,12 +112,12 @@ class Federation:
 
     folder: Path
     address: Address
-    largest_message: int | None = None
+    largest_message: int = LARGEST_MESSAGE
     said: list[str] = field(default_factory=list)
 
     @classmethod
     def create(
-        cls, folder: Path, sites: tuple[str, ...], largest_message: int | None = None
+        cls, folder: Path, sites: tuple[str, ...], largest_message: int = LARGEST_MESSAGE
     ) -> Federation:
         keys.init(folder / "keys", ["localhost"])
         for name in sites:

@@ -33,6 +33,9 @@ NODE_WINDOW = 60.0
 ANYWHERE = ("0.0.0.0", "::")
 """To listen there is to listen on all of a machine's addresses."""
 
+LARGEST_MESSAGE = 1_000_000_000
+"""Bytes of one message of a site, if nothing less is said: more than any adapter."""
+
 Setting = bool | int | float | str
 
 
@@ -57,7 +60,7 @@ def superlink(
     home: Path,
     database: Path,
     keys: Path | None = None,
-    largest_message: int | None = None,
+    largest_message: int = LARGEST_MESSAGE,
 ) -> Command:
     """The coordinator's server.
 
@@ -77,7 +80,7 @@ def superlink(
         options += ["--ssl-ca-certfile", _absolute(keys / CA)]
         options += ["--ssl-certfile", _absolute(keys / SERVER)]
         options += ["--ssl-keyfile", _absolute(keys / SERVER_KEY), "--enable-supernode-auth"]
-    more = {} if largest_message is None else {"FEDCLIP_LARGEST_MESSAGE": str(largest_message)}
+    more = {"FEDCLIP_LARGEST_MESSAGE": str(largest_message)}
     return _command("coordinator", "superlink", address, options, home, keys, more)
 
 
