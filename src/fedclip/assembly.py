@@ -34,15 +34,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def assemble(config: Config, listener: Listener, processes: Processes | None = None) -> Parts:
+def assemble(
+    config: Config,
+    listener: Listener,
+    processes: Processes | None = None,
+    data: FederatedData | None = None,
+) -> Parts:
     """Loads the base model and the data set, and builds the model that both call for.
 
-    Of several `processes`, all assemble the same parts.
+    Of several `processes`, all assemble the same parts. `data` takes the data set's place.
     """
     for name in config.evaluation.other_data:
         load_source(name)  # one that is missing is reported before the training
     device = resolve_device(config.device)
-    data = load_data(config, listener)
+    data = data or load_data(config, listener)
     model = create_clip_model(
         config.model,
         class_names=data.class_names,

@@ -21,7 +21,7 @@ from fedclip.data.federation import FederatedData
 from fedclip.engine_choice import create_engine
 from fedclip.engines.processes import Processes
 from fedclip.errors import UsageError
-from fedclip.federated.server import RoundResult, run_rounds
+from fedclip.federated.server import Engine, RoundResult, run_rounds
 from fedclip.federated.strategies import Strategy
 from fedclip.models.base import EMBEDDED, RANDOM
 from fedclip.parts import Parts
@@ -79,7 +79,7 @@ def run(
         if not processes.is_first:
             return _follow(parts, path)
         folder = RunFolder.create(path, dump_config(parts.config))
-        return _execute(parts, folder, listener, started)
+        return carry_out(parts, folder, listener, started)
 
 
 def resume(folder: str | Path, *, listener: Listener | None = None) -> Run:
@@ -96,7 +96,7 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Run:
         parts = assemble(config, listener, processes)
         if not processes.is_first:
             return _follow(parts, run_folder.path)
-        return _execute(parts, run_folder, listener, started)
+        return carry_out(parts, run_folder, listener, started)
 
 
 def _heard(listener: Listener | None, processes: Processes) -> Listener:
@@ -128,27 +128,38 @@ def with_absolute_paths(config: Config) -> Config:
     return config.model_copy(update={"data": data, "model": model, "federation": federation})
 
 
-def _execute(parts: Parts, folder: RunFolder, listener: Listener, started: float) -> Run:
-    """The path of every run: partition, zero-shot, rounds, adapter, summary."""
+def carry_out(
+    parts: Parts,
+    folder: RunFolder,
+    listener: Listener,
+    started: float,
+    engine: Engine | None = None,
+) -> Run:
+    """The path of every run: partition, zero-shot, rounds, adapter, summary.
+
+    The engine is the one that the configuration names, unless another is given.
+    """
     config, model = parts.config, parts.model
     with folder.exclusive():
         _record_partition(parts.data, folder, listener)
         strategy = choose_strategy(parts)
+        engine = engine or create_engine(parts)
+        personal = strategy.personal and parts.sites is None  # else those models are elsewhere
         checkpoint = Checkpoint.load(folder) or Checkpoint(-1, RunState(model.get_parameters()))
         folder.truncate_metrics(checkpoint.finished_rounds)
         parts.processes.first_start(checkpoint.finished_rounds, checkpoint.state)
         clock = Stopwatch(started)
         if checkpoint.finished_rounds < 0:
-            before = _before_training(parts, checkpoint.state if strategy.personal else None)
+            before = _before_training(parts, checkpoint.state if personal else None)
             _finish_round(parts, folder, checkpoint, clock, before, listener)
         listener.rounds(
             checkpoint.finished_rounds, config.federation.rounds, parts.clients_per_round
         )
         start = checkpoint.finished_rounds, checkpoint.state
-        for result in _rounds(parts, strategy, *start, listener.client):
+        for result in _rounds(parts, engine, strategy, *start, listener.client):
             parts.put(result.state)
             checkpoint.add(result)
-            record = _round_record(parts, result, strategy.personal)
+            record = _round_record(parts, result, personal)
             _finish_round(parts, folder, checkpoint, clock, record, listener)
         return _finish_run(parts, folder, checkpoint, clock)
 
@@ -157,13 +168,16 @@ def _follow(parts: Parts, path: Path) -> Run:
     """The path of every process but the first: its share of each round, and nothing written."""
     finished, state = parts.processes.first_start(-1, RunState({}))
     strategy = choose_strategy(parts)
-    for _ in _rounds(parts, strategy, max(0, finished), state, lambda report: None):
+    for _ in _rounds(
+        parts, create_engine(parts), strategy, max(0, finished), state, lambda report: None
+    ):
         pass
     return Run(path, {})
 
 
 def _rounds(
     parts: Parts,
+    engine: Engine,
     strategy: Strategy,
     finished: int,
     state: RunState,
@@ -172,7 +186,7 @@ def _rounds(
     config = parts.config
     return run_rounds(
         state,
-        create_engine(parts),
+        engine,
         strategy,
         clients=parts.clients,
         rounds=config.federation.rounds,

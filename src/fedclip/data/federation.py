@@ -15,6 +15,7 @@ from fedclip.data.datasets import load_source
 from fedclip.data.division import Examples, choose, divide, without_empty_sites
 from fedclip.data.images import BadImage, Pixels, Progress, ToPixels, decode, describe_bad
 from fedclip.data.partition import partition_seed, require_sites
+from fedclip.data.source import ImageSource
 from fedclip.data.splits import ClientData, Indices
 from fedclip.errors import FedclipWarning, UsageError
 
@@ -91,6 +92,7 @@ def load_federated(
     to_pixels: ToPixels,
     pixels_key: str,
     progress: Progress | None = None,
+    source: ImageSource | None = None,
 ) -> FederatedData:
     """Load, decode, divide and split a data set as its configuration says.
 
@@ -99,13 +101,14 @@ def load_federated(
     central test set is the data set's own, else the union of the clients'; a client's test set is
     its site's part of the own one where that has sites, else `data.test_fraction` of its examples.
     Validation goes the same way. `to_pixels` and `pixels_key` are the model's preprocessing.
+    A `source` takes the place of the data set that the configuration names.
     """
     if data.validation_fraction + data.test_fraction >= 1:
         raise UsageError(
             "data.validation_fraction and data.test_fraction must leave something to train on, "
             f"got {data.validation_fraction} and {data.test_fraction}"
         )
-    source = load_source(
+    source = source or load_source(
         data.name,
         path=data.path,
         layout=data.layout,

@@ -19,7 +19,7 @@ GRACE = 8.0
 def main() -> None:
     """Run the Flower process that the first argument names, with the other arguments."""
     what, *options = sys.argv[1:]
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     sys.argv = [f"flower-{what}", *options]
     if what == "superlink":
         from flwr.superlink.cli import flower_superlink
@@ -34,7 +34,7 @@ def main() -> None:
         flower_supernode()
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this process politely, then firmly, once its parent is gone."""
     while os.getppid() == parent:
         time.sleep(LOOK_EVERY)
