@@ -49,8 +49,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from fedclip.deploy.deadline import replies_until
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from fedclip.engines.flower import FlowerMail
+from fedclip.engines.flower_record import bytes_of, record_of
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
@@ -58,33 +59,31 @@ client = ClientApp()
 server = ServerApp()
 
 
-@client.query()
-def query(message, context):
-    numbers = np.arange(message.content["ask"]["numbers"], dtype=np.float32)
-    answer = {
-        "numbers": ArrayRecord([numbers]),
-        "site": ConfigRecord({"name": context.node_config["site"]}),
-    }
-    return Message(RecordDict(answer), reply_to=message)
+@client.train()
+def train(message, context):
+    numbers = np.arange(int(bytes_of(message.content)), dtype=np.float32)
+    name = context.node_config["site"].encode()
+    return Message(record_of(name + b"|" + numbers.tobytes()), reply_to=message)
 
 
 @server.main()
 def main(grid, context):
-    while not (nodes := list(grid.get_node_ids())):
+    mail = FlowerMail(grid, ttl=600)
+    while not (nodes := list(mail.online())):
         time.sleep(0.5)
-    ask = RecordDict({"ask": ConfigRecord({"numbers": context.run_config["numbers"]})})
-    message = Message(ask, nodes[0], "query")
-    start, wait = time.monotonic(), context.run_config["wait"]
-    with replies_until(start + wait):
-        replies = list(grid.send_and_receive([message], timeout=wait))
-    took = time.monotonic() - start
-    good = [reply for reply in replies if reply.has_content()]
-    found = {
-        "replies": len(good),
-        "sum": sum(float(r.content["numbers"].to_numpy_ndarrays()[0].sum()) for r in good),
-        "sites": [r.content["site"]["name"] for r in good],
-        "took": took,
-    }
+    start, found = time.monotonic(), {"replies": 0, "sites": [], "sum": 0.0}
+    tickets = mail.post([(nodes[0], str(context.run_config["numbers"]).encode())])
+    slowest = 0.0
+    while found["replies"] == 0 and time.monotonic() - start < context.run_config["wait"]:
+        asked = time.monotonic()
+        for answer in mail.collect(tickets):
+            name, numbers = answer.data.split(b"|", 1)
+            found["replies"] += 1
+            found["sites"].append(name.decode())
+            found["sum"] += float(np.frombuffer(numbers, np.float32).sum(dtype=np.float64))
+        slowest = max(slowest, time.monotonic() - asked)
+        time.sleep(0.5)
+    found["slowest"] = slowest
     Path(context.run_config["result"]).write_text(json.dumps(found))
 '''
 

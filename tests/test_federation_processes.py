@@ -63,7 +63,7 @@ def test_a_message_that_is_too_large_does_not_arrive(
         assert ending[1] == "completed", ending
     found = json.loads(result.read_text())
     assert found["replies"] == 0
-    assert 20 <= found["took"] < 26
+    assert found["slowest"] < 5
     row = keys.check_site(keys.site_folder(federation.keys, "north"))
     log = (federation.folder / "link.log").read_text()
     assert f"the site with key {row['fingerprint']} sends more than {LARGEST} bytes" in log
