@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fedclip.deploy import keys
 from fedclip.deploy.addresses import Address
 from fedclip.deploy.processes import superlink, supernode
 from fedclip.deploy.supervised import FOR_NODES, Supervised, joined
-from tests.flower_help import PATIENCE, small_app, until
+from tests.flower_help import PATIENCE
+from tests.machines_help import SIZES, tree, write_images
 from tests.network_help import Host, Line, two_hosts, why_not
 
 pytestmark = pytest.mark.federation
@@ -25,18 +27,7 @@ pytest.importorskip("flwr")
 LOSS, DELAY = 0.05, 0.2
 PORT = 8000
 
-START = """
-import time
-from pathlib import Path
-from fedclip.deploy.addresses import Address
-from fedclip.deploy.control import Control
-
-with Control(Address("127.0.0.1", {port}), Path({authority!r})) as control:
-    run = control.start_run(Path({app!r}), {settings!r})
-    while control.run_status(run)[0] != "finished":
-        time.sleep(0.5)
-    print(control.run_status(run)[1])
-"""
+SITES = ("north", "south")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +76,7 @@ def test_a_packet_takes_its_time(line: tuple[Host, Host, Line]) -> None:
     assert 2 * DELAY <= float(site.python(ask).stdout) < 2 * DELAY + 4
 
 
-def test_a_federation_over_a_bad_line(line: tuple[Host, Host, Line], tmp_path: Path) -> None:
+def test_who_may_do_what_over_a_bad_line(line: tuple[Host, Host, Line], tmp_path: Path) -> None:
     coordinator, site, wire = line
     folder = tmp_path / "keys"
     keys.init(folder, [coordinator.address])
@@ -117,19 +108,53 @@ def test_a_federation_over_a_bad_line(line: tuple[Host, Host, Line], tmp_path: P
                 assert code == 1
                 assert "only the coordinator's own machine may ask for this" in said
 
-            app, result = small_app(tmp_path / "app"), tmp_path / "result"
-            program = START.format(
-                port=PORT,
-                authority=str(folder / "ca.crt"),
-                app=str(app),
-                settings={"numbers": 300_000, "result": str(result)},
-            )
-            done = coordinator.run(sys.executable, "-c", program, timeout=300)
-            assert done.stdout.strip() == "completed", done.stderr
-            found = json.loads(result.read_text())
-            assert found["sites"] == ["north"]
-            assert found["sum"] == pytest.approx(300_000 * 299_999 / 2, rel=1e-6)
             code, said = fedclip(coordinator, "keys", "list", "--keys", folder, "--json")
             assert [row["status"] for row in json.loads(said)] == ["online"]
-    until(lambda: client.pid is None)
-    assert wire.lost > 10
+
+
+def test_a_whole_federation_over_a_bad_line(line: tuple[Host, Host, Line], tmp_path: Path) -> None:
+    coordinator, site, wire = line
+    write_images(tmp_path, SIZES)
+    keys.init(tmp_path / "keys", [coordinator.address])
+    deploy = {
+        "address": f"0.0.0.0:{PORT}",
+        "keys": str(tmp_path / "keys"),
+        "sites": list(SITES),
+        "round_deadline": 120,
+        "quorum": len(SITES),
+    }
+    values = tree(tmp_path, deploy=deploy, federation={"num_clients": len(SITES)})
+    (tmp_path / "coordinator.yaml").write_text(yaml.safe_dump(values))
+    commands = [
+        site.inside([sys.executable, "-m", "fedclip", "site", "--config", f"{n}.yaml"])
+        for n in (str(tmp_path / name) for name in SITES)
+    ]
+    for name in SITES:
+        keys.site(tmp_path / "keys", name)
+        own = {
+            "name": name,
+            "coordinator": f"{coordinator.address}:{PORT}",
+            "keys": f"keys/sites/{name}",
+            "state": f"state-{name}",
+            "device": "cpu",
+            "data": {"path": f"sites/{name}"},
+        }
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(own))
+    before, processes = wire.lost, [subprocess.Popen(command) for command in commands]
+    try:
+        done = coordinator.run(
+            *(sys.executable, "-m", "fedclip", "coordinate", tmp_path / "coordinator.yaml"),
+            *("-o", tmp_path / "run"),
+            timeout=500,
+        )
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(60)
+    assert done.returncode == 0, done.stderr
+    assert "left out" not in done.stderr
+    rounds = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    trained = [row for row in rounds if row["server_round"]]
+    assert len(trained) == 2, rounds
+    assert wire.lost > before

@@ -35,7 +35,7 @@ class Grid:
         (ticket,) = tickets
         self.pulled.append(ticket)
         reply = self.replies[ticket]
-        if reply == "stuck":
+        if isinstance(reply, str):
             self.open.wait(20)
             reply = b"late"
         if isinstance(reply, Exception):
