@@ -8,8 +8,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+import typer
 import yaml
+
+from fedclip import cli
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "deploy/docker"
@@ -28,6 +32,14 @@ def test_one_profile_for_each_kind_of_machine(compose: dict[str, Any]) -> None:
     }
     assert compose["coordinator"]["command"] == ["coordinate", "/config/coordinator.yaml"]
     assert compose["site"]["command"] == ["site", "--config", "/config/site.yaml"]
+
+
+def test_the_commands_are_fedclips(compose: dict[str, Any]) -> None:
+    group: Any = typer.main.get_command(cli.app)
+    for service in compose.values():
+        name, *arguments = service["command"]
+        context = click.Context(group)
+        group.commands[name].make_context(name, list(arguments), parent=context)
 
 
 def test_a_site_listens_nowhere_and_only_work_can_be_written(compose: dict[str, Any]) -> None:

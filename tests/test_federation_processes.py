@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -71,7 +72,8 @@ def test_a_message_that_is_too_large_does_not_arrive(
 
 @pytest.mark.parametrize("name", ["south", "west"], ids=["unregistered", "revoked"])
 def test_a_site_that_is_not_registered_is_refused(federation: Federation, name: str) -> None:
-    with federation.site(name) as site:
+    place = keys.site_folder(federation.keys, name)
+    with federation.site(name, place if place.exists() else place.with_name("west.old-1")) as site:
         until(lambda: site.last_ending)
         assert not site.is_ready
     assert site.last_ending is not None
@@ -84,8 +86,12 @@ def test_a_site_that_is_not_registered_is_refused(federation: Federation, name: 
 
 
 def test_a_revoked_key_stays_revoked(federation: Federation) -> None:
+    west = keys.site_folder(federation.keys, "west")
+    assert not west.exists()
+    shutil.copytree(west.with_name("west.old-1"), west)
     with federation.control() as control, pytest.raises(UsageError, match=r"west has been revoked"):
         registry.register(control, federation.keys, "west")
+    shutil.rmtree(west)
     assert federation.statuses()["west"] == "unregistered"
 
 
