@@ -10,7 +10,7 @@ from pathlib import Path
 from fedclip.deploy import keys, registry
 from fedclip.deploy.addresses import Address, free_port
 from fedclip.deploy.control import Control
-from fedclip.deploy.processes import superlink, supernode
+from fedclip.deploy.processes import LARGEST_MESSAGE, superlink, supernode
 from fedclip.deploy.supervised import FOR_NODES, BackOff, Supervised, joined, listening
 
 PATIENCE = 90.0
@@ -38,6 +38,7 @@ clientapp = "small.parts:client"
 
 [tool.flwr.app.config]
 numbers = 10
+wait = 60
 result = ""
 """
 
@@ -48,7 +49,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from fedclip.engines.flower import FlowerMail
+from fedclip.engines.flower_record import bytes_of, record_of
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
@@ -56,29 +59,31 @@ client = ClientApp()
 server = ServerApp()
 
 
-@client.query()
-def query(message, context):
-    numbers = np.arange(message.content["ask"]["numbers"], dtype=np.float32)
-    answer = {
-        "numbers": ArrayRecord([numbers]),
-        "site": ConfigRecord({"name": context.node_config["site"]}),
-    }
-    return Message(RecordDict(answer), reply_to=message)
+@client.train()
+def train(message, context):
+    numbers = np.arange(int(bytes_of(message.content)), dtype=np.float32)
+    name = context.node_config["site"].encode()
+    return Message(record_of(name + b"|" + numbers.tobytes()), reply_to=message)
 
 
 @server.main()
 def main(grid, context):
-    while not (nodes := list(grid.get_node_ids())):
+    mail = FlowerMail(grid, ttl=600)
+    while not (nodes := list(mail.online())):
         time.sleep(0.5)
-    ask = RecordDict({"ask": ConfigRecord({"numbers": context.run_config["numbers"]})})
-    message = Message(ask, nodes[0], "query")
-    replies = list(grid.send_and_receive([message], timeout=40))
-    good = [reply for reply in replies if reply.has_content()]
-    found = {
-        "replies": len(good),
-        "sum": sum(float(r.content["numbers"].to_numpy_ndarrays()[0].sum()) for r in good),
-        "sites": [r.content["site"]["name"] for r in good],
-    }
+    start, found = time.monotonic(), {"replies": 0, "sites": [], "sum": 0.0}
+    tickets = mail.post([(nodes[0], str(context.run_config["numbers"]).encode())])
+    slowest = 0.0
+    while found["replies"] == 0 and time.monotonic() - start < context.run_config["wait"]:
+        asked = time.monotonic()
+        for answer in mail.collect(tickets):
+            name, numbers = answer.data.split(b"|", 1)
+            found["replies"] += 1
+            found["sites"].append(name.decode())
+            found["sum"] += float(np.frombuffer(numbers, np.float32).sum(dtype=np.float64))
+        slowest = max(slowest, time.monotonic() - asked)
+        time.sleep(0.5)
+    found["slowest"] = slowest
     Path(context.run_config["result"]).write_text(json.dumps(found))
 '''
 
@@ -106,12 +111,12 @@ class Federation:
 
     folder: Path
     address: Address
-    largest_message: int | None = None
+    largest_message: int = LARGEST_MESSAGE
     said: list[str] = field(default_factory=list)
 
     @classmethod
     def create(
-        cls, folder: Path, sites: tuple[str, ...], largest_message: int | None = None
+        cls, folder: Path, sites: tuple[str, ...], largest_message: int = LARGEST_MESSAGE
     ) -> Federation:
         keys.init(folder / "keys", ["localhost"])
         for name in sites:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fedclip.deploy import keys
 from fedclip.deploy.addresses import Address, free_port, is_free
 from fedclip.deploy.endings import explain
 from fedclip.deploy.processes import flower_environment, settings_text, superlink, supernode
@@ -22,8 +23,17 @@ def option(arguments: tuple[str, ...], name: str) -> str:
     return arguments[arguments.index(name) + 1]
 
 
-def test_a_superlink_with_keys(tmp_path: Path) -> None:
-    link = superlink(Address("0.0.0.0", 9000), tmp_path / "home", tmp_path / "s.db", Path("k"))
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keys in the folder `k`, seen from the working folder."""
+    monkeypatch.chdir(tmp_path)
+    keys.init(Path("k"), ["10.0.0.5"])
+    keys.site(Path("k"), "north")
+    return Path("k")
+
+
+def test_a_superlink_with_keys(made: Path, tmp_path: Path) -> None:
+    link = superlink(Address("0.0.0.0", 9000), tmp_path / "home", tmp_path / "s.db", made)
     arguments = link.arguments
     assert arguments[:5] == (*PROGRAM, "superlink")
     assert option(arguments, "--host") == "0.0.0.0"
@@ -38,18 +48,32 @@ def test_a_superlink_with_keys(tmp_path: Path) -> None:
     assert link.warning is None
 
 
-def test_a_supernode_with_keys(tmp_path: Path) -> None:
+def test_a_supernode_with_keys(made: Path, tmp_path: Path) -> None:
     settings = {"site": "north", "port": 7, "share": 0.5, "full": True}
-    node = supernode("north", FAR, 9100, tmp_path, Path("k"), settings, {"MORE": "1"})
+    place = made / "sites/north"
+    node = supernode("north", FAR, 9100, tmp_path, place, settings, {"MORE": "1"})
     arguments = node.arguments
     assert arguments[:5] == (*PROGRAM, "supernode")
     assert option(arguments, "--superlink") == "coordinator.example.org:8000"
     assert (option(arguments, "--host"), option(arguments, "--port")) == ("127.0.0.1", "9100")
-    assert option(arguments, "--root-certificates") == str(Path.cwd() / "k/ca.crt")
-    assert option(arguments, "--auth-supernode-private-key") == str(Path.cwd() / "k/site.key")
+    assert option(arguments, "--root-certificates") == str(Path.cwd() / place / "ca.crt")
+    assert option(arguments, "--auth-supernode-private-key") == str(Path.cwd() / place / "site.key")
     assert option(arguments, "--node-config") == "site='north' port=7 share=0.5 full=true"
     assert "--insecure" not in arguments
     assert (node.name, node.environment["MORE"]) == ("site north", "1")
+
+
+def test_keys_that_do_not_hold_are_refused_before_anything_starts(
+    made: Path, tmp_path: Path
+) -> None:
+    superlink(Address("10.0.0.5", 8000), tmp_path, tmp_path / "s.db", made)
+    with pytest.raises(UsageError, match=r"server\.crt is for .*, not for 10\.0\.0\.6"):
+        superlink(Address("10.0.0.6", 8000), tmp_path, tmp_path / "s.db", made)
+    (made / "sites/north/site.key").chmod(0o644)
+    with pytest.raises(UsageError, match=r"site\.key can be read by others"):
+        supernode("north", FAR, 9100, tmp_path, made / "sites/north")
+    with pytest.raises(UsageError, match=r"ca\.crt is missing"):
+        supernode("south", FAR, 9100, tmp_path, made / "sites/south")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "::1", "localhost"])
@@ -163,6 +187,8 @@ ERROR : Exit Code: 305
         (1, "Exit Code: 606", 606, "have different versions of Flower", True),
         (-9, "SuperNode ID: 1", None, "site north was killed by signal 9", False),
         (0, "terminated gracefully", None, "revoked or the clocks of the two differ", False),
+        (0, "Exit Code: 605\nSuperNode terminated gracefully", None, "by a signal", False),
+        (-9, "Exit Code: 605\n", None, "was killed by signal 9", False),
         (1, "[Errno 98] error while attempting to bind on address", None, "has its port", True),
         (2, "usage: flower-supernode\nerror: what", None, "is it the version that", True),
         (7, "a\n\nlast words\n", None, "site north ended with status 7 (last words)", False),

@@ -50,7 +50,7 @@ def ask(
 @pytest.mark.parametrize("path", ["/v1/fleet/pull-messages", "/health"])
 def test_what_sites_may_ask_for(path: str) -> None:
     inner = Inner()
-    assert ask(Guard(inner), path) == 200
+    assert ask(Guard(inner, 100), path) == 200
     assert inner.paths == [path]
 
 
@@ -64,15 +64,15 @@ def test_what_sites_may_ask_for(path: str) -> None:
 )  # fmt: skip
 def test_what_only_this_machine_may_ask_for(path: str) -> None:
     inner = Inner()
-    assert ask(Guard(inner), path) == 403
+    assert ask(Guard(inner, 100), path) == 403
     assert inner.paths == []
     for client in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", OWN):
-        assert ask(Guard(inner), path, client) == 200
+        assert ask(Guard(inner, 100), path, client) == 200
 
 
 @pytest.mark.parametrize("client", ["::ffff:10.0.0.9", "testclient", "fe80::1%eth0", ""])
 def test_clients_that_are_not_this_machine(client: str) -> None:
-    assert ask(Guard(Inner()), "/v1/control/start-run", client) == 403
+    assert ask(Guard(Inner(), 100), "/v1/control/start-run", client) == 403
 
 
 def test_every_route_of_flower_is_guarded_but_those() -> None:
@@ -83,7 +83,7 @@ def test_every_route_of_flower_is_guarded_but_those() -> None:
     assert {"/v1/control/start-run", "/v1/fleet/push-messages", "/health"} <= set(paths)
     assert [path for path in paths if path.startswith("/v1/runtime/")]
     for path in paths:
-        ask(Guard(inner), path.replace("{", "").replace("}", ""))
+        ask(Guard(inner, 100), path.replace("{", "").replace("}", ""))
     assert {path for path in inner.paths if not path.startswith("/v1/fleet/")} == {"/health"}
 
 
@@ -138,7 +138,7 @@ def test_what_flower_refuses_does_not_count() -> None:
 
 def test_one_large_request_is_refused_unread() -> None:
     assert ask(Guard(inner := Inner(), largest=100), PUSH, content=b"x" * 101) == 413
-    assert ask(Guard(inner), PUSH, content=b"x" * 101) == 200
+    assert ask(Guard(inner, 101), PUSH, content=b"x" * 101) == 200
     assert inner.paths == [PUSH]
 
 

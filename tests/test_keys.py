@@ -129,6 +129,15 @@ def test_nothing_is_overwritten(folder: Path) -> None:
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_an_empty_folder_may_be_there(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    keys.init(tmp_path / "keys", ["localhost"])
+    assert (tmp_path / "keys").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file cannot be written: Not a directory"):
+        keys.init(tmp_path / "file", ["localhost"])
+
+
 def test_force_moves_aside(folder: Path) -> None:
     old = keys.site(folder, "north")["fingerprint"]
     facts = keys.site(folder, "north", force=True)

@@ -80,7 +80,10 @@ def test_what_lasts_before_it_ever_worked_is_an_error(tmp_path: Path) -> None:
 
 
 def test_what_lasts_after_it_worked_is_tried_again(tmp_path: Path) -> None:
-    program = "print('ready', flush=True); import time; time.sleep(0.5); print('Exit Code: 605')"
+    program = (
+        "print('ready', flush=True); import time; time.sleep(0.5); print('Exit Code: 605'); "
+        "raise SystemExit(1)"
+    )
     said: list[str] = []
     with Supervised(python(program), tmp_path / "log", ready, QUICK, said.append) as process:
         until(lambda: process.starts == 2)

@@ -103,7 +103,8 @@ def _until_finished(
         try:
             with Control(address, link.command.authority) as control:
                 if key_folder is not None:
-                    registry.register_all(control, key_folder)
+                    for text in registry.register_all(control, key_folder):
+                        say(text)
                 number = control.start_run(app, {"folder": str(run.path.absolute())})
                 _watch(control, number, run, link, starts, relay)
         except FedclipError as error:

@@ -55,7 +55,8 @@ def explain(name: str, status: int, log: str) -> Ending:
 
     `status` is as subprocess has it: negative for a signal.
     """
-    found = re.findall(r"Exit Code: (\d+)", log)
+    # The apps that it had started write into the same log, and have codes of their own.
+    found = re.findall(r"Exit Code: (\d+)", log) if status == 1 else []
     code = int(found[-1]) if found else None
     short = name.removeprefix("site ")
     if status < 0:

@@ -31,8 +31,7 @@ def install() -> None:
     from flwr.superlink import extensions
     from starlette.middleware import Middleware
 
-    text = os.environ.get("FEDCLIP_LARGEST_MESSAGE")
-    largest = int(text) if text else None
+    largest = int(os.environ["FEDCLIP_LARGEST_MESSAGE"])
     others = extensions.get_middleware
     extensions.get_middleware = lambda: (Middleware(Guard, largest=largest), *others())
 
@@ -53,7 +52,7 @@ def is_this_machine(scope: Scope) -> bool:
 class Guard:
     """ASGI middleware that lets through what a machine may ask for, in messages of a fair size."""
 
-    def __init__(self, app: App, largest: int | None = None) -> None:
+    def __init__(self, app: App, largest: int) -> None:
         self.app = app
         self.largest = largest
         self.sent: dict[bytes, int] = {}  # bytes of the message under way, by the sender's key
@@ -66,10 +65,10 @@ class Guard:
         path = scope.get("path", "")
         if not path.startswith(FOR_SITES) and path not in FOR_ALL and not is_this_machine(scope):
             await refuse(scope, send, 403, "only the coordinator's own machine may ask for this")
-        elif not path.startswith(FOR_SITES) or self.largest is None:
-            await self.app(scope, receive, send)
-        else:
+        elif path.startswith(FOR_SITES):
             await self._measured(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
     async def _measured(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
@@ -81,7 +80,6 @@ class Guard:
         total = int(length)
         if scope["path"] == PUSH_OBJECT:
             total += self.sent.get(key, 0)
-        assert self.largest is not None
         if total > self.largest:
             logging.getLogger("flwr").error(
                 "fedclip: the site with key %s sends more than %d bytes in one message: refused",

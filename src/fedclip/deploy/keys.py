@@ -121,6 +121,16 @@ def site_names(folder: Path) -> list[str]:
     return sorted(name for name in found if _SITE.fullmatch(name))
 
 
+def move_aside(folder: Path, name: str) -> Path | None:
+    """Move a site's folder to where it is no site's any more; gives that place, if any."""
+    place = site_folder(folder, name)
+    if not place.is_dir():
+        return None
+    aside = _aside(place)
+    place.rename(aside)
+    return aside
+
+
 def check_site_name(name: str) -> None:
     """Raise UsageError unless a site may be called so."""
     if not _SITE.fullmatch(name):

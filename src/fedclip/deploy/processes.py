@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedclip.deploy.addresses import Address
-from fedclip.deploy.keys import CA, SERVER, SERVER_KEY, SITE_KEY
+from fedclip.deploy.keys import (
+    CA,
+    SERVER,
+    SERVER_KEY,
+    SITE_KEY,
+    check_coordinator,
+    check_site,
+)
 from fedclip.errors import UsageError
 
 INSECURE = (
@@ -22,6 +29,12 @@ INSECURE = (
 )
 NODE_WINDOW = 60.0
 """Seconds for which Flower takes a SuperNode for online after its last heartbeat: twice 30."""
+
+ANYWHERE = ("0.0.0.0", "::")
+"""To listen there is to listen on all of a machine's addresses."""
+
+LARGEST_MESSAGE = 1_000_000_000
+"""Bytes of one message of a site, if nothing less is said: more than any adapter."""
 
 Setting = bool | int | float | str
 
@@ -47,13 +60,14 @@ def superlink(
     home: Path,
     database: Path,
     keys: Path | None = None,
-    largest_message: int | None = None,
+    largest_message: int = LARGEST_MESSAGE,
 ) -> Command:
     """The coordinator's server.
 
     `address` is what it listens on; `keys` is the folder that `keys.init` makes, None for the
     insecure mode; `home` is Flower's own folder, `database` keeps registered sites and runs.
     A site that sends more than `largest_message` bytes in one message is cut off.
+    Raises UsageError if the keys do not hold, or if none are given where other machines can reach.
     """
     options = ["--host", address.host, "--port", str(address.port), "--database", str(database)]
     options += ["--disable-runtime-dependency-installation"]
@@ -61,10 +75,12 @@ def superlink(
         _only_loopback(address, "the coordinator")
         options += ["--insecure"]
     else:
+        # The SuperLink's own helpers call it by the address it listens on, if it is a certain one.
+        check_coordinator(keys, [] if address.host in ANYWHERE else [address.host])
         options += ["--ssl-ca-certfile", _absolute(keys / CA)]
         options += ["--ssl-certfile", _absolute(keys / SERVER)]
         options += ["--ssl-keyfile", _absolute(keys / SERVER_KEY), "--enable-supernode-auth"]
-    more = {} if largest_message is None else {"FEDCLIP_LARGEST_MESSAGE": str(largest_message)}
+    more = {"FEDCLIP_LARGEST_MESSAGE": str(largest_message)}
     return _command("coordinator", "superlink", address, options, home, keys, more)
 
 
@@ -82,6 +98,7 @@ def supernode(
     `port` is where it talks to its own app, on loopback; `keys` is the folder that `keys.site`
     makes, None for the insecure mode; the app finds `settings` in `context.node_config`, and
     `environment` in `os.environ`.
+    Raises UsageError if the keys do not hold, or if none are given for a coordinator elsewhere.
     """
     address = Address("127.0.0.1", port)
     options = ["--superlink", str(coordinator), "--host", address.host, "--port", str(port)]
@@ -89,6 +106,7 @@ def supernode(
         _only_loopback(coordinator, f"site {name}")
         options += ["--insecure"]
     else:
+        check_site(keys)
         options += ["--root-certificates", _absolute(keys / CA)]
         options += ["--auth-supernode-private-key", _absolute(keys / SITE_KEY)]
     if settings:

@@ -5,13 +5,18 @@ The SuperLink keeps this in its database. A site is found there by its key, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fedclip.deploy import certificates
 from fedclip.deploy.control import Control, ControlRefused, Node
-from fedclip.deploy.keys import SITE_PUBLIC, check_site_name, site_folder, site_names
+from fedclip.deploy.keys import (
+    SITE_PUBLIC,
+    check_site_name,
+    move_aside,
+    site_folder,
+    site_names,
+)
 from fedclip.errors import UsageError
 
 GONE = "unregistered"
@@ -44,14 +49,22 @@ def register(control: Control, keys: Path, name: str) -> dict[str, Any]:
     return {"site": name, "registered": "now" if news else "already", "node_id": str(node_id)}
 
 
-def register_all(control: Control, keys: Path, names: Iterable[str] | None = None) -> None:
-    """Admit these sites, or all that have a folder; for a coordinator that starts."""
-    for name in site_names(keys) if names is None else names:
-        register(control, keys, name)
+def register_all(control: Control, keys: Path) -> list[str]:
+    """Admit all sites that have a folder; gives, in words, which were not and why."""
+    refused = []
+    for name in site_names(keys):
+        try:
+            register(control, keys, name)
+        except UsageError as error:
+            refused.append(str(error))
+    return refused
 
 
 def revoke(control: Control, keys: Path, name: str) -> dict[str, Any]:
-    """Send a site away, for good: its key is never admitted again."""
+    """Send a site away, for good: its key is never admitted again.
+
+    Its folder is moved aside, so that a coordinator with a new database does not admit it either.
+    """
     check_site_name(name)
     path = site_folder(keys, name) / SITE_PUBLIC
     public = _public(keys, name) if path.exists() else b""
@@ -64,7 +77,15 @@ def revoke(control: Control, keys: Path, name: str) -> dict[str, Any]:
         raise UsageError(f"site {name} is not registered, so there is nothing to revoke")
     for node in found:
         control.unregister(node.node_id)
-    return {"site": name, "revoked": len(found)}
+    facts = {"site": name, "revoked": len(found)}
+    try:
+        aside = move_aside(keys, name)
+    except OSError as error:
+        raise UsageError(
+            f"site {name} is sent away, but {path.parent} cannot be moved aside "
+            f"({error.strerror}); remove it, or the next coordinator admits its key"
+        ) from None
+    return facts | ({"moved_aside": str(aside)} if aside else {})
 
 
 def sites(control: Control, keys: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import psutil
 
 from fedclip.deploy.addresses import Address, answers, is_free
 from fedclip.deploy.endings import Ending, explain
-from fedclip.deploy.processes import NODE_WINDOW, Command
+from fedclip.deploy.processes import ANYWHERE, NODE_WINDOW, Command
 from fedclip.errors import FedclipError
 
 MARK = "FEDCLIP_SUPERVISED"
@@ -63,7 +63,7 @@ def joined(log: str) -> bool:
 
 def listening(address: Address, authority: Path | None) -> Ready:
     """Whether a SuperLink answers at its own address, by its own certificate."""
-    inside = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+    inside = dict(zip(ANYWHERE, ("127.0.0.1", "::1"), strict=True)).get(address.host, address.host)
     return lambda log: answers(Address(inside, address.port), authority)
 
 

@@ -6,6 +6,8 @@ count rounds from 1; here the Grid's pushing and pulling are used as they are.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +22,22 @@ if TYPE_CHECKING:
 KIND = "train"
 """Flower's type of all messages; what they ask for is in their header."""
 
+A_MOMENT = 0.2
+"""Seconds in which Flower answers whether there is a reply."""
+
 
 class FlowerMail:
-    """Sends and fetches bytes by a Grid; `ttl` is how many seconds a message is good for."""
+    """Sends and fetches bytes by a Grid; `ttl` is how many seconds a message is good for.
+
+    Flower announces a reply before its bytes have been sent, and then waits for them, up to three
+    minutes after the sender was killed. So each ticket is pulled in a thread of its own, and a
+    reply that does not come to its end keeps nobody waiting.
+    """
 
     def __init__(self, grid: Grid, ttl: float) -> None:
         self._grid = grid
         self._ttl = ttl
+        self._pulls: dict[str, _Pull] = {}
 
     def online(self) -> Mapping[int, str]:
         """Nodes that are there, with the name that each one's key is registered for."""
@@ -48,11 +59,43 @@ class FlowerMail:
             if ticket.startswith("not sent"):
                 yield Answer(ticket, None, "Flower did not take the message")
         waited = [ticket for ticket in tickets if not ticket.startswith("not sent")]
-        for message in self._grid.pull_messages(waited) if waited else ():
-            yield _answer(message)
+        for ticket in waited:
+            if ticket not in self._pulls:
+                self._pulls[ticket] = _Pull(self._grid, ticket)
+        end = time.monotonic() + A_MOMENT
+        for ticket in waited:
+            pull = self._pulls[ticket]
+            pull.join(max(end - time.monotonic(), 0.0))
+            if not pull.is_alive():
+                del self._pulls[ticket]
+                yield from map(_answer, pull.result())
 
     def forget(self, tickets: Sequence[str]) -> None:
-        """Nothing to do: Flower drops messages when they are no longer good."""
+        """Answers to these are not wanted any more; Flower drops those that are no longer good."""
+        for ticket in tickets:
+            self._pulls.pop(ticket, None)
+
+
+class _Pull(threading.Thread):
+    """Asks once for the reply to a message, and waits for its bytes if there is one."""
+
+    def __init__(self, grid: Grid, ticket: str) -> None:
+        super().__init__(daemon=True)  # a process may end while one waits
+        self._grid, self._ticket = grid, ticket
+        self._messages: list[Message] = []
+        self._error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._messages = list(self._grid.pull_messages([self._ticket]))
+        except Exception as error:
+            self._error = error
+
+    def result(self) -> list[Message]:
+        if self._error is not None:
+            raise self._error
+        return self._messages
 
 
 def _answer(message: Message) -> Answer:
