@@ -33,7 +33,12 @@ def coordinate(
     from fedclip.deploy.coordinate import coordinate as carry_out
 
     signal.signal(signal.SIGTERM, _as_interrupt)
-    run = carry_out(load_config(file, changes), output or Path("runs") / file.stem, say)
+    folder = output or Path("runs") / file.stem
+    try:
+        run = carry_out(load_config(file, changes), folder, say)
+    except KeyboardInterrupt:
+        say(f"stopped; the same command goes on from the last finished round in {folder}")
+        raise typer.Exit(130) from None
     accuracy = run.summary["accuracy"]
     tested = "" if accuracy is None else f"accuracy {accuracy:.3f} "
     typer.echo(f"{tested}after {run.summary['rounds']} rounds\nrun folder: {run.folder}")
@@ -66,7 +71,10 @@ def site(
     from fedclip.deploy.site import run_site
 
     signal.signal(signal.SIGTERM, _as_interrupt)
-    run_site(loaded, say)
+    try:
+        run_site(loaded, say)
+    except KeyboardInterrupt:
+        say(f"site {loaded.name} has stopped")
 
 
 def _file_and_changes(arguments: list[str], command: str) -> tuple[Path, list[str]]:
