@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from fedclip.deploy import keys
@@ -61,22 +62,28 @@ def run_site(
             environment,
         )
         back_off = FOR_NODES if key_folder is not None else BackOff(first=2.0)
-        with Supervised(
-            _trainer(config, file, environment), state / "trainer.log", _is_ready, say=say
-        ) as trainer:
-            if config.resident and not trainer.wait(START_PATIENCE):
-                raise FedclipError(f"the trainer does not start; its log: {trainer.log}")
-            with Supervised(node, state / "supernode.log", joined, back_off, say) as flower:
-                _stay(flower, trainer, stop, say)
+        with ExitStack() as stack:
+            if config.resident:
+                trainer = Supervised(
+                    _trainer(config, file, environment), state / "trainer.log", _is_ready, say=say
+                )
+                if not stack.enter_context(trainer).wait(START_PATIENCE):
+                    raise FedclipError(f"the trainer does not start; its log: {trainer.log}")
+            flower = Supervised(node, state / "supernode.log", joined, back_off, say)
+            _stay(stack.enter_context(flower), trainer if config.resident else None, stop, say)
 
 
 def _stay(
-    flower: Supervised, trainer: Supervised, stop: threading.Event, say: Callable[[str], None]
+    flower: Supervised,
+    trainer: Supervised | None,
+    stop: threading.Event,
+    say: Callable[[str], None],
 ) -> None:
     was_ready = False
     while not stop.wait(LOOK_EVERY):
         flower.check()
-        trainer.check()
+        if trainer is not None:
+            trainer.check()
         if flower.is_ready and not was_ready:
             say(f"{flower.command.name} has joined")
         was_ready = flower.is_ready
@@ -84,12 +91,6 @@ def _stay(
 
 def _trainer(config: SiteConfig, file: Path, environment: dict[str, str]) -> Command:
     program = (sys.executable, "-P", "-m", "fedclip.deploy.resident", str(file))
-    if not config.resident:  # nothing to keep, but something to supervise
-        program = (
-            sys.executable,
-            "-c",
-            f"import time; print({READY!r}, flush=True); time.sleep(1e9)",
-        )
     return Command(f"trainer of {config.name}", program, {**os.environ, **environment})
 
 
