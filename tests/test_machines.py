@@ -14,9 +14,11 @@ import torch
 
 from fedclip.config_io import config_from_dict
 from fedclip.deploy import server_run
+from fedclip.deploy.job import base_sha256, build_model, job_config, make_job
 from fedclip.deploy.policy import Against, check_adapter, check_clock, preflight
 from fedclip.deploy.private_state import PrivateState
 from fedclip.deploy.site_config import PolicyConfig, SiteConfig, load_site
+from fedclip.engines.roster import Roster
 from fedclip.errors import TrainingFailed, UsageError
 from fedclip.experiment import run
 from fedclip.wire import replies
@@ -354,3 +356,25 @@ def test_clocks_and_adapters_beyond_the_limit_are_refused() -> None:
         check_clock(1300.0, now=1000.0)
     with pytest.raises(Against, match=r"1 MB, this one has 4\.0 MB"):
         check_adapter(PolicyConfig(largest_adapter_mb=1.0), {"x": torch.zeros(1000, 1000)})
+
+
+@pytest.mark.parametrize("keyed", [True, False], ids=["keys", "no keys"])
+def test_a_site_without_keys_that_starts_again_is_a_new_node(
+    images: Path, tmp_path: Path, keyed: bool
+) -> None:
+    """The old node counts as online for a minute; with keys there is one node for a name."""
+    site = honest(images, tmp_path)["north"]
+    mail = FakeMail({"north": site, "again": site}, keyed=False)
+    there = {1: "north" if keyed else ""}
+    mail.online = lambda: there  # type: ignore[method-assign]
+    said: list[str] = []
+    config = config_from_dict(tree(images))
+    job = make_job(config, [f"digit {n}" for n in range(5)], ["a {}"])
+    base = base_sha256(build_model(job_config(job, "cpu", config.data), job))
+    roster = Roster(mail, "run", job, base, 10**6, said.append)
+    roster.greet(time.monotonic() + 30, lambda: "north" in roster.nodes)
+    assert roster.nodes == {"north": 1}
+    there[2] = there[1]
+    roster.greet(time.monotonic() + 30, lambda: True)
+    assert roster.nodes == {"north": 1 if keyed else 2}
+    assert any("a second site calls itself so" in line for line in said) == keyed

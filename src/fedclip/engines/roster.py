@@ -153,16 +153,17 @@ class Roster:
                 if answer.data is None:
                     raise Refused(f"{name or 'a site'} has not taken up the job: {answer.error}")
                 site, count = replies.read_ready(answer.data, ticket, name, self.largest)
-                self._admit(site, node, count)
+                self._admit(site, node, count, keyed=bool(name))
             except Refused as refused:
                 self._refused[node] = time.monotonic()
                 self._once(str(refused))
 
-    def _admit(self, site: str, node: int, count: int) -> None:
+    def _admit(self, site: str, node: int, count: int, keyed: bool) -> None:
         if self.wanted is not None and site not in self.wanted:
             raise Refused(f"{site} is not among the sites of this run (deploy.sites)")
         other = self.nodes.get(site)
-        if other is not None and other != node:
+        # Without keys a site that starts again is a new node, beside the old one for a minute.
+        if keyed and other is not None and other != node:
             raise Refused(f"{site} is there already; a second site calls itself so")
         if self.examples.get(site, 0) not in (0, count):
             raise Refused(
