@@ -43,16 +43,21 @@ def assemble_run(
     return put_together(config, listener, processes)
 
 
-def assemble(config: Config, listener: Listener, processes: Processes | None = None) -> Parts:
+def assemble(
+    config: Config,
+    listener: Listener,
+    processes: Processes | None = None,
+    data: FederatedData | None = None,
+) -> Parts:
     """Loads the base model and the data set, and builds the model that both call for.
 
-    Of several `processes`, all assemble the same parts.
+    Of several `processes`, all assemble the same parts. `data` takes the data set's place.
     """
     assert not config.tasks
     for name in config.evaluation.other_data:
         load_source(name)  # one that is missing is reported before the training
     device = resolve_device(config.device)
-    data = load_data(config, listener)
+    data = data or load_data(config, listener)
     model = create_clip_model(
         model_config(config),
         class_names=None if data.captioned else data.class_names,

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from fedclip.config_checks import cross_problems, lookup
 from fedclip.config_data import DataConfig, PartitionConfig
+from fedclip.config_deploy import DeployConfig
 from fedclip.config_model import LoraConfig, ModelConfig, TargetModules
 from fedclip.config_ranks import (
     CLIENT_MEMORY,
@@ -30,6 +31,7 @@ __all__ = [
     "ClientConfig",
     "Config",
     "DataConfig",
+    "DeployConfig",
     "DynamicRankConfig",
     "EngineConfig",
     "EvaluationConfig",
@@ -251,6 +253,7 @@ class Config(Section):
     federation: FederationConfig = Field(FederationConfig(), description="Federation.")
     engine: EngineConfig = Field(EngineConfig(), description="Engine.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluation.")
+    deploy: DeployConfig = Field(DeployConfig(), description="Several machines.")
 
     @model_validator(mode="before")
     @classmethod

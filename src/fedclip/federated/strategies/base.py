@@ -176,5 +176,6 @@ def kept_by(
     private = {client_id: dict(own) for client_id, own in state.private.items()}
     for index, report in enumerate(updates.reports):
         own = private.setdefault(report.client_id, {})
-        own |= {name: updates.tensors[name][index].clone() for name in names or updates.tensors}
+        kept = updates.tensors if names is None else names  # a site's own never come here
+        own |= {name: updates.tensors[name][index].clone() for name in kept}
     return dict(private)
