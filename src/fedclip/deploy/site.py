@@ -83,6 +83,7 @@ def _stay(
 
 
 def _trainer(config: SiteConfig, file: Path, environment: dict[str, str]) -> Command:
+    program: tuple[str, ...]
     program = (sys.executable, "-P", "-m", "fedclip.deploy.resident", str(file))
     if not config.resident:  # nothing to keep, but something to supervise
         program = (
