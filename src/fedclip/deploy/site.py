@@ -90,6 +90,7 @@ def _stay(
 
 
 def _trainer(config: SiteConfig, file: Path, environment: dict[str, str]) -> Command:
+    program: tuple[str, ...]
     program = (sys.executable, "-P", "-m", "fedclip.deploy.resident", str(file))
     return Command(f"trainer of {config.name}", program, {**os.environ, **environment})
 
