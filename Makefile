@@ -7,11 +7,12 @@ STAMP := $(VENV)/.installed
 # One thread per test process: two of them share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test check format clean
+.PHONY: help install demo federation test check format clean
 
 help:
 	@echo "make install  make .venv with everything pinned in constraints.txt"
 	@echo "make demo     train the quickstart federation (about a minute)"
+	@echo "make federation  a coordinator and three sites as processes, with TLS and keys"
 	@echo "make test     run the tests"
 	@echo "make check    style, types, import rules, generated pages"
 	@echo "make format   put the style right"
@@ -31,6 +32,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/fedclip run configs/quickstart.yaml
+
+federation: install
+	$(TEST_ENV) $(BIN)/python scripts/federation.py
 
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2

@@ -1,11 +1,11 @@
-"""Adapters of several tasks in one federation against separate runs, and merged into one.
+"""Adapters of several tasks against separate runs and merged into one, and of captions.
 
-    python benchmarks/adapters.py     about half an hour on 2 cores
+    python benchmarks/adapters.py     about three quarters of an hour on 2 cores
 
 Three tasks (digits, clothing photos, icons), three seeds. Every arm trains on the same examples
 for the same number of rounds. Merges are of the adapters of the run `per_task`; the method is
 chosen by validation accuracy, and so are the weights where they are searched. Finished runs are
-read, started ones resumed.
+read, started ones resumed. For captions see `benchmarks/captions.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.captions import captions_figures
 from benchmarks.common import ROOT, mean_and_spread, write_result
 from fedclip import experiment
 from fedclip.assembly import assemble_tasks, for_task
@@ -88,8 +89,11 @@ def main(
         "gaps": gaps,
         "by_seed": by_seed,
     }
+    retrieval = captions_figures([int(seed) for seed in seeds.split(",")])
+    figures["recall_at_1_gain"] = retrieval["recall_at_1_gain"]
+    command = "python benchmarks/adapters.py"
     path = write_result(
-        "adapters", figures, {"command": "python benchmarks/adapters.py", "tasks": details}
+        "adapters", figures, {"command": command, "tasks": details, "captions": retrieval}
     )
     show(rows, tasks)
     Console().print(f"best merge by validation: {best}\nwritten to {path}")

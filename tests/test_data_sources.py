@@ -22,7 +22,7 @@ def test_every_source_has_prompts():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UsageError, match=r"data\.name must be one of digits, .*hub, got 'mnist'"):
+    with pytest.raises(UsageError, match=r"data\.name must be one of digits, .*pairs, got 'mnist'"):
         load_source("mnist")
 
 

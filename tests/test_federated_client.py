@@ -161,3 +161,19 @@ def test_a_loss_that_is_not_a_number_is_an_error_with_advice():
         model.linear.bias[0] = float("nan")
     with pytest.raises(TrainingFailed, match=r"nan.*learning_rate"):
         train(model)
+
+
+def test_a_step_that_fp16_leaves_out_has_no_rate():
+    """Images a million times as bright: the scaled gradient is no number of fp16."""
+    kw = {"batch_size": 10, "learning_rate": 0.5, "precision": "fp16"}
+    assert train(Toy(dtype=torch.float32), **kw).rate_sum == 4 * 0.5
+
+    class Loud(Toy):
+        def forward(self, pixels):
+            logits = super().forward(pixels)
+            # The first two steps of four overflow.
+            self.calls = getattr(self, "calls", 0) + 1
+            return logits * 1e38 if self.calls <= 2 else logits
+
+    result = train(Loud(dtype=torch.float32), **kw)
+    assert (result.rate_sum, result.steps) == (2 * 0.5, 4)

@@ -10,6 +10,7 @@ from fedclip.federated.strategies.composed import Ditto, Scaffold, ServerOptimiz
 from fedclip.federated.strategies.dynamic import DynamicRanks, RankPlan
 from fedclip.federated.strategies.server_optimizers import server_step
 from fedclip.federated.updates import Updates
+from fedclip.low_rank import svd
 from fedclip.records import ClientReport, Cohort, RunState, TrainRequest
 from tests.strategies_help import (
     RANK,
@@ -231,3 +232,37 @@ def test_fresh_rows_are_there_to_grow_into():
 def replace_scalings(strategy, layer):
     strategy.setting = replace(strategy.setting, scalings={layer: SCALING})
     return strategy
+
+
+def test_scaffold_learns_nothing_of_a_client_that_took_no_step():
+    def train(request):
+        reports = (ClientReport("a", 1, 0.1, 5, 0.0, 0.5), ClientReport("b", 1, 0.1, 5, 0.0, 0.0))
+        return Updates(request, [Cohort(reports, {"w": torch.tensor([[0.5], [1.0]])})])
+
+    state = RunState({"w": torch.ones(1)})
+    state = Scaffold(create_strategy("fedavg"), clients=2).round(
+        state, TrainRequest(1, ("a", "b"), state.shared), train
+    )
+    assert "b" not in state.private
+    assert state.server["control/w"].item() == 0.5  # c_a = (1 - 0.5) / 0.5, over two clients
+
+
+@pytest.mark.parametrize(("schedule", "decomposed"), [("energy", 0), ("importance", 4)])
+def test_spectra_are_taken_only_where_they_are_read(schedule, decomposed, monkeypatch):
+    """No rank may change in the first round: only the importance is smoothed over all of them."""
+    seen = []
+    monkeypatch.setattr(
+        "fedclip.federated.strategies.dynamic.svd", lambda x: seen.append(x) or svd(x)
+    )
+    plan = RankPlan(10, schedule=schedule, warmup=0.5)
+    rounds(DynamicRanks(setting(), plan, exact=False), total=10)
+    assert len(seen) == decomposed  # before and after, for each of two layers
+
+
+@pytest.mark.parametrize(("name", "paper"), [("adam", 1 / 0.0501), ("yogi", 1.0)])
+def test_first_steps_of_the_server_beside_the_papers(name, paper):
+    """g far below tau. Paper: m = 0.1 g, v = tau^2, a step of 0.1 g / (2 tau); PyTorch: g / tau."""
+    options = {**OPTIONS, "learning_rate": 1.0, "tau": 1.0}
+    g = torch.tensor([1e-4], dtype=torch.float64)
+    stepped, _ = server_step(name, {"w": torch.zeros_like(g)}, {"w": g}, {}, options)
+    assert -stepped["w"].item() / (0.1 * g.item() / 2) == pytest.approx(paper, rel=3e-3)

@@ -271,3 +271,15 @@ def test_what_cannot_have_an_importance() -> None:
             importance([1.0], [2.0], **beta)
     with pytest.raises(ValueError, match="after: values"):
         importance([1.0], [1.0, 2.0])
+
+
+def test_what_a_narrow_layer_cannot_have_goes_to_the_others() -> None:
+    """q may have 2 ranks at most; of a budget of 10 the other 8 are v's, though q's values lead."""
+    energies = {"q": [10.0] * 8, "v": [1.0] * 16}
+    rule = {"energy": 1.0, "budget": 10, "minimum": 1}
+    assert allocate(energies, maximum=16, **rule) == {"q": 8, "v": 2}
+    assert allocate(energies, maximum={"q": 2, "v": 16}, **rule) == {"q": 2, "v": 8}
+    least = {**rule, "budget": 5, "minimum": 3}
+    assert allocate(energies, maximum={"q": 2, "v": 16}, **least) == {"q": 2, "v": 3}
+    with pytest.raises(ValueError, match="a minimum of 3 costs 5, but the budget is 4"):
+        allocate(energies, maximum={"q": 2, "v": 16}, **{**least, "budget": 4})

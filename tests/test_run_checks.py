@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,11 +17,16 @@ from safetensors.torch import load_file
 
 import fedclip
 from fedclip import inspection
+from fedclip.assembly import assemble
 from fedclip.config_io import config_from_dict
+from fedclip.engines.processes import Processes
 from fedclip.errors import UsageError
+from fedclip.experiment import resume
 from fedclip.models.base import base_folder
 from fedclip.models.clip import create_clip_model
 from fedclip.reports.progress import Listener
+from fedclip.strategy_choice import setting_of
+from tests.runs_help import StopAfter
 
 SMALL = {
     "model": {"model_name": "random:tiny", "lora": {"r": 2}},
@@ -49,6 +55,13 @@ def pictures(tmp_path: Path) -> Path:
 def test_keep_best_needs_validation_examples(tmp_path: Path) -> None:
     config = small(evaluation={"keep_best": True}, data={"validation_fraction": 0.0})
     with pytest.raises(UsageError, match=r"evaluation\.keep_best.*data\.validation_fraction"):
+        fedclip.run(config, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_personal_models_need_test_examples_of_their_own(tmp_path: Path) -> None:
+    config = small(federation={"strategy": "local"}, data={"shots": 4})
+    with pytest.raises(UsageError, match=r"no client has any; .* leave out data\.shots"):
         fedclip.run(config, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -153,3 +166,51 @@ def test_an_adapter_with_scales_of_its_own_brings_them_along(tmp_path: Path) -> 
     alphas = model.get_lora_info()["alphas"]
     assert {alpha for name, alpha in alphas.items() if name.endswith("q_proj")} == {1}
     assert {alpha for name, alpha in alphas.items() if not name.endswith("q_proj")} == {4}
+
+
+def test_the_least_rank_must_fit_the_layers_as_they_are(tmp_path: Path) -> None:
+    """All 16 layers have rank 2: a budget of 0.6 is 19.2 ranks, and a minimum of 2 takes 32."""
+    plan = {"enabled": True, "minimum": 2}
+    lora = {"r": 8, "rank_pattern": {"vision_encoder": 2}}
+    with pytest.raises(UsageError, match=r"budget: 0\.6 .* 32 by .*rank_pattern.* 32;"):
+        fedclip.run(
+            small(model={"lora": lora}, federation={"strategy": "fedit", "dynamic_ranks": plan}),
+            output=tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
+    # A layer that cannot have the minimum has what it can, and needs no more of the budget.
+    lora["rank_pattern"] = {"q_proj": 1, "v_proj|k_proj|out_proj": 12}
+    plan |= {"minimum": 6, "budget": 0.55}  # 4 * 1 + 12 * 6 = 76 of 0.55 * (4 + 144) = 81.4
+    fedclip.run(
+        small(model={"lora": lora}, federation={"strategy": "fedit", "dynamic_ranks": plan}),
+        output=tmp_path / "run",
+    )
+
+
+def test_ranks_by_memory_are_measured_once_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = {"strategy": "flexlora", "rounds": 2, "client_memory_mb": {"default": 1000}}
+    config = small(federation=federation)
+    with pytest.raises(KeyboardInterrupt):
+        fedclip.run(config, output=tmp_path / "run", listener=StopAfter(1))
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["federation"]
+    assert kept["client_ranks"] == {"client-00": 2, "client-01": 2}
+    assert kept["client_memory_mb"] is None
+
+    def measured(*args: object, **kw: object) -> int:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("fedclip.strategy_choice.activation_bytes", measured)
+    resume(tmp_path / "run")
+
+
+def test_all_processes_take_the_ranks_that_the_first_found(tmp_path: Path) -> None:
+    class Second(Processes):  # type: ignore[misc]
+        def first_numbers(self, numbers: Sequence[int]) -> list[int]:
+            return [1] * len(numbers)
+
+    federation = {"strategy": "flexlora", "client_memory_mb": {"default": 1000}}
+    config = config_from_dict(small(federation=federation, engine={"name": "sequential"}))
+    ranks = setting_of(assemble(config, Listener(), Second())).ranks
+    assert set(ranks.values()) == {1}

@@ -22,6 +22,7 @@ from fedclip.parts import Parts, TaskParts
 from fedclip.reports.progress import Listener
 from fedclip.runs import PARTITION, RunFolder
 from fedclip.seeding import seed_for
+from fedclip.strategy_choice import settle_ranks
 
 Data = TypeVar("Data", bound=DataConfig)
 
@@ -42,16 +43,21 @@ def assemble_run(
     return put_together(config, listener, processes)
 
 
-def assemble(config: Config, listener: Listener, processes: Processes | None = None) -> Parts:
+def assemble(
+    config: Config,
+    listener: Listener,
+    processes: Processes | None = None,
+    data: FederatedData | None = None,
+) -> Parts:
     """Loads the base model and the data set, and builds the model that both call for.
 
-    Of several `processes`, all assemble the same parts.
+    Of several `processes`, all assemble the same parts. `data` takes the data set's place.
     """
     assert not config.tasks
     for name in config.evaluation.other_data:
         load_source(name)  # one that is missing is reported before the training
     device = resolve_device(config.device)
-    data = load_data(config, listener)
+    data = data or load_data(config, listener)
     model = create_clip_model(
         model_config(config),
         class_names=None if data.captioned else data.class_names,
@@ -70,7 +76,7 @@ def assemble(config: Config, listener: Listener, processes: Processes | None = N
         stacked=None if data.captioned else _stacked(config, model, precision),
         processes=processes or Processes(),
     )
-    return settle_engine(parts, listener)
+    return settle_ranks(settle_engine(parts, listener))
 
 
 def assemble_tasks(
@@ -108,7 +114,8 @@ def assemble_tasks(
         )
         for name, own in data.items()
     }
-    return settle_task_engines(TaskParts(config=config, tasks=tasks, **common), listener)
+    together = TaskParts(config=config, tasks=tasks, **common)
+    return settle_ranks(settle_task_engines(together, listener))
 
 
 def load_tasks(config: Config, listener: Listener) -> dict[str, FederatedData]:
@@ -122,7 +129,8 @@ def for_task(config: Config, name: str) -> Config:
     """The configuration of one task of a run, as if it were the only one."""
     data, federation = config.tasks[name], config.federation
     clients = data.num_clients or federation.num_clients
-    federation = federation.model_copy(update={"num_clients": clients})
+    alone = federation.sharing.model_copy(update={"mode": "shared", "shared_rank": None})
+    federation = federation.model_copy(update={"num_clients": clients, "sharing": alone})
     return config.model_copy(update={"data": data, "federation": federation, "tasks": {}})
 
 

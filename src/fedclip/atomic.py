@@ -14,13 +14,16 @@ PART = ".part-"
 """Files and folders that are still being written begin so; a kill may leave some behind."""
 
 
-def replace_file(target: Path, data: bytes) -> None:
-    """Write a file in one step: readers see the old one or the new one."""
+def replace_file(target: Path, data: bytes, mode: int | None = None) -> None:
+    """Write a file in one step: readers see the old one or the new one.
+
+    Its permissions are the usual ones, or `mode`, which it has from the first byte on.
+    """
     descriptor, name = tempfile.mkstemp(prefix=PART, dir=target.parent)
     os.close(descriptor)
     part = Path(name)
     try:
-        part.chmod(0o666 & ~umask())
+        part.chmod(0o666 & ~umask() if mode is None else mode)
         write_synced(part, data)
         part.replace(target)
         sync(target.parent)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedclip import cli_adapters, cli_use
+from fedclip import cli_adapters, cli_deploy, cli_keys, cli_use
 from fedclip.cli_use import AsJson
 from fedclip.errors import UsageError
 
@@ -208,6 +208,9 @@ def bench(
 
 app.command()(cli_adapters.export)
 app.command()(cli_adapters.merge)
+app.command()(cli_deploy.coordinate)
+app.command()(cli_deploy.site)
+app.add_typer(cli_keys.app)
 
 
 def _sorted_out(

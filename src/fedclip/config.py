@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from fedclip.config_checks import cross_problems, lookup
 from fedclip.config_data import DataConfig, PartitionConfig
+from fedclip.config_deploy import DeployConfig
 from fedclip.config_model import LoraConfig, ModelConfig, TargetModules
 from fedclip.config_ranks import (
     CLIENT_MEMORY,
@@ -30,6 +31,7 @@ __all__ = [
     "ClientConfig",
     "Config",
     "DataConfig",
+    "DeployConfig",
     "DynamicRankConfig",
     "EngineConfig",
     "EvaluationConfig",
@@ -112,7 +114,7 @@ class ServerOptimizerConfig(Section):
     learning_rate: float = Field(
         0.01, gt=0, description="The server's rate; FedAvgM wants about 1, the others far less."
     )
-    beta1: float = Field(0.9, ge=0, lt=1, description="Momentum.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Momentum (not adagrad).")
     beta2: float = Field(0.99, ge=0, lt=1, description="Memory of squares (adam, yogi).")
     tau: float = Field(1e-3, gt=0, description="Added to the root of the squares.")
 
@@ -251,6 +253,7 @@ class Config(Section):
     federation: FederationConfig = Field(FederationConfig(), description="Federation.")
     engine: EngineConfig = Field(EngineConfig(), description="Engine.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluation.")
+    deploy: DeployConfig = Field(DeployConfig(), description="Several machines.")
 
     @model_validator(mode="before")
     @classmethod

@@ -144,26 +144,12 @@ def _strategies_compose(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
             f"model.lora.use_dora: {strategy} works on the product B A, which is not the whole of "
             f"a DoRA update; use it with {', '.join(sorted(dora_fits))}",
         )
-    if lookup(values, "federation.scaffold") is True:
-        if lookup(values, "optimizer.rate_pattern"):
-            yield CrossProblem(
-                "federation.scaffold",
-                "federation.scaffold recovers gradients by one learning rate for all tensors; "
-                "leave out optimizer.rate_pattern",
-            )
-        if strategy not in MEANS:
-            yield CrossProblem(
-                "federation.scaffold",
-                f"federation.scaffold corrects gradients of tensors that are averaged one by one, "
-                f"which {strategy} does not do; use it with {', '.join(sorted(MEANS))}",
-            )
-        optimizer = lookup(values, "optimizer.name")
-        if isinstance(optimizer, str) and optimizer != "sgd":
-            yield CrossProblem(
-                "federation.scaffold",
-                "federation.scaffold recovers gradients from the way that plain SGD has gone, "
-                f"which {optimizer}'s steps do not tell; set optimizer.name: sgd",
-            )
+    if lookup(values, "federation.scaffold") is True and strategy not in MEANS:
+        yield CrossProblem(
+            "federation.scaffold",
+            f"federation.scaffold corrects gradients of tensors that are averaged one by one, "
+            f"which {strategy} does not do; use it with {', '.join(sorted(MEANS))}",
+        )
     if number(values, "federation.ditto_mu") is not None:
         fits = MEANS | {"lora_fair", "qfedavg"}
         if strategy not in fits:
@@ -200,6 +186,25 @@ def _strategies_compose(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
         )
 
 
+def _gradients_can_be_recovered(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    """What SCAFFOLD asks of the optimizer, around whichever strategy."""
+    if lookup(values, "federation.scaffold") is not True:
+        return
+    if lookup(values, "optimizer.rate_pattern"):
+        yield CrossProblem(
+            "federation.scaffold",
+            "federation.scaffold recovers gradients by one learning rate for all tensors; "
+            "leave out optimizer.rate_pattern",
+        )
+    optimizer = lookup(values, "optimizer.name")
+    if isinstance(optimizer, str) and optimizer != "sgd":
+        yield CrossProblem(
+            "federation.scaffold",
+            "federation.scaffold recovers gradients from the way that plain SGD has gone, "
+            f"which {optimizer}'s steps do not tell; set optimizer.name: sgd",
+        )
+
+
 def _one_source_of_ranks(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
     dynamic = lookup(values, "federation.dynamic_ranks.enabled") is True
     sources = [f"federation.{key}" for key in ("client_ranks", "client_memory_mb")]
@@ -215,6 +220,12 @@ def _one_source_of_ranks(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
     if given and lookup(values, "model.lora.enabled") is False:
         yield CrossProblem(
             given[0], f"{given[0]} needs an adapter, but model.lora.enabled is false"
+        )
+    if given and lookup(values, "model.lora.use_dora") is True:
+        yield CrossProblem(
+            given[0],
+            f"{given[0]} changes the rank of the product B A, which is not the whole of a DoRA "
+            "update; leave it out, or model.lora.use_dora",
         )
     mixing = {"flexlora", "hetlora", "flora"}
     strategy = lookup(values, "federation.strategy")
@@ -236,6 +247,8 @@ def _one_source_of_ranks(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
     budget = number(values, "federation.dynamic_ranks.budget")
     if not dynamic or r is None or minimum is None or budget is None or minimum <= budget * r:
         return
+    if lookup(values, "model.lora.rank_pattern"):
+        return  # how many layers have which rank, the model says
     yield CrossProblem(
         "federation.dynamic_ranks.minimum",
         f"federation.dynamic_ranks.minimum ({minimum}) exceeds the mean rank that "
@@ -270,6 +283,7 @@ CHECKS = (
     _one_source_of_ranks,
     _learning_rates,
     _strategies_compose,
+    _gradients_can_be_recovered,
     _sharing_fits,
     _classes_can_change,
 )

@@ -65,17 +65,17 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Confi
     changes, typed = parse_overrides(overrides)
     values = _resolved(deep_merge(values, changes), str(path or "command line"))
     source = Source(str(path) if path is not None else "command line", lines, typed)
-    return _validated(Config, values, source)
+    return validated(Config, values, source)
 
 
 def config_from_dict(values: Mapping[str, Any], source: str = "configuration") -> Config:
     """Check a configuration given as nested mappings."""
-    return _validated(Config, values, Source(source))
+    return validated(Config, values, Source(source))
 
 
 def validate_model(values: Mapping[str, Any], source: str = "configuration") -> ModelConfig:
     """Check the `model` part of a configuration on its own."""
-    return _validated(ModelConfig, values, Source(source))
+    return validated(ModelConfig, values, Source(source))
 
 
 def dump_config(config: Config) -> str:
@@ -199,7 +199,7 @@ def _numbers(values: Any) -> Any:
     return values
 
 
-def _validated(model: type[M], values: Any, source: Source) -> M:
+def validated(model: type[M], values: Any, source: Source) -> M:
     """Build a model, or raise one error that lists everything that is wrong."""
     problems: dict[str, str] = {}  # key path -> message
     config = None
@@ -269,7 +269,8 @@ def _shown(value: Any) -> str:
 def _advise(config: BaseModel, source: Source) -> None:
     """Warn of values that are allowed but seldom wise."""
     model, prefix = (config.model, "model.") if isinstance(config, Config) else (config, "")
-    assert isinstance(model, ModelConfig)
+    if not isinstance(model, ModelConfig):
+        return
     lora = model.lora
     if lora.enabled and not lora.r <= lora.lora_alpha <= 2 * lora.r:
         key = f"{prefix}lora.lora_alpha"

@@ -91,9 +91,11 @@ class DynamicRankConfig(Section):
     )
     energy: Share = Field(0.9, description="Share of a layer's squared singular values to keep.")
     budget: Share = Field(
-        0.6, description="Mean rank of the layers at most, as a share of `model.lora.r`."
+        0.6,
+        description="Mean rank of the layers at most, as a share of what `model.lora.r` and "
+        "`rank_pattern` give them.",
     )
-    minimum: Rank = Field(1, description="Least rank of a layer.")
+    minimum: Rank = Field(1, description="Least rank of a layer, if it has as much.")
     every: int = Field(1, ge=1, description="Ranks may change every so many rounds.")
     warmup: Fraction = Field(
         0.1, description="Share of the rounds, at the start, in which ranks stay as they are."

@@ -20,7 +20,7 @@ from fedclip.config_io import config_from_dict, dump_config, load_config
 from fedclip.engine_choice import create_engine
 from fedclip.engines.processes import Processes
 from fedclip.errors import UsageError
-from fedclip.federated.server import RoundResult, run_rounds
+from fedclip.federated.server import Engine, RoundResult, run_rounds
 from fedclip.federated.strategies import Strategy
 from fedclip.figures import evaluate_merged, evaluate_run
 from fedclip.parts import Parts, TaskParts
@@ -70,21 +70,22 @@ def run(
         _heard(listener, processes) as listener,
     ):
         parts = assemble_run(config, listener, processes)
-        _check_measurable(parts)
+        strategy = choose_strategy(parts)
+        _check_measurable(parts, strategy)
         if not processes.is_first:
-            return _follow(parts, path)
+            return _follow(parts, strategy, path)
         folder = RunFolder.create(path, dump_config(parts.config))
-        return _execute(parts, folder, listener, started)
+        return carry_out(parts, strategy, folder, listener, started)
 
 
-def _check_measurable(parts: Parts | TaskParts) -> None:
+def _check_measurable(parts: Parts | TaskParts, strategy: Strategy) -> None:
     """Refuse a run that cannot be judged as it is to be."""
     if parts.config.evaluation.keep_best and not parts.has_validation:
         raise UsageError(
             "evaluation.keep_best chooses by validation accuracy, but there are no validation "
             "examples; raise data.validation_fraction, or use more data"
         )
-    if not parts.has_client_tests and choose_strategy(parts).personal:
+    if not parts.has_client_tests and strategy.personal:
         raise UsageError(
             "federation.strategy: models of the clients' own are judged on their own test "
             "examples, and no client has any; raise data.test_fraction, leave out data.shots, or "
@@ -104,9 +105,10 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Run:
         _heard(listener, processes) as listener,
     ):
         parts = assemble_run(config, listener, processes)
+        strategy = choose_strategy(parts)
         if not processes.is_first:
-            return _follow(parts, run_folder.path)
-        return _execute(parts, run_folder, listener, started)
+            return _follow(parts, strategy, run_folder.path)
+        return carry_out(parts, strategy, run_folder, listener, started)
 
 
 def _heard(listener: Listener | None, processes: Processes) -> Listener:
@@ -122,43 +124,53 @@ def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
     return load_config(Path(config))
 
 
-def _execute(
-    parts: Parts | TaskParts, folder: RunFolder, listener: Listener, started: float
+def carry_out(
+    parts: Parts | TaskParts,
+    strategy: Strategy,
+    folder: RunFolder,
+    listener: Listener,
+    started: float,
+    engine: Engine | None = None,
 ) -> Run:
-    """The path of every run: partition, zero-shot, rounds, adapter, summary."""
+    """The path of every run: partition, zero-shot, rounds, adapter, summary.
+
+    The engine is the one that the configuration names, unless another is given.
+    """
     config, model = parts.config, parts.model
     with folder.exclusive():
         _record_partition(parts, folder, listener)
-        strategy = choose_strategy(parts)
+        engine = engine or create_engine(parts)
+        personal = strategy.personal and parts.sites is None  # else those models are elsewhere
         checkpoint = Checkpoint.load(folder) or Checkpoint(-1, RunState(model.get_parameters()))
         folder.truncate_metrics(checkpoint.finished_rounds)
         parts.processes.first_start(checkpoint.finished_rounds, checkpoint.state)
         clock = Stopwatch(started)
         if checkpoint.finished_rounds < 0:
-            before = _before_training(parts, checkpoint.state, strategy.personal)
+            before = _before_training(parts, checkpoint.state, personal)
             _finish_round(parts, folder, checkpoint, clock, before, listener)
         listener.rounds(
             checkpoint.finished_rounds, config.federation.rounds, parts.clients_per_round
         )
         start = checkpoint.finished_rounds, checkpoint.state
-        for result in _rounds(parts, strategy, *start, listener.client):
+        for result in _rounds(parts, engine, strategy, *start, listener.client):
             checkpoint.add(result)
-            record = _round_record(parts, result, strategy.personal)
+            record = _round_record(parts, result, personal)
             _finish_round(parts, folder, checkpoint, clock, record, listener)
         return _finish_run(parts, folder, checkpoint, clock)
 
 
-def _follow(parts: Parts | TaskParts, path: Path) -> Run:
+def _follow(parts: Parts | TaskParts, strategy: Strategy, path: Path) -> Run:
     """The path of every process but the first: its share of each round, and nothing written."""
     finished, state = parts.processes.first_start(-1, RunState({}))
-    strategy = choose_strategy(parts)
-    for _ in _rounds(parts, strategy, max(0, finished), state, lambda report: None):
+    engine = create_engine(parts)
+    for _ in _rounds(parts, engine, strategy, max(0, finished), state, lambda report: None):
         pass
     return Run(path, {})
 
 
 def _rounds(
     parts: Parts | TaskParts,
+    engine: Engine,
     strategy: Strategy,
     finished: int,
     state: RunState,
@@ -167,7 +179,7 @@ def _rounds(
     config = parts.config
     return run_rounds(
         state,
-        create_engine(parts),
+        engine,
         strategy,
         clients=parts.clients,
         rounds=config.federation.rounds,

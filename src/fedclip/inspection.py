@@ -20,6 +20,7 @@ from fedclip.figures import (
     evaluate_parts,
     evaluate_run,
 )
+from fedclip.message_sizes import expected_messages
 from fedclip.models.clip import create_clip_model
 from fedclip.parts import Parts, TaskParts
 from fedclip.records import RunState
@@ -37,7 +38,8 @@ _BYTES = 4  # of an fp32 parameter, the format that travels
 def info(target: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Parameters and traffic of a configuration file or a run, against full fine-tuning.
 
-    Counts are parameters, traffic is in bytes per client and round, each way. A finished run's
+    Counts are parameters, traffic is in bytes per client and round, each way; messages are what
+    `fedclip coordinate` sends, headers and formats included. A finished run's
     summary comes with it.
     """
     path = Path(target)
@@ -48,11 +50,14 @@ def info(target: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     )
     counts = model.get_model_summary()
     traffic = expected_traffic(config, model.trainable())
+    messages = expected_messages(config, model.get_parameters())
     full = counts["base_parameters"] * _BYTES
     facts: dict[str, Any] = {
         **counts,
         "bytes_up_per_client_round": traffic.up,
         "bytes_down_per_client_round": traffic.down,
+        "message_bytes_up_per_site_round": messages.up,
+        "message_bytes_down_per_site_round": messages.down,
         "full_fine_tuning_bytes": full,
         "times_less_traffic": 2 * full / sum(traffic) if sum(traffic) else None,
         "rounds": config.federation.rounds,

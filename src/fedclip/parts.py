@@ -26,6 +26,8 @@ class Shared:
     """What the parts of a run have in common, whether it has one task or several.
 
     `stacked` is the model as many clients share it (LoRA only).
+    `sites` are the clients where they are on other machines, with their numbers of training
+    examples; their models of their own are there too.
     """
 
     config: Config
@@ -34,6 +36,7 @@ class Shared:
     precision: str
     stacked: StackedClients | None = None
     processes: Processes = field(default_factory=Processes)
+    sites: dict[str, int] | None = None
 
     @property
     def training(self) -> dict[str, NDArray[np.int64]]:
@@ -43,6 +46,8 @@ class Shared:
     @property
     def clients(self) -> dict[str, int]:
         """Numbers of training examples by client id."""
+        if self.sites is not None:
+            return self.sites
         return {client_id: len(indices) for client_id, indices in self.training.items()}
 
     def put(self, state: RunState) -> None:
@@ -57,7 +62,7 @@ class Shared:
     @property
     def clients_per_round(self) -> int:
         """How many clients take part in a round; a fraction is rounded, but never to none."""
-        share, all_clients = self.config.federation.clients_per_round, len(self.training)
+        share, all_clients = self.config.federation.clients_per_round, len(self.clients)
         if share is None:
             return all_clients
         if isinstance(share, int):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
@@ -73,6 +73,24 @@ class RunState:
         inner = {group: cls.from_flat(groups[group]) for group in sorted(groups)}
         return cls(**homes, private=private, groups=inner, member_of=member_of)
 
+    def laid_out(self) -> RunState:
+        """The same numbers, every tensor laid out in memory as a checkpoint gives it back.
+
+        Products of a transposed or cut view are rounded otherwise than those of a plain tensor.
+        """
+
+        def plain(tensors: State) -> dict[str, torch.Tensor]:
+            return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+        return replace(
+            self,
+            shared=plain(self.shared),
+            shift=plain(self.shift),
+            server=plain(self.server),
+            private={client_id: plain(own) for client_id, own in self.private.items()},
+            groups={name: group.laid_out() for name, group in self.groups.items()},
+        )
+
     def group_of(self, client_id: str) -> RunState:
         """The state that a client trains from: its group's, where there are groups."""
         return self.groups.get(self.member_of.get(client_id, ""), self)
@@ -120,6 +138,12 @@ class TrainRequest:
     start_loss: bool = False
     cut: Mapping[str, int] = field(default_factory=dict)
     purpose: str = "client"
+
+    @property
+    def names_sent(self) -> frozenset[str]:
+        """Names of the tensors that leave a client: those that it trains and sends."""
+        trained = frozenset(self.state) if self.trained is None else self.trained
+        return trained if self.sent is None else trained & self.sent
 
     def start(self, client_id: str) -> State:
         """The tensors that a client starts from."""

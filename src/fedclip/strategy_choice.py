@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
+
 from fedclip.config import Config
 from fedclip.engines.memory import activation_bytes
 from fedclip.errors import UsageError
 from fedclip.federated.client_ranks import client_ranks, ranks_for_memory
+from fedclip.federated.ranks import least_ranks
 from fedclip.federated.strategies import FedAvg, Setting, Strategy, create_strategy
 from fedclip.federated.strategies.base import pairs
 from fedclip.federated.strategies.composed import Ditto, Scaffold, ServerOptimizer
@@ -15,6 +20,8 @@ from fedclip.federated.traffic import ALGORITHMS, Layer, Traffic, bytes_per_roun
 from fedclip.models.lora import scalings
 from fedclip.parts import Parts, TaskParts
 from fedclip.records import State
+
+AnyParts = TypeVar("AnyParts", Parts, TaskParts)
 
 
 def choose_strategy(parts: Parts | TaskParts) -> Strategy:
@@ -29,6 +36,7 @@ def choose_strategy(parts: Parts | TaskParts) -> Strategy:
     dynamic = federation.dynamic_ranks
     if dynamic.enabled:
         plan = RankPlan(federation.rounds, **dynamic.model_dump(exclude={"enabled"}))
+        _refuse_minimum(plan, parts.model.get_parameters())
         exact = federation.strategy == "flexlora"
         strategy = DynamicRanks(strategy.setting, plan, exact=exact)
     if federation.scaffold:
@@ -46,6 +54,19 @@ def choose_strategy(parts: Parts | TaskParts) -> Strategy:
     if federation.ditto_mu is not None:
         strategy = Ditto(strategy, federation.ditto_mu)
     return _by_group(strategy, parts)
+
+
+def _refuse_minimum(plan: RankPlan, state: State) -> None:
+    """Refuses a least rank that all layers together cannot have within the budget."""
+    sizes = {layer: len(state[pair.a]) for layer, pair in pairs(state).items()}
+    least, full = sum(least_ranks(plan.minimum, sizes).values()), sum(sizes.values())
+    if least > plan.budget * full:
+        raise UsageError(
+            f"federation.dynamic_ranks.budget: {plan.budget:g} of the layers' ranks, {full} by "
+            "model.lora.r and model.lora.rank_pattern, is less than "
+            f"federation.dynamic_ranks.minimum ({plan.minimum}) gives to all layers, {least}; "
+            "raise the budget, or lower the minimum"
+        )
 
 
 def _by_group(strategy: Strategy, parts: Parts | TaskParts) -> Strategy:
@@ -80,25 +101,41 @@ def setting_of(parts: Parts | TaskParts) -> Setting:
 
 
 def _client_ranks(parts: Parts | TaskParts) -> dict[str, int]:
-    """The clients' ranks as configured, or as their memory allows; none where all have r."""
-    federation, r = parts.config.federation, parts.config.model.lora.r
-    ids = list(parts.clients)
-    if federation.client_ranks is not None:
-        ranks = client_ranks(federation.client_ranks, ids, parts.config.seed)
-        above = [client_id for client_id, rank in ranks.items() if rank > r]
-        if above:
-            raise UsageError(
-                f"federation.client_ranks: {above[0]} has rank {ranks[above[0]]}, but the server's "
-                f"adapter has model.lora.r: {r}; raise that, or lower the client's"
-            )
-        return ranks
-    if federation.client_memory_mb is None:
+    """The clients' ranks as configured or settled; none where all have r."""
+    spec, r = parts.config.federation.client_ranks, parts.config.model.lora.r
+    if spec is None:
         return {}
-    assert parts.stacked is not None
+    ranks = client_ranks(spec, list(parts.clients), parts.config.seed)
+    above = [client_id for client_id, rank in ranks.items() if rank > r]
+    if above:
+        raise UsageError(
+            f"federation.client_ranks: {above[0]} has rank {ranks[above[0]]}, but the server's "
+            f"adapter has model.lora.r: {r}; raise that, or lower the client's"
+        )
+    return ranks
+
+
+def settle_ranks(parts: AnyParts) -> AnyParts:
+    """The parts with the clients' ranks by name in the place of their memory.
+
+    What fits is measured, and libraries or machines may differ: what the first process finds is
+    what all of them do, also after a resume.
+    """
+    federation = parts.config.federation
+    if federation.client_memory_mb is None:
+        return parts
+    found = _ranks_for_memory(parts, federation.client_memory_mb)
+    ranks = dict(zip(found, parts.processes.first_numbers(list(found.values())), strict=True))
+    federation = federation.model_copy(update={"client_ranks": ranks, "client_memory_mb": None})
+    return replace(parts, config=parts.config.model_copy(update={"federation": federation}))
+
+
+def _ranks_for_memory(parts: Parts | TaskParts, memory_mb: Mapping[str, float]) -> dict[str, int]:
+    assert parts.stacked is not None  # an adapter without DoRA, or the configuration is refused
     state = parts.model.get_parameters()
     return ranks_for_memory(
-        federation.client_memory_mb,
-        ids,
+        memory_mb,
+        list(parts.clients),
         layers=[
             Layer(state[pair.a].shape[1], len(state[pair.b])) for pair in pairs(state).values()
         ],
@@ -110,7 +147,7 @@ def _client_ranks(parts: Parts | TaskParts) -> dict[str, int]:
             batch_size=parts.config.data.batch_size,
             device=parts.device,
         ),
-        maximum=r,
+        maximum=parts.config.model.lora.r,
     )
 
 

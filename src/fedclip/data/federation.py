@@ -113,6 +113,7 @@ def load_federated(
     pixels_key: str,
     progress: Progress | None = None,
     captions: bool = False,
+    source: ImageSource | None = None,
 ) -> FederatedData:
     """Load, decode, divide and split a data set as its configuration says.
 
@@ -122,13 +123,14 @@ def load_federated(
     central test set is the data set's own, else the union of the clients'; a client's test set is
     its site's part of the own one where that has sites, else `data.test_fraction` of its examples.
     Validation goes the same way. `to_pixels` and `pixels_key` are the model's preprocessing.
+    A `source` takes the place of the data set that the configuration names.
     """
     if data.validation_fraction + data.test_fraction >= 1:
         raise UsageError(
             "data.validation_fraction and data.test_fraction must leave something to train on, "
             f"got {data.validation_fraction} and {data.test_fraction}"
         )
-    source, name = _source(data, captions, seed)
+    source, name = _source(data, captions, seed, source)
     if data.shots is not None:  # what is held out is chosen already, for all clients together
         data = data.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
     used = choose(source, name == "natural", data, seed)
@@ -178,9 +180,11 @@ def load_federated(
     return with_base_classes(federation, data.train_classes)
 
 
-def _source(data: DataConfig, captions: bool, seed: int) -> tuple[ImageSource, str]:
+def _source(
+    data: DataConfig, captions: bool, seed: int, given: ImageSource | None
+) -> tuple[ImageSource, str]:
     """The data set, with what each image is for, and the name of its partition."""
-    source = load_source(
+    source = given or load_source(
         data.name,
         path=data.path,
         layout=data.layout,

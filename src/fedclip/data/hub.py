@@ -105,7 +105,7 @@ def hub(path: str | None = None, layout: str = "auto") -> ImageSource:
         images=HubImages(encoded, image, name, rows),
         labels=labels[rows],
         class_names=tuple(n if caption else clean_class_name(n) for n in class_names),
-        templates=("{}",) if caption else PROMPTS["hub"].templates,
+        templates=PROMPTS["pairs" if caption else "hub"].templates,
         is_test=mask_or_none(split[rows] == "test"),
         is_validation=mask_or_none(split[rows] == "validation"),
         sites=None if sites is None else sites[rows],

@@ -13,6 +13,7 @@ import numpy as np
 from fedclip.data.captions import numbered
 from fedclip.data.hub import hub
 from fedclip.data.imagefolder import SPLITS
+from fedclip.data.prompts import PROMPTS
 from fedclip.data.source import FileImages, ImageSource, mask_or_none
 from fedclip.errors import UsageError
 
@@ -55,7 +56,7 @@ def pairs(path: str | None = None, layout: str = "auto") -> ImageSource:
         images=FileImages(file.parent, tuple(images)),
         labels=labels,
         class_names=captions,
-        templates=("{}",),
+        templates=PROMPTS["pairs"].templates,
         is_test=mask_or_none([split == "test" for split in splits]),
         is_validation=mask_or_none([split == "validation" for split in splits]),
         # An image of several captions stays on one side of a split.

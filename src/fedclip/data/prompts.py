@@ -63,4 +63,5 @@ PROMPTS = {
     "icons": Prompts(None, ("an icon of a {}", "a drawing of a {}", "{}", "a {}")),
     "imagefolder": Prompts(None, PHOTO_TEMPLATES),
     "hub": Prompts(None, PHOTO_TEMPLATES),
+    "pairs": Prompts(None, ("{}",)),  # captions are sentences already
 }

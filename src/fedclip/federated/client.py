@@ -151,7 +151,6 @@ def local_train(
         rate = settings.learning_rate * schedule_factor(
             settings.schedule, progress + round_share * step / len(steps)
         )
-        rate_sum += rate
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         step_examples = sum(len(batch) for batch in micro_batches)
@@ -177,8 +176,11 @@ def local_train(
                 parameter.grad.add_(parameter.detach() - anchors[name], alpha=mu)
         if settings.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(values, settings.max_grad_norm)
+        scale = scaler.get_scale()
         scaler.step(optimizer)
         scaler.update()
+        if scaler.get_scale() >= scale:  # or gradients overflowed, and the step was left out
+            rate_sum += rate
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, frame in task.frames.items():

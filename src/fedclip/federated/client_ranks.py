@@ -78,20 +78,19 @@ def rank_for_memory(
     layers: Sequence[Layer],
     base_bytes: int,
     activation_bytes: int,
-    rows: int = 0,
     maximum: int = HIGHEST_RANK,
     who: str = "a client",
 ) -> int:
     """The largest rank, from 1 to `maximum`, with which training fits into `memory_mb` 10^6 bytes.
 
-    What does not depend on the rank is the frozen base's weights, `base_bytes`, and the
-    `activation_bytes` of a step. A rank adds 16 bytes for each of its in + out parameters in every
-    layer (fp32: weight, gradient, two moments of Adam), and 4 bytes for each of the `rows` (batch
-    times tokens) of x A^T, which the backward pass needs; 0 leaves these out. An allocator's slack
-    is not counted. Raises UsageError, with the numbers, where rank 1 does not fit.
+    What is the same for all ranks is the frozen base's weights, `base_bytes`, and the
+    `activation_bytes` of a step; the little that these grow with the rank is not told apart, so
+    measure them at `maximum`. A rank adds 16 bytes for each of its in + out parameters in every
+    layer (fp32: weight, gradient, two moments of Adam). An allocator's slack is not counted.
+    Raises UsageError, with the numbers, where rank 1 does not fit.
     """
     fixed = base_bytes + activation_bytes
-    each = sum(ADAM_BYTES * (x.in_features + x.out_features) + 4 * rows for x in layers)
+    each = sum(ADAM_BYTES * (x.in_features + x.out_features) for x in layers)
     rank = math.floor((memory_mb * 1e6 - fixed) / each)
     if rank < 1:
         raise UsageError(
@@ -110,7 +109,6 @@ def ranks_for_memory(
     layers: Sequence[Layer],
     base_bytes: int,
     activation_bytes: int,
-    rows: int = 0,
     maximum: int = HIGHEST_RANK,
 ) -> dict[str, int]:
     """`rank_for_memory` of every client, `spec` being that of `federation.client_memory_mb`."""
@@ -121,7 +119,6 @@ def ranks_for_memory(
             layers=layers,
             base_bytes=base_bytes,
             activation_bytes=activation_bytes,
-            rows=rows,
             maximum=maximum,
             who=client_id,
         )

@@ -23,7 +23,7 @@ def allocate(
     energy: float,
     budget: float,
     minimum: int,
-    maximum: int,
+    maximum: int | Mapping[str, int],
     previous: Mapping[str, int] | None = None,
     hysteresis: float = 0.0,
     costs: Mapping[str, int] | None = None,
@@ -32,7 +32,8 @@ def allocate(
 
     `energies` are a layer's squared singular values, the largest first. A layer wants the least k
     whose first k values make up at least the share `energy` in (0, 1] of their sum, clamped to
-    `minimum` and `maximum`; a layer of zero energy wants `minimum`.
+    `minimum` and `maximum`; a layer of zero energy wants `minimum`. With a `maximum` by layer, one
+    that may have less than `minimum` gets what it may have.
 
     `hysteresis` h in [0, 1) keeps ranks from flickering: the rank in `previous` stays while it lies
     between the ranks wanted at the shares energy (1 - h) and min(1, energy (1 + h)). A layer that
@@ -51,7 +52,8 @@ def allocate(
     Raises ValueError for values that are not finite, negative or not descending, for settings out
     of range, and where `minimum` alone exceeds `budget`.
     """
-    if not (0 < energy <= 1 and 0 <= hysteresis < 1 and 1 <= minimum <= maximum):
+    highest = minimum if isinstance(maximum, Mapping) else maximum
+    if not (0 < energy <= 1 and 0 <= hysteresis < 1 and 1 <= minimum <= highest):
         raise ValueError(
             "energy must be in (0, 1], hysteresis in [0, 1), and 1 <= minimum <= maximum; got "
             f"energy {energy}, hysteresis {hysteresis}, minimum {minimum}, maximum {maximum}"
@@ -60,13 +62,15 @@ def allocate(
     cost = {layer: 1 if costs is None else costs[layer] for layer in values}
     if not all(c > 0 for c in cost.values()):
         raise ValueError(f"costs must be positive, got {cost}")
-    least = minimum * sum(cost.values())
+    most = {layer: maximum[layer] if isinstance(maximum, Mapping) else maximum for layer in values}
+    given = least_ranks(minimum, most)
+    least = sum(cost[layer] * rank for layer, rank in given.items())
     if least > budget:
         raise ValueError(f"a minimum of {minimum} costs {least}, but the budget is {budget}")
     before = previous or {}
 
     def wanted(layer: str, share: float) -> int:
-        return min(max(_least_rank(values[layer], share), minimum), maximum)
+        return min(max(_least_rank(values[layer], share), minimum), most[layer])
 
     ranks = {}
     for layer in values:
@@ -82,15 +86,19 @@ def allocate(
         held = rank <= before.get(layer, 0)
         return values[layer][rank - 1] * (1 + hysteresis * held) / cost[layer]
 
-    steps = [(layer, k) for layer, most in ranks.items() for k in range(minimum + 1, most + 1)]
+    steps = [(layer, k) for layer, top in ranks.items() for k in range(minimum + 1, top + 1)]
     left = budget - least
-    given = dict.fromkeys(values, minimum)
     for layer, rank in sorted(steps, key=lambda step: (-gain(*step), step[1])):
         # What is left only shrinks: a layer that once had no room never gets a later rank either.
         if cost[layer] <= left:
             given[layer] = rank
             left -= cost[layer]
     return given
+
+
+def least_ranks(minimum: int, maximum: Mapping[str, int]) -> dict[str, int]:
+    """The rank that each layer has at least: `minimum`, or the most that it may have, if less."""
+    return {layer: min(minimum, most) for layer, most in maximum.items()}
 
 
 def cubic_budget(

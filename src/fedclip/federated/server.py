@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fedclip.errors import UsageError
 from fedclip.federated.aggregation import Combine
 from fedclip.federated.strategies.base import Strategy
 from fedclip.federated.updates import Updates, tensor_bytes
@@ -88,11 +89,18 @@ def run_rounds(
             round_share=1 / rounds,
             shift=state.shift,
         )
-        state = strategy.round(replace(state, news=None), request, train)
+        # The next round must start from what a resumed run would start from.
+        state = strategy.round(replace(state, news=None), request, train).laid_out()
+        reports = tuple(report for updates in first for report in updates.reports)
+        if not reports:
+            raise UsageError(
+                f"federation.strategy: {strategy.title} trained no client in round {server_round}; "
+                "its round() must call train, and mean() or stacked() of what train gives"
+            )
         yield RoundResult(
             server_round,
             state,
-            tuple(report for updates in first for report in updates.reports),
+            reports,
             bytes_up=sum(updates.bytes_up for updates in asked),
             bytes_down=sum(bytes_down(state, updates.request) for updates in first),
         )
@@ -107,7 +115,7 @@ def bytes_down(state: RunState, request: TrainRequest) -> int:
         )
     if state.news is not None:
         return len(request.client_ids) * sum(t.nbytes for t in state.news.values())
-    names = request.sent or request.trained or state.shared.keys()
+    names = request.names_sent & state.shared.keys()
     return sum(
         tensor_bytes(name, state.shared[name], request.ranks.get(client_id))
         for client_id in request.client_ids

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from fedclip.errors import UsageError
+from fedclip.errors import FedclipError, UsageError
 from fedclip.federated.strategies.base import Setting, Strategy
 from fedclip.federated.strategies.cores import FedSB
 from fedclip.federated.strategies.means import (
@@ -49,7 +51,7 @@ def create_strategy(name: str, setting: Setting | None = None) -> Strategy:
     if name in STRATEGIES:
         return STRATEGIES[name](setting)
     if ".py:" in name:
-        return _own_strategy(name)(setting)
+        return _made(name, _own_strategy(name), setting)
     known = ", ".join(STRATEGIES)
     raise UsageError(
         f"federation.strategy: unknown strategy {name!r}; known: {known}; or a class of your own "
@@ -63,13 +65,17 @@ def _own_strategy(name: str) -> Callable[[Setting], Strategy]:
     path = Path(file)
     if not path.is_file():
         raise UsageError(f"federation.strategy: there is no file {file}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name that no other module has; dataclasses look their module up by it.
+    own_name = f"_fedclip_strategy_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(own_name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[own_name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[own_name]
         raise UsageError(
             f"federation.strategy: {file} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
@@ -80,3 +86,16 @@ def _own_strategy(name: str) -> Callable[[Setting], Strategy]:
             "fedclip.federated.strategies.Strategy"
         )
     return found
+
+
+def _made(name: str, own: Callable[[Setting], Strategy], setting: Setting) -> Strategy:
+    """An object of a user's class."""
+    try:
+        return own(setting)
+    except FedclipError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"federation.strategy: {name} cannot be made: {type(error).__name__}: {error}; its "
+            "__init__ must take the Setting and hand it to super().__init__, or be left out"
+        ) from error

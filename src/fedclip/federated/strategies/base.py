@@ -55,6 +55,12 @@ class Strategy:
         """Takes what is known of the run; the default suits strategies that need none of it."""
         self.setting = setting or Setting()
 
+    @property
+    def title(self) -> str:
+        """Name of the class that combines the updates, whatever goes around it."""
+        inner = getattr(self, "_inner", None)
+        return type(self).__name__ if inner is None else str(inner.title)
+
     def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
         """The next state. `request` is for the round's clients, to be trained from `state`."""
         raise NotImplementedError
@@ -170,5 +176,6 @@ def kept_by(
     private = {client_id: dict(own) for client_id, own in state.private.items()}
     for index, report in enumerate(updates.reports):
         own = private.setdefault(report.client_id, {})
-        own |= {name: updates.tensors[name][index].clone() for name in names or updates.tensors}
+        kept = updates.tensors if names is None else names  # a site's own never come here
+        own |= {name: updates.tensors[name][index].clone() for name in kept}
     return dict(private)

@@ -34,7 +34,7 @@ class Scaffold(Strategy):
     def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
         """The mean of the tensors, and new control variates of server and clients."""
         request = self._inner.asked(request)
-        names = sorted(request.trained or state.shared.keys())
+        names = sorted(state.shared.keys() if request.trained is None else request.trained)
         zero = {n: torch.zeros_like(state.shared[n]) for n in names}
         central = {n: state.server.get(_CONTROL + n, zero[n]) for n in names}
         own = {
@@ -56,6 +56,8 @@ class Scaffold(Strategy):
             moved = torch.zeros_like(start)
             for index, report in enumerate(updates.reports):
                 client = report.client_id
+                if report.rate_sum == 0:  # fp16 left all its steps out: nothing is known
+                    continue
                 change = (start - stacked[index]) / report.rate_sum - central[name]
                 private.setdefault(client, {})[_CONTROL + name] = own[client][name] + change
                 moved += change
@@ -100,7 +102,8 @@ class ServerOptimizer(Strategy):
 
     Reddi et al. 2021 (arXiv:2003.00295, algorithm 2): the gradient is g = old - proposed, and the
     next state one step of SGD with momentum, Adagrad, Adam or Yogi on g from the old one (FedAvgM,
-    FedAdagrad, FedAdam, FedYogi). Bytes as the inner strategy.
+    FedAdagrad, FedAdam, FedYogi). What differs from theirs: `create_optimizer`. Bytes as
+    the inner strategy.
     """
 
     def __init__(self, inner: Strategy, name: str, options: dict[str, float]) -> None:
@@ -113,14 +116,16 @@ class ServerOptimizer(Strategy):
 
     def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
         """The old state, one step of the optimizer on."""
-        trained: set[str] = set()
+        sent: set[str] = set()
 
         def noting(asked: TrainRequest) -> Updates:
-            trained.update(asked.trained or asked.state.keys())
+            sent.update(asked.names_sent)
             return train(asked)
 
         proposed = self._inner.round(state, request, noting)
-        names = sorted(trained & (request.sent or state.shared.keys()))
+        names = sorted(sent & state.shared.keys())
+        if not names:
+            return proposed
         stepped, memory = server_step(
             self._name,
             {n: state.shared[n] for n in names},

@@ -23,7 +23,7 @@ from fedclip.federated.strategies.base import (
 )
 from fedclip.federated.strategies.shifts import fresh_factors
 from fedclip.low_rank import Factors, resize, svd
-from fedclip.records import Cohort, RunState, State, TrainRequest
+from fedclip.records import RunState, State, TrainRequest
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,12 @@ class DynamicRanks(Strategy):
             warmup=plan.warmup,
             cooldown=plan.cooldown,
         )
-        spectra = {layer: svd(stack(x))[1].double() for layer, x in layers.items()}
-        server |= self._remember(state, spectra)
+        if due or plan.schedule == "importance":  # which is smoothed over all rounds
+            spectra = {layer: svd(stack(x))[1].double() for layer, x in layers.items()}
+            server |= self._remember(state, spectra)
         if due:
-            chosen = self._choose(spectra, ranks, server, request, updates)
-            ranks |= {layer: min(rank, layers[layer].a.shape[1]) for layer, rank in chosen.items()}
+            sizes = {layer: x.a.shape[1] for layer, x in layers.items()}
+            ranks |= self._choose(spectra, ranks, server, sizes, request.server_round)
         for layer, x in layers.items():
             pair, rank = found[layer], ranks[layer]
             cut_now = due or self._exact
@@ -103,18 +104,17 @@ class DynamicRanks(Strategy):
         spectra: Mapping[str, torch.Tensor],
         ranks: Mapping[str, int],
         server: State,
-        request: TrainRequest,
-        updates: Cohort,
+        sizes: Mapping[str, int],
+        server_round: int,
     ) -> dict[str, int]:
-        """New ranks by the plan's schedule."""
+        """New ranks by the plan's schedule, for layers whose tensors have room for `sizes`."""
         plan = self._plan
-        sizes = [updates.tensors[p.a].shape[1] for p in pairs(updates.tensors).values()]
-        maximum, full = max(sizes), sum(sizes)
+        full = sum(sizes.values())
         if plan.schedule == "importance":
             energy = 1.0
             values = {layer: _remembered(server, layer).scores for layer in spectra}
             budget = cubic_budget(
-                request.server_round / plan.rounds,
+                server_round / plan.rounds,
                 start=full,
                 end=plan.budget * full,
                 warmup=plan.warmup,
@@ -128,7 +128,7 @@ class DynamicRanks(Strategy):
             energy=energy,
             budget=budget,
             minimum=plan.minimum,
-            maximum=maximum,
+            maximum=sizes,
             previous=ranks,
             hysteresis=plan.hysteresis,
         )

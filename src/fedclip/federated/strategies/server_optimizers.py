@@ -47,7 +47,13 @@ class Yogi(torch.optim.Optimizer):
 def create_optimizer(
     name: str, parameters: list[torch.Tensor], options: Mapping[str, float]
 ) -> torch.optim.Optimizer:
-    """The optimizer that FedAvgM, FedAdam, FedYogi or FedAdagrad runs on the server."""
+    """The optimizer that FedAvgM, FedAdam, FedYogi or FedAdagrad runs on the server.
+
+    Two differ from Reddi et al. 2021 (arXiv:2003.00295, algorithm 2). "adam" is PyTorch's, whose v
+    starts at zero and whose m and v are corrected for their start; theirs starts v at tau^2 and
+    corrects nothing, as "yogi" here. "adagrad" starts at tau^2, but steps along g and not along its
+    mean m: beta1 is ignored.
+    """
     rate, b1, b2, tau = (options[k] for k in ("learning_rate", "beta1", "beta2", "tau"))
     if name == "avgm":
         return torch.optim.SGD(parameters, lr=rate, momentum=b1)

@@ -1,0 +1,1 @@
+"""Federations over several machines: keys, Flower's processes, and what connects them."""

@@ -1,0 +1,15 @@
+"""What Flower starts at a site for each message."""
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedclip.deploy.handover import hand_over
+from fedclip.engines.flower_record import bytes_of, record_of
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Hand the request to the site's trainer, and its answer back."""
+    return Message(record_of(hand_over(bytes_of(message.content))), reply_to=message)

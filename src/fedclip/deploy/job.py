@@ -1,0 +1,74 @@
+"""What a site must know of a run: how to build the model, and how to train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedclip.assembly import model_seed
+from fedclip.config import Config, DataConfig
+from fedclip.config_io import config_from_dict
+from fedclip.errors import UsageError
+from fedclip.models.clip import CLIPLoRAWrapper, adapter_sha256, create_clip_model
+
+SECTIONS = ("seed", "precision", "model", "client", "optimizer")
+DATA_KEYS = ("batch_size", "accumulation_steps", "augment", "validation_fraction", "test_fraction")
+"""Keys of `data` that are the run's; the others are the site's own."""
+
+
+def make_job(
+    config: Config, class_names: Sequence[str], templates: Sequence[str]
+) -> dict[str, Any]:
+    """The job of a run, as JSON; nothing in it is about the coordinator's machine."""
+    whole = config.model_dump(mode="json")
+    if Path(config.model.model_name).is_dir():  # where it lies here is nobody's business
+        whole["model"]["model_name"] = Path(config.model.model_name).name
+    return {
+        "config": {key: whole[key] for key in SECTIONS}
+        | {"data": {key: whole["data"][key] for key in DATA_KEYS}}
+        | {"federation": {"strategy": "fedavg", "rounds": config.federation.rounds}},
+        "strategy": whole_name(config),
+        "class_names": list(class_names),
+        "templates": list(templates),
+    }
+
+
+def whole_name(config: Config) -> str:
+    """The strategy with what goes around it, in one word a site's policy can name."""
+    federation = config.federation
+    around = {"scaffold": federation.scaffold, "ditto": federation.ditto_mu is not None}
+    name = federation.strategy.rpartition(":")[2]  # a class of one's own without its file
+    return "+".join([name, *(name for name, there in around.items() if there)])
+
+
+def job_config(
+    job: Mapping[str, Any], device: str, data: DataConfig, model: str | None = None
+) -> Config:
+    """The configuration that a site trains by: the run's, with its own device, data and model."""
+    try:
+        values = {**job["config"], "device": device, "engine": {"name": "sequential"}}
+        if model is not None:
+            values["model"] = {**values["model"], "model_name": model}
+        own = data.model_dump(mode="json")
+        values["data"] = {**own, **{key: values["data"][key] for key in DATA_KEYS}}
+    except (KeyError, TypeError):
+        raise UsageError("the coordinator's job cannot be read; is it another version?") from None
+    return config_from_dict(values, "the coordinator's job")
+
+
+def build_model(config: Config, job: Mapping[str, Any]) -> CLIPLoRAWrapper:
+    """The model of a job."""
+    return create_clip_model(
+        config.model,
+        class_names=list(job["class_names"]),
+        templates=list(job["templates"]),
+        seed=model_seed(config),
+    )
+
+
+def base_sha256(model: CLIPLoRAWrapper) -> str:
+    """Digest of the weights that are not trained; of full fine-tuning, of all as they came."""
+    trained = {id(p) for p in model.trainable().values()} if model.is_lora_enabled() else set()
+    weights = model.network.named_parameters()
+    return adapter_sha256({name: p for name, p in weights if id(p) not in trained})

@@ -1,0 +1,100 @@
+"""A message: a header of plain facts and tensors, in one safetensors file.
+
+The header is JSON in the file's metadata. What comes from another machine is read without trust:
+whatever is wrong with it is a `BadMessage`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fedclip.errors import FedclipError
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+_HEADER = "header"
+_LARGEST_HEADER = 50_000_000
+
+
+class BadMessage(FedclipError):
+    """A message that is not what was expected; the text says why."""
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """A message's header, and its tensors by name."""
+
+    header: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """What the message is about."""
+        return str(self.header.get("kind"))
+
+    def pack(self) -> bytes:
+        """The message as bytes; numbers that JSON cannot hold become null."""
+        text = json.dumps(_plain({"version": VERSION, **self.header}), separators=(",", ":"))
+        if not self.tensors:
+            return pack_header(text)
+        from safetensors.torch import save
+
+        return bytes(save(dict(self.tensors), metadata={_HEADER: text}))
+
+    @classmethod
+    def unpack(cls, data: bytes, largest: int | None = None) -> Envelope:
+        """A message from bytes; raises BadMessage, also where there are more than `largest`."""
+        if largest is not None and len(data) > largest:
+            raise BadMessage(
+                f"the message has {len(data)} bytes; {largest} are the most that is taken"
+            )
+        header = read_header(data)
+        if header.get("version") != VERSION:
+            raise BadMessage(
+                f"the message is of version {header.get('version')!r} of the format, here it is "
+                f"{VERSION}; install the same fedclip everywhere"
+            )
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            return cls(header, load(data))
+        except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise BadMessage(f"the message cannot be read: {error}") from None
+
+
+def pack_header(text: str) -> bytes:
+    """A message without tensors, made without torch: a safetensors file that is all header."""
+    frame = json.dumps({"__metadata__": {_HEADER: text}}, separators=(",", ":")).encode()
+    frame += b" " * (-len(frame) % 8)
+    return len(frame).to_bytes(8, "little") + frame
+
+
+def read_header(data: bytes) -> dict[str, Any]:
+    """The header of a message; raises BadMessage where there is none."""
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > min(len(data) - 8, _LARGEST_HEADER):
+        raise BadMessage("the message is cut off, or is none of fedclip's")
+    try:
+        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_HEADER])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BadMessage("the message has no header; it is none of fedclip's") from None
+    if not isinstance(header, dict):
+        raise BadMessage("the message's header is no mapping")
+    return header
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
