@@ -35,12 +35,8 @@ Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Runs at a time."
 
 @app.command()
 def guide(jobs: Jobs = None) -> None:
-    """Full fine-tuning against LoRA of three ranks, on three data sets.
-
-    Times are of runs of their own, one at a time, at the rates that were chosen.
-    """
+    """Full fine-tuning against LoRA of three ranks, on three data sets."""
     grids = {data: _grid(f"guide_{data}", jobs) for data in DATA}
-    timed = {data: _timed(f"guide_{data}", grid) for data, grid in grids.items()}
     figures: dict[str, float] = {}
     for data, grid in grids.items():
         arms = grid["arms"]
@@ -49,7 +45,7 @@ def guide(jobs: Jobs = None) -> None:
             figures[f"{rank}_over_full_{data}"] = ratio
     figures["b32_trainable_share_r8"] = B32["r8"] / B32["base"]
     figures["b32_trainable_share_r16"] = B32["r16"] / B32["base"]
-    _write("guide", figures, {"grids": grids, "timed": timed})
+    _write("guide", figures, {"grids": grids})
 
 
 @app.command()
@@ -90,33 +86,15 @@ def ranks(jobs: Jobs = None) -> None:
 
 def _grid(name: str, jobs: int | None) -> dict[str, Any]:
     """Runs what is missing of a grid, and gives the details of its result."""
-    file = ROOT / "configs" / "bench" / f"{name}.yaml"
-    return _bench(file, ROOT / "runs" / "bench" / name, jobs)
-
-
-def _bench(file: Path, work: Path, jobs: int | None) -> dict[str, Any]:
-    command = [sys.executable, "-m", "fedclip", "bench", "--grid", str(file), "--work", str(work)]
+    work = ROOT / "runs" / "bench" / name
+    command = [sys.executable, "-m", "fedclip", "bench", "--grid"]
+    command += [str(ROOT / "configs" / "bench" / f"{name}.yaml"), "--work", str(work)]
     command += ["--jobs", str(jobs)] if jobs else []
     ran = subprocess.run(command, cwd=ROOT, check=False)
     if ran.returncode:
         raise SystemExit(ran.returncode)
     found: dict[str, Any] = json.loads((work / "result.json").read_text())["details"]
     return found
-
-
-def _timed(name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """The first seed of every arm once more, at its rate and with nothing beside it."""
-    grid = found["grid"]
-    arms = {
-        arm: {"overrides": own["overrides"], "rates": [found["arms"][arm]["learning_rate"]]}
-        for arm, own in grid["arms"].items()
-    }
-    config = ROOT / "configs" / "bench" / grid["config"]
-    file = ROOT / "runs" / "bench" / f"timed_{name}.yaml"
-    own = {"config": str(config), "overrides": grid["overrides"], "seeds": [0], "arms": arms}
-    file.write_text(json.dumps(own), encoding="utf-8")  # which is YAML too
-    timed: dict[str, Any] = _bench(file, ROOT / "runs" / "bench" / f"timed_{name}", 1)["arms"]
-    return timed
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ for name in ("digits", "icons"):
     runs.append(fedclip.run(COMMON | {"data": data}, output=place / name).folder)
 
 adapters = [read_lora(run / "adapter") for run in runs]
-tasks = [Validation.of(run, adapters[0], Listener()) for run in runs]
+tasks = [own for run in runs for own in Validation.of_run(run, adapters[0], Listener())]
 
 
 def show(name, adapter):

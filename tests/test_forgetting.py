@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedclip import experiment
+from fedclip.assembly import assemble
 from fedclip.config_io import config_from_dict
 from fedclip.data.base_classes import with_base_classes
 from fedclip.data.datasets import load_source
@@ -24,6 +25,7 @@ from fedclip.evaluation.forgetting import (
     other_data,
 )
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
+from fedclip.reports.progress import Listener
 
 HOW = How(torch.device("cpu"), "fp32", 256)
 DIGITS = {"class_names": ["zero", "one", "two"], "templates": ["a {}"], "seed": 0}
@@ -187,7 +189,7 @@ def test_a_run_on_half_of_the_classes(tmp_path: Any) -> None:
     names = [str(name) for name in data.class_names]
     model = create_clip_model(config.model, class_names=names[:5], templates=data.templates, seed=0)
     assert model.class_names == tuple(names[:5])
-    federated = experiment.assemble(config, experiment.Listener()).data
+    federated = assemble(config, Listener()).data
     new = federated.new_classes
     assert new is not None
     assert new.class_names == tuple(names[5:])
