@@ -206,7 +206,7 @@ def test_a_flower_process_ends_with_its_parent(tmp_path: Path) -> None:
         "import threading, os, time\n"
         "from fedclip.deploy import flower_process as f\n"
         "f.LOOK_EVERY = 0.05\n"
-        "threading.Thread(target=f._end_with, args=(os.getppid(),), daemon=True).start()\n"
+        "threading.Thread(target=f.end_with, args=(os.getppid(),), daemon=True).start()\n"
         "print(os.getpid(), flush=True)\ntime.sleep(60)\n"
     )
     parent = (
