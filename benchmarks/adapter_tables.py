@@ -11,6 +11,7 @@ ADAPTER_PAGES = {
     "docs/how-to-several-tasks.md": "en",
     "docs/how-to-several-tasks.zh-CN.md": "zh",
 }
+CAPTION_PAGE = "docs/how-to-captions.md"
 WORDS = {
     "en": {
         "arm": "arm",
@@ -39,6 +40,31 @@ def adapter_tables(results: Path, language: str) -> dict[str, str]:
     result = json.loads(file.read_text("utf-8"))
     words = WORDS[language]
     return {"tasks": _tasks(result, words), "matrix": _matrix(result, words)}
+
+
+def caption_tables(results: Path) -> dict[str, str]:
+    """The table of the page on captions by its mark; none without a result."""
+    file = results / "adapters.json"
+    if not file.exists():
+        return {}
+    result = json.loads(file.read_text("utf-8"))
+    found = result["details"]["captions"]
+    rows = [
+        [
+            words,
+            f"{found[f'{kind}recall_at_1_zero_shot']:.3f}",
+            f"{found[f'{kind}recall_at_1_trained']:.3f}",
+        ]
+        for words, kind in (
+            ("a pictogram of a heart", "image_to_text_"),
+            ("an icon of a heart", "familiar_"),
+        )
+    ]
+    about = (
+        "Image-to-text recall@1 on the held-out families, mean of 3 seeds; commit "
+        f"`{result['commit'][:8]}`; `{result['details']['command']}`."
+    )
+    return {"captions": f"{_table(['captions such as', 'zero-shot', 'trained'], rows)}\n\n{about}"}
 
 
 def _tasks(result: Mapping[str, Any], words: Mapping[str, str]) -> str:

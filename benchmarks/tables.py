@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.adapter_tables import ADAPTER_PAGES, adapter_tables
+from benchmarks.adapter_tables import ADAPTER_PAGES, CAPTION_PAGE, adapter_tables, caption_tables
 from benchmarks.lora_tables import LORA_PAGES, lora_tables
 from benchmarks.speed_tables import SPEED_PAGES, speed_tables
 
@@ -83,6 +83,7 @@ def main(arguments: list[str]) -> int:
     pages |= {
         name: adapter_tables(RESULT.parent, language) for name, language in ADAPTER_PAGES.items()
     }
+    pages[CAPTION_PAGE] = caption_tables(RESULT.parent)
     stale = []
     for name, tables in pages.items():
         path = ROOT / name
