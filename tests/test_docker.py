@@ -50,7 +50,7 @@ def test_a_site_listens_nowhere_and_only_work_can_be_written(compose: dict[str, 
         mounts = [re.fullmatch(r"\$\{\w+:-\S+\}:(/\S+?)(:ro)?", m) for m in service["volumes"]]
         written = [mount[1] for mount in mounts if mount and not mount[2]]
         assert all(mounts)
-        assert written == ["/work"]
+        assert written == ["/federation"]
 
 
 def test_every_variable_is_explained_and_has_a_default() -> None:

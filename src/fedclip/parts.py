@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shared:
+class Shared(ABC):
     """What the parts of a run have in common, whether it has one task or several.
 
     `stacked` is the model as many clients share it (LoRA only).
@@ -39,9 +40,9 @@ class Shared:
     sites: dict[str, int] | None = None
 
     @property
+    @abstractmethod
     def training(self) -> dict[str, NDArray[np.int64]]:
         """Each client's training examples, as indices into its data."""
-        raise NotImplementedError
 
     @property
     def clients(self) -> dict[str, int]:

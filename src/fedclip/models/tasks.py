@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,20 +24,20 @@ class Task:
     kept: dict[str, torch.Tensor] | None = None
 
 
-class ManyTasks(MergeableLora):
+class ManyTasks(MergeableLora, ABC):
     """A model that changes its classes, and its adapter, by the name of a task."""
 
     head: str | None
     _tasks: dict[str, Task]
     _task: str | None = None
 
+    @abstractmethod
     def get_parameters(self) -> dict[str, torch.Tensor]:
         """Copy the trainable tensors."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set_parameters(self, state: Mapping[str, Any]) -> None:
         """Put tensors in the place of the trainable ones."""
-        raise NotImplementedError
 
     def add_task(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -40,7 +41,7 @@ class Setting:
         return torch.Generator().manual_seed(seed_for(self.seed, *names))
 
 
-class Strategy:
+class Strategy(ABC):
     """One round of a federated algorithm, from one state of the run to the next.
 
     `round` asks for training by `train`, once or more, and takes the updates from what comes back.
@@ -61,9 +62,9 @@ class Strategy:
         inner = getattr(self, "_inner", None)
         return type(self).__name__ if inner is None else str(inner.title)
 
+    @abstractmethod
     def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
         """The next state. `request` is for the round's clients, to be trained from `state`."""
-        raise NotImplementedError
 
 
 class Pair(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
 
 import torch
@@ -52,11 +53,11 @@ class ProductStrategy(Strategy):
         """Positive weights of the clients, by default their examples."""
         return examples(updates)
 
+    @abstractmethod
     def layer(
         self, layer: str, x: StackedLora, updates: Cohort, old: Factors, request: TrainRequest
     ) -> Factors:
         """A layer's new factors, at the model's own scaling."""
-        raise NotImplementedError
 
 
 class FlexLoRA(ProductStrategy):
