@@ -230,3 +230,20 @@ def test_a_state_with_groups_comes_back_from_its_flat_form(member_of, groups):
         home = back.groups.get(group)
         expected = home.shared["w"] if home else state.shared["w"]
         assert torch.equal(back.of(client_id)["w"], expected)
+
+
+class Backwards(DrawingEngine):
+    """Clients that come in another order than they were asked."""
+
+    def train(self, request):
+        yield from reversed(list(super().train(request)))
+
+
+@pytest.mark.parametrize("strategy", ["flexlora", "fedsa", "local"])
+def test_stacked_updates_are_in_the_order_of_the_request(strategy):
+    """Whatever order clients come in, as those of several tasks do: the same bytes."""
+    (expected,), _ = rounds(strategy)
+    (found,), _ = rounds(strategy, engine=Backwards())
+    assert [r.client_id for r in found.reports] == [r.client_id for r in expected.reports]
+    for name, tensor in expected.state.flat().items():
+        assert torch.equal(found.state.flat()[name], tensor)

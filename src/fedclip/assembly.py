@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,6 +17,7 @@ from fedclip.models.base import EMBEDDED, RANDOM, load_pixels
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.models.inputs import PixelInputs
 from fedclip.models.stacked import StackedClients, can_stack
+from fedclip.models.text import each_once
 from fedclip.parts import Parts, TaskParts
 from fedclip.reports.progress import Listener
 from fedclip.runs import PARTITION, RunFolder
@@ -90,8 +90,8 @@ def assemble_tasks(
     data = load_tasks(config, listener)
     model = create_clip_model(
         config.model,
-        class_names=_union(own.class_names for own in data.values()),
-        templates=_union(own.templates for own in data.values()),
+        class_names=each_once(own.class_names for own in data.values()),
+        templates=each_once(own.templates for own in data.values()),
         seed=model_seed(config),
     )
     for name, own in data.items():
@@ -137,10 +137,6 @@ def for_task(config: Config, name: str) -> Config:
 def _of_task(data: FederatedData, task: str) -> FederatedData:
     clients = (replace(c, client_id=f"{task}/{c.client_id}") for c in data.clients)
     return replace(data, clients=tuple(clients))
-
-
-def _union(texts: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(text for some in texts for text in some))
 
 
 def _stacked(config: Config, model: CLIPLoRAWrapper, precision: str) -> StackedClients | None:
@@ -197,8 +193,17 @@ def with_absolute_paths(config: Config) -> Config:
     name = f"{Path(file).resolve()}:{attribute}" if colon else attribute
     federation = config.federation.model_copy(update={"strategy": name})
     data = _with_absolute_path(config.data)
-    changed = {"data": data, "tasks": tasks, "model": model, "federation": federation}
-    return config.model_copy(update=changed)
+    keys = config.deploy.keys
+    deploy = config.deploy.model_copy(update={"keys": keys and str(Path(keys).absolute())})
+    return config.model_copy(
+        update={
+            "data": data,
+            "tasks": tasks,
+            "model": model,
+            "federation": federation,
+            "deploy": deploy,
+        }
+    )
 
 
 def _with_absolute_path(data: Data) -> Data:

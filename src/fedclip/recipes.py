@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +12,7 @@ from fedclip.errors import UsageError
 from fedclip.federated.merging import METHODS, Method, merge_layer
 from fedclip.low_rank import Factors
 from fedclip.models.adapter_layers import LoraAdapter
+from fedclip.models.text import each_once
 from fedclip.seeding import seed_for
 
 
@@ -93,8 +94,8 @@ def combine(adapters: Sequence[LoraAdapter], recipe: Recipe) -> tuple[LoraAdapte
     notes = replace(
         first.notes,
         own_ranks=True,
-        class_names=_union(x.notes.class_names for x in adapters),
-        templates=_union(x.notes.templates for x in adapters),
+        class_names=each_once(x.notes.class_names for x in adapters),
+        templates=each_once(x.notes.templates for x in adapters),
     )
     head = _mean_head(adapters, recipe.weights)
     made = replace(first, notes=notes, layers=layers, head=head)
@@ -154,10 +155,6 @@ def _mean_head(
         name: torch.stack([share * head[name] for share, head in heads]).sum(dim=0)
         for name in adapters[0].head
     }
-
-
-def _union(texts: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(text for some in texts for text in some))
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedclip.assembly import with_absolute_paths
 from fedclip.config import Config
 from fedclip.config_io import dump_config, load_config
 from fedclip.deploy import keys, registry
@@ -21,16 +22,16 @@ from fedclip.deploy.addresses import Address
 from fedclip.deploy.control import Control
 from fedclip.deploy.processes import superlink
 from fedclip.deploy.run_files import DeployFiles
-from fedclip.deploy.supervised import Supervised, listening
+from fedclip.deploy.supervised import START_PATIENCE, Supervised, listening
 from fedclip.errors import FedclipError, UsageError
-from fedclip.experiment import Run, with_absolute_paths
+from fedclip.experiment import Run
 from fedclip.runs import CONFIG, METRICS, SUMMARY, RunFolder
 
 LOOK_EVERY = 0.5
-START_PATIENCE = 120.0
 FRUITLESS = 3
 """How many of Flower's runs may end without a finished round before the coordinator gives up."""
 
+# What listens on all of a machine's addresses is reached from itself by loopback.
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 APP = Path(__file__).parent / "app"
 
@@ -41,7 +42,7 @@ def coordinate(config: Config, folder: Path, say: Callable[[str], None]) -> Run:
     `say` gets lines of progress. Raises UsageError for what the user can mend, and what stopped
     the rounds otherwise.
     """
-    config = _with_absolute_keys(with_absolute_paths(config))
+    config = with_absolute_paths(config)
     run = _take_up(config, folder)
     if run.is_finished():
         say(f"{folder} is finished; there is nothing left to do")
@@ -59,9 +60,7 @@ def coordinate(config: Config, folder: Path, say: Callable[[str], None]) -> Run:
         key_folder,
         int(config.deploy.largest_message_mb * 1e6),
     )
-    inside = Address(
-        {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host), address.port
-    )
+    inside = Address(_EVERYWHERE.get(address.host, address.host), address.port)
     ready = listening(inside, command.authority)
     link = Supervised(command, files.flower / "superlink.log", ready, say=say)
     with _app() as app, link, _relayed(files, say) as relay:
@@ -171,11 +170,3 @@ def _relayed(files: DeployFiles, say: Callable[[str], None]) -> Iterator[Callabl
                     say(line)
 
         yield relay
-
-
-def _with_absolute_keys(config: Config) -> Config:
-    folder = config.deploy.keys
-    if folder is None:
-        return config
-    deploy = config.deploy.model_copy(update={"keys": str(Path(folder).absolute())})
-    return config.model_copy(update={"deploy": deploy})

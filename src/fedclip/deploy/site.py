@@ -18,11 +18,10 @@ from fedclip.deploy.policy import preflight
 from fedclip.deploy.processes import Command, supernode
 from fedclip.deploy.resident import READY
 from fedclip.deploy.site_config import SiteConfig
-from fedclip.deploy.supervised import FOR_NODES, BackOff, Supervised, joined
+from fedclip.deploy.supervised import FOR_NODES, START_PATIENCE, BackOff, Supervised, joined
 from fedclip.errors import FedclipError
 
 LOOK_EVERY = 0.5
-START_PATIENCE = 120.0
 
 
 def run_site(

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psutil
@@ -23,6 +22,8 @@ from fedclip.errors import FedclipError
 
 MARK = "FEDCLIP_SUPERVISED"
 LOOK_EVERY = 0.2
+START_PATIENCE = 120.0
+"""Seconds in which a process must have started."""
 LARGEST_LOG = 20_000_000
 PORT_PATIENCE = 20.0
 """Seconds until a process of a killed coordinator or site has noticed and left its port."""
@@ -159,12 +160,7 @@ class Supervised:
     def __enter__(self) -> Self:
         return self if self._thread.is_alive() else self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _watch(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -75,22 +75,36 @@ def score(
 
     `batch_size` images pass at a time; without gradients they take far less memory than training.
     """
-    model.eval()
     correct: dict[int, bool] = {}
     losses: dict[int, float] = {}
     unique = np.unique(indices)
-    images.prepare(unique)
-    for first in range(0, len(unique), batch_size):
-        batch = unique[first : first + batch_size]
+    for batch, logits in each_batch(model, images, unique, device, precision, batch_size):
         targets = torch.from_numpy(labels[batch]).to(device)
-        with autocast(precision, device):
-            logits = model(images.take(batch))  # [batch, classes]
         hits = (logits.argmax(dim=-1) == targets).tolist()
         nats = cross_entropy(at_least_fp32(logits), targets, reduction="none").tolist()
         for index, hit, nat in zip(batch.tolist(), hits, nats, strict=True):
             correct[index] = hit
             losses[index] = nat
     return Scores(correct, losses)
+
+
+@torch.inference_mode()
+def each_batch(
+    model: Classifier,
+    images: Images,
+    indices: NDArray[np.int64],
+    device: torch.device,
+    precision: str,
+    batch_size: int,
+) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
+    """Yields examples, a batch at a time, with their logits `[batch, classes]`, without dropout."""
+    model.eval()
+    images.prepare(indices)
+    for first in range(0, len(indices), batch_size):
+        batch = indices[first : first + batch_size]
+        with autocast(precision, device):
+            logits = model(images.take(batch))
+        yield batch, logits
 
 
 def spread(accuracies: Mapping[str, float | None]) -> dict[str, float] | None:

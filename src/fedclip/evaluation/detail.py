@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
-from fedclip.compute import at_least_fp32, autocast
-from fedclip.evaluation.accuracy import Classifier, Images
+from fedclip.compute import at_least_fp32
+from fedclip.evaluation.accuracy import Classifier, Images, each_batch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,19 +62,14 @@ def answers(
     batch_size: int,
 ) -> Answers:
     """A model's answers on the given examples, in their order; repeated ones are computed once."""
-    model.eval()
     unique, places = np.unique(indices, return_inverse=True)
-    images.prepare(unique)
-    predicted = np.empty(len(unique), np.int64)
-    confidence = np.empty(len(unique), np.float64)
-    for first in range(0, len(unique), batch_size):
-        rows = slice(first, first + batch_size)
-        with autocast(precision, device):
-            logits = model(images.take(unique[rows]))  # [batch, classes]
+    predicted, confidence = [np.empty(0, np.int64)], [np.empty(0, np.float64)]
+    for _, logits in each_batch(model, images, unique, device, precision, batch_size):
         best = at_least_fp32(logits).double().softmax(dim=-1).max(dim=-1)
-        predicted[rows] = best.indices.cpu().numpy()
-        confidence[rows] = best.values.cpu().numpy()
-    return Answers(labels[unique], predicted, confidence).of(places)
+        predicted.append(best.indices.cpu().numpy())
+        confidence.append(best.values.cpu().numpy())
+    found = Answers(labels[unique], np.concatenate(predicted), np.concatenate(confidence))
+    return found.of(places)
 
 
 def in_detail(

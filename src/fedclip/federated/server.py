@@ -20,7 +20,7 @@ class Engine(Protocol):
     """Trains the clients of a round, wherever that happens."""
 
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
-        """Yields the updates as they finish, in the order of `request.client_ids`."""
+        """Yields the updates as they finish, in an order that the request decides."""
         ...
 
 

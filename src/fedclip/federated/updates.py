@@ -48,7 +48,7 @@ class Updates:
         if self.combine is None:
             names = cohorts[0].tensors
             tensors = {n: torch.cat([c.tensors[n] for c in cohorts]) for n in names}
-            return Cohort(tuple(self.reports), tensors)
+            return self._in_order(tensors)
         # Everyone fills in the rows of its own clients, and the sum is the whole.
         ids, like = self.request.client_ids, self._like()
         whole = {n: torch.zeros(len(ids), *t.shape, dtype=torch.float64) for n, t in like.items()}
@@ -58,6 +58,15 @@ class Updates:
                 whole[name][rows] = tensor.double()
         self._with_reports(self.combine)([whole[name] for name in sorted(whole)])
         tensors = {name: whole[name].to(tensor.dtype) for name, tensor in like.items()}
+        return Cohort(tuple(self.reports), tensors)
+
+    def _in_order(self, tensors: State) -> Cohort:
+        """The updates in the order of the request, as clients of several tasks do not come so."""
+        places = {report.client_id: row for row, report in enumerate(self.reports)}
+        rows = [places[client_id] for client_id in self.request.client_ids if client_id in places]
+        if rows != list(range(len(rows))):
+            tensors = {name: tensor[rows] for name, tensor in tensors.items()}
+            self.reports[:] = [self.reports[row] for row in rows]
         return Cohort(tuple(self.reports), tensors)
 
     def _observed(self) -> Iterator[Cohort]:

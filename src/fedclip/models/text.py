@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,11 @@ def checked_templates(templates: Sequence[str] | None) -> tuple[str, ...]:
                 f"such as {DEFAULT_TEMPLATES[0]!r}"
             )
     return found
+
+
+def each_once(texts: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """The texts of several lists, each once, in the order in which they first come."""
+    return tuple(dict.fromkeys(text for some in texts for text in some))
 
 
 def prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:

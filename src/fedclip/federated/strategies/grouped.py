@@ -63,15 +63,14 @@ class SharedAndTask(Grouped):
 
     def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
         """A round of every group, whose first ranks then become those of all."""
-        examples: dict[str, int] = {}
+        noted: list[Updates] = []
 
         def noting(asked: TrainRequest) -> Updates:
-            updates = train(asked)
-            noted.append(updates)
-            return updates
+            noted.append(train(asked))
+            return noted[-1]
 
-        noted: list[Updates] = []
         after = super().round(state, request, noting)
+        examples: dict[str, int] = {}
         for report in (r for updates in noted for r in updates.reports):
             group = self._member_of[report.client_id]
             examples[group] = examples.get(group, 0) + report.num_examples
