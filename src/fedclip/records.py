@@ -177,3 +177,12 @@ class Cohort:
 
     reports: tuple[ClientReport, ...]
     tensors: State
+
+
+def plain_json(value: object) -> object:
+    """A record as JSON can hold it: a number that is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

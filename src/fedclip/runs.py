@@ -7,7 +7,6 @@ the checkpoint's round. `summary.json` comes last: where it exists, the run is f
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from fedclip import atomic
 from fedclip.errors import FedclipError, UsageError
+from fedclip.records import plain_json
 
 try:
     import fcntl
@@ -127,7 +127,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Replace a JSON file in one step; numbers that JSON cannot hold become null."""
-        text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(plain_json(value), indent=2, ensure_ascii=False, allow_nan=False)
         return self.write_text(name, text + "\n")
 
     def read_json(self, name: str) -> Any:
@@ -247,15 +247,7 @@ def next_folder(stem: str, root: Path | str = "runs") -> Path:
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(plain_json(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _owned(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

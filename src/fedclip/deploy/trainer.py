@@ -110,7 +110,9 @@ class SiteTrainer:
         kept = {name: before[KEPT + name] for name in exchange.kept if KEPT + name in before}
         (cohort,) = work.engine.train(replace(request, starts={site: kept}))
         tensors = {name: stacked[0] for name, stacked in cohort.tensors.items()}
-        residual = {n.removeprefix(RESIDUAL): t for n, t in before.items() if RESIDUAL in n}
+        residual = {
+            n.removeprefix(RESIDUAL): t for n, t in before.items() if n.startswith(RESIDUAL)
+        }
         data, lost = replies.update(ticket, cohort.reports[0], tensors, exchange, form, residual)
         after = {KEPT + name: tensors[name] for name in exchange.kept}
         after |= {RESIDUAL + name: tensor for name, tensor in lost.items()}

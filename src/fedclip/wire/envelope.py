@@ -7,12 +7,12 @@ whatever is wrong with it is a `BadMessage`.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedclip.errors import FedclipError
+from fedclip.records import plain_json
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class Envelope:
 
     def pack(self) -> bytes:
         """The message as bytes; numbers that JSON cannot hold become null."""
-        text = json.dumps(_plain({"version": VERSION, **self.header}), separators=(",", ":"))
+        text = json.dumps(plain_json({"version": VERSION, **self.header}), separators=(",", ":"))
         if not self.tensors:
             return pack_header(text)
         from safetensors.torch import save
@@ -88,13 +88,3 @@ def read_header(data: bytes) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise BadMessage("the message's header is no mapping")
     return header
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
