@@ -14,6 +14,7 @@ from fedclip import CLIPLoRAWrapper, create_clip_model
 from fedclip.compute import resolve_device, resolve_precision
 from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.sequential import SequentialEngine
+from fedclip.engines.side_by_side import SideBySide
 from fedclip.federated.client import LocalSettings
 from fedclip.models.inputs import FrozenInputs, PixelInputs
 from fedclip.models.stacked import StackedClients
@@ -85,7 +86,7 @@ def engine(
     inputs: Any = PixelInputs(pixels, DEVICE)
     if cached:
         inputs = FrozenInputs(stacked.frozen, pixels, device=DEVICE)
-    return BatchedEngine(
+    batched = BatchedEngine(
         stacked,
         pixels,
         labels,
@@ -96,6 +97,10 @@ def engine(
         padded=DEVICE.type != "cpu",
         **common,
     )
+    if DEVICE.type != "cpu":
+        return batched
+    sizes, threads = dict.fromkeys(ids, examples), torch.get_num_threads()
+    return SideBySide(batched, sizes=sizes, batch_size=batch_size, threads=threads)
 
 
 def train_round(engine: Any, model: CLIPLoRAWrapper, clients: int, server_round: int = 1) -> float:

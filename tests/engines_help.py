@@ -8,6 +8,7 @@ import torch
 
 from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.sequential import SequentialEngine
+from fedclip.engines.side_by_side import SideBySide
 from fedclip.federated.server import run_rounds
 from fedclip.federated.strategies import FedAvg
 from fedclip.models.base import base_folder
@@ -76,7 +77,7 @@ def create(kind, model, settings, *, sizes=SIZES, group_size=5, padded=False, ca
     images = PixelInputs(pixels, CPU)
     if cached:
         images = FrozenInputs(stacked.frozen, pixels, device=CPU, dtype=model.dtype)
-    return BatchedEngine(
+    engine = BatchedEngine(
         stacked,
         *common,
         images=images,
@@ -85,6 +86,9 @@ def create(kind, model, settings, *, sizes=SIZES, group_size=5, padded=False, ca
         device=CPU,
         padded=padded,
     )
+    if kind == "side by side":
+        return SideBySide(engine, sizes=sizes, batch_size=settings.batch_size, threads=2)
+    return engine
 
 
 def rounds(

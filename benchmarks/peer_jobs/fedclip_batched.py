@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.peer_jobs.workload import open_for_fedclip
 from fedclip.engines.batched import BatchedEngine
+from fedclip.engines.side_by_side import SideBySide
 from fedclip.federated.server import run_rounds
 from fedclip.federated.strategies import FedAvg
 from fedclip.models.inputs import PixelInputs
@@ -31,7 +32,7 @@ CPU = torch.device("cpu")
 def main(folder: Path, output: Path, *, compiled: bool) -> None:
     """Run all rounds, all clients of a round in one pass."""
     job = open_for_fedclip(folder)
-    engine = BatchedEngine(
+    batched = BatchedEngine(
         StackedClients(job.model, compiled=compiled),
         job.pixels,
         job.labels,
@@ -42,6 +43,17 @@ def main(folder: Path, output: Path, *, compiled: bool) -> None:
         seed=job.seed,
         device=CPU,
         padded=compiled,
+    )
+    sizes = {client_id: len(indices) for client_id, indices in job.clients.items()}
+    engine = (
+        batched
+        if compiled
+        else SideBySide(
+            batched,
+            sizes=sizes,
+            batch_size=job.settings.batch_size,
+            threads=torch.get_num_threads(),
+        )
     )
     round_seconds = []
     started = time.perf_counter()

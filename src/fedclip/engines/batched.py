@@ -11,7 +11,8 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from copy import copy
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from fedclip.compute import at_least_fp32, float64_home
 from fedclip.engines.group import Group
+from fedclip.engines.needs import Images, Stacked
 from fedclip.errors import FedclipWarning, TrainingFailed, out_of_memory
 from fedclip.federated.client import LocalSettings, plan_steps, schedule_factor, training_images
 from fedclip.federated.stacked_optimizer import StackedOptimizer, clip_by_client
@@ -29,42 +31,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Plan = list[list["NDArray[np.int64]"]]
-
-
-class Stacked(Protocol):
-    """What the engine needs of a model that takes many clients at once."""
-
-    @property
-    def trained(self) -> Sequence[str]:
-        """Names of the tensors that get gradients."""
-        ...
-
-    def set_shift(self, shift: State) -> None:
-        """Replaces frozen weights by their own plus a change `[out, in]`, by layer."""
-        ...
-
-    def logits(
-        self,
-        state: State,
-        inputs: torch.Tensor,
-        counts: Sequence[int],
-        keys: Sequence[int],
-        ranks: Sequence[int] | None = None,
-    ) -> torch.Tensor:
-        """Logits `[rows, classes]` of the clients' rows, laid end to end."""
-        ...
-
-
-class Images(Protocol):
-    """Where a model's inputs come from, by example index."""
-
-    def prepare(self, indices: NDArray[np.int64]) -> None:
-        """Gets ready for taking these."""
-        ...
-
-    def take(self, indices: NDArray[np.int64]) -> torch.Tensor:
-        """Inputs `[len(indices), ...]`, on the model's device."""
-        ...
 
 
 class BatchedEngine:
@@ -105,9 +71,8 @@ class BatchedEngine:
 
         A group that does not fit into a GPU's memory is tried again with half as many clients.
         """
+        self.prepare(request)
         ids = request.client_ids
-        if request.shift:
-            self._model.set_shift(request.shift)
         while ids:
             try:
                 cohort = self._train_group(ids[: self.group_size], request)
@@ -126,6 +91,20 @@ class BatchedEngine:
             ids = ids[len(cohort.reports) :]
             yield cohort
 
+    def prepare(self, request: TrainRequest) -> None:
+        """Does what concerns all of a round's clients: the frozen weights, and the kept inputs."""
+        if request.shift:
+            self._model.set_shift(request.shift)
+        if self._settings.augment == "none":
+            for client_id in request.client_ids:
+                self._images.prepare(self._clients[client_id])
+
+    def of_size(self, group_size: int) -> BatchedEngine:
+        """The same engine for groups of another size."""
+        other = copy(self)
+        other.group_size = group_size
+        return other
+
     def _train_group(self, ids: tuple[str, ...], request: TrainRequest) -> Cohort:
         started = time.perf_counter()
         settings = self._settings
@@ -134,9 +113,6 @@ class BatchedEngine:
             list(plan_steps(self._clients[c], settings, seed))
             for c, seed in zip(ids, seeds, strict=True)
         ]
-        if settings.augment == "none":
-            for client_id in ids:
-                self._images.prepare(self._clients[client_id])
         group = Group.of(ids, request, self._model.trained, self._device)
         parameters, ranks = group.parameters, group.ranks
         mu = settings.proximal_mu if request.proximal_mu is None else request.proximal_mu

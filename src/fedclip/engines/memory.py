@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fedclip.compute import torchrun_number
-from fedclip.engines.batched import Stacked
+from fedclip.engines.needs import Stacked
 
 # A backward pass holds gradients beside what the forward pass kept, and libraries their buffers.
 HEADROOM = 1.5
