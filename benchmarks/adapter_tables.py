@@ -64,7 +64,8 @@ def caption_tables(results: Path) -> dict[str, str]:
         "Image-to-text recall@1 on the held-out families, mean of 3 seeds; commit "
         f"`{result['commit'][:8]}`; `{result['details']['command']}`."
     )
-    return {"captions": f"{_table(['captions such as', 'zero-shot', 'trained'], rows)}\n\n{about}"}
+    table = markdown_table(["captions such as", "zero-shot", "trained"], rows)
+    return {"captions": f"{table}\n\n{about}"}
 
 
 def _tasks(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
@@ -82,16 +83,17 @@ def _tasks(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
         machine=result["machine"]["processor"],
         commit=result["commit"][:8],
     )
-    return f"{_table([words['arm'], *tasks, words['lost']], body)}\n\n{about}"
+    return f"{markdown_table([words['arm'], *tasks, words['lost']], body)}\n\n{about}"
 
 
 def _matrix(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
     matrix = result["details"]["tasks"]["by_seed"][0]["matrix"]["per_task"]
     tasks = list(result["details"]["tasks"]["accuracy"]["separate"])
     body = [[name, *(f"{row[task]:.3f}" for task in tasks)] for name, row in matrix.items()]
-    return _table([words["adapter"], *tasks], body)
+    return markdown_table([words["adapter"], *tasks], body)
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its first column words and the others figures."""
     lines = [f"| {' | '.join(heading)} |", "|---|" + "---:|" * (len(heading) - 1)]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -4,6 +4,7 @@ python benchmarks/machines.py [--quick]     # benchmarks/results/machines.json
 
 Coordinator and sites run on loopback, with TLS and keys. The floor is Flower's own round
 (`send_and_receive`) with an empty app, on the same SuperLink and the same SuperNodes, right before.
+Sites talk to the coordinator through a relay that counts the bytes at their sockets.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 import yaml
 
 from benchmarks.common import write_result
+from benchmarks.relay import Counted, Relay
 from fedclip import create_clip_model
 from fedclip.config import Config
 from fedclip.config_io import config_from_dict, dump_config
@@ -135,10 +137,12 @@ class Machines:
         stack.enter_context(Supervised(command, self.place / "link.log", ready)).wait(120)
         with Control(address, self.authority) as control:
             registry.register_all(control, folder / "keys")
+        door = Address("127.0.0.1", free_port())
+        self.relay = stack.enter_context(Relay(door, address))
         for name in SITES:
             own = {
                 "name": name,
-                "coordinator": str(address),
+                "coordinator": str(door),
                 "keys": str(folder / "keys/sites" / name),
                 "state": str(self.place / name),
                 "device": "cpu",
@@ -154,12 +158,15 @@ class Machines:
             stack.callback(site.wait)
             stack.callback(site.terminate)
 
-    def carry_out(self, app: Path, settings: Mapping[str, Any]) -> None:
-        """One run of Flower's, to its end."""
+    def carry_out(
+        self, app: Path, settings: Mapping[str, Any], look: Callable[[], object] = lambda: None
+    ) -> None:
+        """One run of Flower's, to its end; `look` is called again and again meanwhile."""
         with Control(self.address, self.authority) as control:
             number = control.start_run(app, settings)
             while (status := control.run_status(number))[0] != "finished":
-                time.sleep(0.5)
+                look()
+                time.sleep(0.2)
             if status[1] != "completed":
                 raise SystemExit(f"the run ended with {status}; {self.place / 'link.log'}")
 
@@ -170,16 +177,28 @@ class Machines:
         self.carry_out(app, {"result": str(result), "rounds": count, "sites": len(SITES)})
         return list(json.loads(result.read_text()))
 
-    def train(self, count: int) -> tuple[Path, list[float]]:
-        """The run folder, and seconds of its rounds without training and evaluation."""
+    def train(self, count: int) -> tuple[Path, list[float], dict[str, float]]:
+        """The run folder, seconds of rounds without training and evaluation, bytes at a socket."""
         folder = self.place / "run"
         keyed = {"keys": str(self.folder / "keys"), "address": str(self.address)}
         RunFolder.create(folder, dump_config(config_from_dict(tree(self.folder, count, **keyed))))
-        DeployFiles(folder).create()
-        self.carry_out(APP, {"folder": str(folder)})
+        files = DeployFiles(folder)
+        files.create()
+        marks: dict[int, Counted] = {}  # the relay's count, by rounds that have ended
+
+        def look() -> None:
+            ended = len(files.bytes.read_text().splitlines()) if files.bytes.exists() else 0
+            marks.setdefault(ended, self.relay.counted)
+
+        self.carry_out(APP, {"folder": str(folder)}, look)
         lines = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+        first, *_, last = sorted(ended for ended in marks if ended)
+        between = marks[last].since(marks[first])
+        each = (last - first) * len(SITES)
+        sockets = {"socket_up": between.up / each, "socket_down": between.down / each}
         # The last round is tested.
-        return folder, [t["seconds"] - max(t["clients"].values()) for t in lines[1:-1]]
+        bare = [t["seconds"] - max(t["clients"].values()) for t in lines[1:-1]]
+        return folder, bare, sockets
 
 
 class LocalMail:
@@ -263,7 +282,7 @@ def difference(one: Path, other: Path) -> float:
 
 def bytes_error(folder: Path, count: int) -> tuple[float, dict[str, float]]:
     """How far info's prediction of a round's messages is from what was sent."""
-    lines = (DeployFiles(folder).folder / "bytes.jsonl").read_text().splitlines()
+    lines = DeployFiles(folder).bytes.read_text().splitlines()
     last = json.loads(lines[-1])
     config = config_from_dict(tree(folder, count))
     model = create_clip_model(config.model, class_names=["a", "b"])
@@ -294,7 +313,7 @@ def main() -> None:
             with ExitStack() as stack:
                 machines = Machines(folder, resident, stack)
                 floor = machines.floor(count - 1)
-                done, bare = machines.train(count)
+                done, bare, sockets = machines.train(count)
             kind = "resident" if resident else "anew_for_each_message"
             above[kind] = statistics.median(bare) - statistics.median(floor)
             details[kind] = {"floor_seconds": floor, "round_seconds_without_training": bare}
@@ -302,7 +321,8 @@ def main() -> None:
             if resident:
                 alone = run(sequential(folder, count), output=folder / "alone").folder
                 equal = difference(done, alone)
-                error, details["message_bytes_per_site"] = bytes_error(done, count)
+                error, sizes = bytes_error(done, count)
+                details["bytes_per_site_and_round"] = sizes | sockets
         details["over_floor_seconds"] = above
         ratios = {n: int8_ratio(n) for n in ("tiny", "random:openai/clip-vit-base-patch32")}
         found = {up: [accuracy(folder, up, s, long) for s in seeds] for up in ("fp32", "int8")}

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.adapter_tables import ADAPTER_PAGES, CAPTION_PAGE, adapter_tables, caption_tables
 from benchmarks.lora_tables import LORA_PAGES, lora_tables
+from benchmarks.machine_tables import MACHINE_PAGES, machine_tables
 from benchmarks.speed_tables import SPEED_PAGES, speed_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +83,9 @@ def main(arguments: list[str]) -> int:
     pages |= {name: lora_tables(RESULT.parent, language) for name, language in LORA_PAGES.items()}
     pages |= {
         name: adapter_tables(RESULT.parent, language) for name, language in ADAPTER_PAGES.items()
+    }
+    pages |= {
+        name: machine_tables(RESULT.parent, language) for name, language in MACHINE_PAGES.items()
     }
     pages[CAPTION_PAGE] = caption_tables(RESULT.parent)
     stale = []

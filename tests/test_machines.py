@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fedclip.config_io import config_from_dict
 from fedclip.deploy import server_run
 from fedclip.deploy.job import base_sha256, build_model, job_config, make_job
-from fedclip.deploy.policy import Against, check_adapter, check_clock, preflight
+from fedclip.deploy.policy import Against, check_adapter, check_clock, check_job, preflight
 from fedclip.deploy.private_state import PrivateState
 from fedclip.deploy.site_config import PolicyConfig, SiteConfig, load_site
 from fedclip.engines.roster import Roster
@@ -73,6 +74,65 @@ def test_the_adapter_is_the_sequential_engines(
     assert done.summary["engine"] == "flower"
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"federation": {"strategy": "fedsa"}},
+        {"federation": {"ditto_mu": 0.1}},
+        {"federation": {"strategy": "flora"}},
+        {"federation": {"strategy": "flexlora", "dynamic_ranks": {"enabled": True, "every": 1}}},
+    ],
+    ids=["fedavg", "fedsa", "ditto", "flora", "dynamic"],
+)
+def test_every_site_ends_with_its_adapter_and_its_accuracy(
+    images: Path, tmp_path: Path, sections: dict[str, Any]
+) -> None:
+    """As on one machine, where personal adapters are beside the shared one."""
+    alone = run(sequential(images, **sections), output=tmp_path / "alone")
+    mail = FakeMail(honest(images, tmp_path))
+    done, _ = coordinate_here(config_from_dict(tree(images, **sections)), tmp_path / "run", mail)
+    for name in NAMES:
+        own = alone.folder / "adapter_of" / name
+        whole = own if own.exists() else alone.adapter
+        assert_same_adapter(tmp_path / name / "adapter", whole)
+    last, last_alone = (json.loads((r.folder / "metrics.jsonl").read_text().splitlines()[-1])
+                        for r in (done, alone))  # fmt: skip
+    assert last["accuracy_by_client"] == last_alone["accuracy_by_client"]
+    assert None not in last["accuracy_by_client"].values()
+    assert done.summary["client_accuracy"] == alone.summary["client_accuracy"]
+    if (alone.folder / "adapter_of").exists():  # there is no other model
+        assert done.summary["accuracy"] == pytest.approx(alone.summary["accuracy"])
+
+
+def assert_same_adapter(one: Path, other: Path) -> None:
+    """Folders of PEFT with equal tensors and equal ranks."""
+    tensors, theirs = (load_file(p / "adapter_model.safetensors") for p in (one, other))
+    assert tensors.keys() == theirs.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, theirs[name])
+    config, theirs = (json.loads((p / "adapter_config.json").read_text()) for p in (one, other))
+    assert config == theirs
+
+
+def test_a_site_may_keep_its_accuracy_to_itself_and_a_silent_one_is_named(
+    images: Path, tmp_path: Path
+) -> None:
+    def no_result(site: Site) -> Site:
+        return lambda data: None if read_header(data)["kind"] == "result" else site(data)
+
+    sites = honest(images, tmp_path)
+    sites["north"] = trainer(images, tmp_path, "north", policy={"tell_accuracy": False}).answer
+    sites["south"] = no_result(sites["south"])
+    sections = {"federation": {"strategy": "fedsa"}, "deploy": {"round_deadline": 3.0}}
+    done, said = coordinate_here(
+        config_from_dict(tree(images, **sections)), tmp_path / "run", FakeMail(sites)
+    )
+    assert done.summary["client_accuracy"]["min"] == done.summary["accuracy"]  # west's
+    assert "south has not answered to the result" in said
+    assert (tmp_path / "north/adapter/adapter_model.safetensors").exists()
+
+
 class Killed(Exception):
     """The coordinator ends here."""
 
@@ -108,7 +168,7 @@ def test_nothing_but_the_allowed_fields_leaves_a_site(images: Path, tmp_path: Pa
     sections = {"federation": {"strategy": "fedsa"}, "deploy": {"up": "int8"}}
     mail = FakeMail(honest(images, tmp_path))
     coordinate_here(config_from_dict(tree(images, **sections)), tmp_path / "run", mail)
-    assert {read_header(data)["kind"] for _, data in mail.received} == {"ready", "update"}
+    assert {read_header(data)["kind"] for _, data in mail.received} == {"ready", "update", "tested"}
     for name, data in mail.received:
         envelope = Envelope.unpack(data)
         assert set(envelope.header) <= replies.ALLOWED[envelope.kind]
@@ -118,6 +178,7 @@ def test_nothing_but_the_allowed_fields_leaves_a_site(images: Path, tmp_path: Pa
             assert set(envelope.tensors) == {"update/A", "update/A.scale"}  # no B of FedSA
         else:
             assert not envelope.tensors
+        if envelope.kind == "ready":
             assert set(envelope.header["software"]) == {"fedclip", "torch"}
         text = data.decode("latin-1")
         assert str(tmp_path) not in text
@@ -356,6 +417,23 @@ def test_clocks_and_adapters_beyond_the_limit_are_refused() -> None:
         check_clock(1300.0, now=1000.0)
     with pytest.raises(Against, match=r"1 MB, this one has 4\.0 MB"):
         check_adapter(PolicyConfig(largest_adapter_mb=1.0), {"x": torch.zeros(1000, 1000)})
+
+
+@pytest.mark.parametrize(
+    ("promised", "why"),
+    [(None, "promises none"), (9.5, "promises 9.5"), ("8", "promises 8"), (7.5, "")],
+)
+def test_the_least_privacy_is_a_sites_own_choice(
+    images: Path, promised: float | str | None, why: str
+) -> None:
+    config = config_from_dict(tree(images))
+    job = {**make_job(config, ["a", "b"], ["{}"]), "epsilon": promised}
+    check_job(PolicyConfig(), job, config)
+    if not why:
+        check_job(PolicyConfig(largest_epsilon=8.0), job, config)
+        return
+    with pytest.raises(Against, match=f"epsilon of at most 8, the run {why}"):
+        check_job(PolicyConfig(largest_epsilon=8.0), job, config)
 
 
 @pytest.mark.parametrize("keyed", [True, False], ids=["keys", "no keys"])

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,13 +28,17 @@ pytestmark = pytest.mark.federation
 pytest.importorskip("flwr")
 
 PATIENCE = 400.0
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Lab:
     """A folder with images, keys and configurations, and the commands that use them."""
 
-    def __init__(self, folder: Path, secure: bool, **sections: Any) -> None:
+    def __init__(
+        self, folder: Path, secure: bool, python: Path = Path(sys.executable), **sections: Any
+    ) -> None:
         self.folder = folder
+        self.python = python
         self.port = free_port()
         self.sections = sections
         self.started: list[subprocess.Popen[bytes]] = []
@@ -65,7 +71,10 @@ class Lab:
     def start(self, log: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{log}.log").open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "fedclip", *arguments], stdout=file, stderr=file
+                [self.python, "-m", "fedclip", *arguments],
+                stdout=file,
+                stderr=file,
+                cwd=self.folder,
             )
         self.started.append(process)
         return process
@@ -167,3 +176,38 @@ def test_a_site_that_is_killed_in_training_is_left_out_and_comes_back(tmp_path: 
     assert took_part[4] == set(NAMES)
     assert "south has not answered within 40 s" in lab.said() or "south has failed" in lab.said()
     assert "site south was killed by signal 9" in lab.said("south")
+
+
+@pytest.fixture(scope="module")
+def from_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python far from the repository that has fedclip by its wheel, and all else from here."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
+    subprocess.run(build, check=True, capture_output=True)
+    venv.create(folder / "env", with_pip=False)
+    (site_packages,) = (folder / "env/lib").glob("python*/site-packages")
+    install = [*pip, "install", "--no-deps", "--target", site_packages]
+    subprocess.run([*install, *folder.glob("*.whl")], check=True, capture_output=True)
+    # A folder named in a .pth file is searched, but its own .pth files are not followed: the
+    # repository, which is installed by one, stays out.
+    (site_packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = folder / "env/bin/python"
+    for script in Path(sys.executable).parent.glob("flower-*"):  # as pip would have made them
+        _, *lines = script.read_text().splitlines(keepends=True)
+        copy = folder / "env/bin" / script.name
+        copy.write_text("".join([f"#!{python}\n", *lines]))
+        copy.chmod(0o755)
+    return python
+
+
+def test_a_wheel_has_all_that_coordinator_and_sites_need(from_wheel: Path, tmp_path: Path) -> None:
+    where = [from_wheel, "-c", "import fedclip; print(fedclip.__file__)"]
+    found = subprocess.run(where, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert Path(found.stdout.strip()).is_relative_to(from_wheel.parents[1])
+    lab = Lab(tmp_path, secure=True, python=from_wheel, federation={"rounds": 2})
+    with lab.sites():
+        coordinator = lab.coordinator()
+        lab.until(lambda: coordinator.poll() is not None)
+    assert coordinator.returncode == 0, lab.said()
+    assert lab.summary()["adapter_sha256"] == lab.reference()["adapter_sha256"]

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip.records import ClientReport, TrainRequest
-from fedclip.wire import replies, requests
+from fedclip.records import ClientReport, RunState, TrainRequest
+from fedclip.wire import replies, requests, results
 from fedclip.wire.codec import decode, digest, encode, layout_from_json, layout_of, rank_map
 from fedclip.wire.envelope import BadMessage, Envelope, pack_header, read_header
 from fedclip.wire.replies import Refused, read_update, too_large
@@ -283,6 +283,29 @@ def test_an_answer_in_anothers_name_is_refused() -> None:
     data = answer(report=replace(REPORT, client_id="south"))
     with pytest.raises(Refused, match="north answers in the name of 'south'"):
         take(data, exchange_of(state()))
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        ({"tests": 3, "correct": 4}, "says that 4 of 3 tests are right"),
+        ({"tests": -1, "correct": 0}, "tests must be a whole number from 0 on"),
+        ({"tests": 3, "correct": 1.5}, "correct must be a whole number"),
+    ],
+)
+def test_what_a_site_says_of_its_tests_must_be_possible(header: dict[str, Any], why: str) -> None:
+    good = results.tested(TICKET, "north", results.Tested(5, 4))
+    assert results.read_tested(good, TICKET, "north", 10**6) == results.Tested(5, 4)
+    bad = Envelope({**read_header(good), **header}).pack()
+    with pytest.raises(replies.Refused, match=f"north.*{why}"):
+        results.read_tested(bad, TICKET, "north", 10**6)
+
+
+def test_a_result_with_something_unknown_is_refused() -> None:
+    sent = results.result(RunState({"a": torch.ones(2)}), "north", TICKET)
+    assert torch.equal(results.read_result(Envelope.unpack(sent)).shared["a"], torch.ones(2))
+    with pytest.raises(BadMessage, match="something unknown"):
+        results.read_result(Envelope({}, {"elsewhere/a": torch.ones(2)}))
 
 
 def test_arrays_of_another_length_are_refused() -> None:

@@ -131,10 +131,12 @@ def carry_out(
     listener: Listener,
     started: float,
     engine: Engine | None = None,
+    judge: Callable[[RoundResult], Mapping[str, Any]] | None = None,
 ) -> Run:
     """The path of every run: partition, zero-shot, rounds, adapter, summary.
 
-    The engine is the one that the configuration names, unless another is given.
+    The engine is the one that the configuration names, unless another is given. `judge` has figures
+    of the last round, where the clients' tests are elsewhere.
     """
     config, model = parts.config, parts.model
     with folder.exclusive():
@@ -155,6 +157,8 @@ def carry_out(
         for result in _rounds(parts, engine, strategy, *start, listener.client):
             checkpoint.add(result)
             record = _round_record(parts, result, personal)
+            if judge is not None and result.server_round == config.federation.rounds:
+                record |= judge(result)
             _finish_round(parts, folder, checkpoint, clock, record, listener)
         return _finish_run(parts, folder, checkpoint, clock)
 

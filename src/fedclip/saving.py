@@ -35,7 +35,7 @@ def save_adapters(parts: Parts | TaskParts, state: RunState, folder: RunFolder, 
         for group, own in state.groups.items():
             _turn_to(parts, group)
             with _beside(folder, name, group) as path:
-                _save(parts, own, own.shared, path)
+                save_adapter(parts, own, own.shared, path)
             _save_private(parts, own, folder, name)
         _turn_to(parts, None)
         with folder.writing(name) as path:
@@ -43,7 +43,7 @@ def save_adapters(parts: Parts | TaskParts, state: RunState, folder: RunFolder, 
     else:
         _turn_to(parts, None)
         with folder.writing(name) as path:
-            _save(parts, state, state.shared, path)
+            save_adapter(parts, state, state.shared, path)
         _save_private(parts, state, folder, name)
     parts.put(state)
 
@@ -54,7 +54,7 @@ def _save_private(parts: Parts | TaskParts, state: RunState, folder: RunFolder, 
             if isinstance(parts, TaskParts):
                 _turn_to(parts, parts.task_of[client_id])
             with _beside(folder, name, client_id) as path:
-                _save(parts, state, state.of(client_id), path)
+                save_adapter(parts, state, state.of(client_id), path)
 
 
 def _place(folder: RunFolder, name: str, owner: str) -> Path:
@@ -81,7 +81,8 @@ def _merge(parts: Parts | TaskParts, folders: Sequence[Path], path: Path) -> Non
     write_lora(path, merged)
 
 
-def _save(parts: Parts | TaskParts, state: RunState, tensors: State, path: Path) -> None:
+def save_adapter(parts: Parts | TaskParts, state: RunState, tensors: State, path: Path) -> None:
+    """Writes tensors, with what belongs to them in a state, as the folder of a PEFT adapter."""
     model = parts.model
     whole = whole_factors(state, tensors, scalings(model.network)) if model.lora else {}
     if not whole:

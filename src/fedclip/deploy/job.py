@@ -16,6 +16,9 @@ SECTIONS = ("seed", "precision", "model", "client", "optimizer")
 DATA_KEYS = ("batch_size", "accumulation_steps", "augment", "validation_fraction", "test_fraction")
 """Keys of `data` that are the run's; the others are the site's own."""
 
+EPSILON = "epsilon"
+"""What a run promises of differential privacy; no run of this version promises any."""
+
 
 def make_job(
     config: Config, class_names: Sequence[str], templates: Sequence[str]
@@ -26,9 +29,11 @@ def make_job(
         whole["model"]["model_name"] = Path(config.model.model_name).name
     return {
         "config": {key: whole[key] for key in SECTIONS}
+        | {"evaluation": {"max_examples": whole["evaluation"]["max_examples"]}}
         | {"data": {key: whole["data"][key] for key in DATA_KEYS}}
         | {"federation": {"strategy": "fedavg", "rounds": config.federation.rounds}},
         "strategy": whole_name(config),
+        EPSILON: None,
         "class_names": list(class_names),
         "templates": list(templates),
     }

@@ -13,6 +13,7 @@ import psutil
 
 from fedclip.config import Config
 from fedclip.data.imagefolder import imagefolder
+from fedclip.deploy.job import EPSILON
 from fedclip.deploy.site_config import PolicyConfig, SiteConfig
 from fedclip.errors import UsageError
 from fedclip.records import State
@@ -39,6 +40,12 @@ def check_job(policy: PolicyConfig, job: Mapping[str, Any], config: Config) -> N
     for what, asked, most in limits:
         if most is not None and asked > most:
             raise Against(f"its policy allows {most} {what}, the run has {asked}")
+    promised, largest = job.get(EPSILON), policy.largest_epsilon
+    if largest is not None and not (isinstance(promised, float) and promised <= largest):
+        raise Against(
+            f"its policy asks for differential privacy with an epsilon of at most {largest:g}, "
+            f"the run promises {'none' if promised is None else f'{promised}'}"
+        )
 
 
 def check_adapter(policy: PolicyConfig, trained: State) -> None:

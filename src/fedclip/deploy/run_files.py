@@ -27,6 +27,7 @@ class DeployFiles:
     def __init__(self, run: Path) -> None:
         self.folder = run / PLACE
         self.progress = self.folder / "progress.log"
+        self.bytes = self.folder / "bytes.jsonl"
         self.flower = self.folder / "flower"
 
     def create(self) -> None:
@@ -59,7 +60,7 @@ class DeployFiles:
 
     def note_bytes(self, record: dict[str, Any]) -> None:
         """Adds a line of bytes."""
-        atomic.append_line(self.folder / "bytes.jsonl", (json.dumps(record) + "\n").encode())
+        atomic.append_line(self.bytes, (json.dumps(record) + "\n").encode())
 
     def fail(self, error: FedclipError) -> None:
         """Writes why the run could not go on."""

@@ -26,7 +26,9 @@ from fedclip.deploy.run_files import DeployFiles
 from fedclip.engines.flower import FlowerMail
 from fedclip.engines.remote import Formats, Mail, Patience, RemoteEngine, Roster, Traffic
 from fedclip.errors import FedclipError, TrainingFailed, UsageError
+from fedclip.evaluation.federated import told_by_clients
 from fedclip.experiment import Run, carry_out
+from fedclip.federated.server import RoundResult
 from fedclip.reports.progress import PlainProgress
 from fedclip.runs import RunFolder
 from fedclip.strategy_choice import choose_strategy
@@ -75,7 +77,10 @@ class DeployProgress(PlainProgress):
         super().round(record)
         up, down = self.traffic.up - self._before.up, self.traffic.down - self._before.down
         self._before = Traffic(self.traffic.up, self.traffic.down)
-        self._files.note_bytes({"server_round": record["server_round"], "up": up, "down": down})
+        line = {"server_round": record["server_round"], "up": up, "down": down}
+        if self.traffic.results:
+            line["results"] = self.traffic.results
+        self._files.note_bytes(line)
 
 
 def rounds(
@@ -112,7 +117,14 @@ def rounds(
         say=listener.message,
         traffic=listener.traffic,
     )
-    return carry_out(parts, choose_strategy(parts), folder, listener, started, engine)
+    strategy = choose_strategy(parts)
+
+    def judge(result: RoundResult) -> dict[str, Any]:
+        found = engine.give_results(result.state, result.server_round)
+        counts = {site: (own.tests, own.correct) for site, own in found.items()}
+        return told_by_clients(counts, parts.clients, strategy.personal)
+
+    return carry_out(parts, strategy, folder, listener, started, engine, judge)
 
 
 def _gather(

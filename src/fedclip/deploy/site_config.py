@@ -37,6 +37,15 @@ class PolicyConfig(Section):
     )
     most_rounds: int | None = Field(None, ge=1, description="Most rounds of a run.")
     most_local_epochs: int | None = Field(None, ge=1, description="Most epochs of a round.")
+    tell_accuracy: bool = Field(
+        True, description="Say at the end how many of its own test images are recognised."
+    )
+    largest_epsilon: float | None = Field(
+        None,
+        gt=0,
+        description="The least privacy: takes part only in runs that promise differential "
+        "privacy with an epsilon of at most this; `null` asks for no promise.",
+    )
 
 
 class SiteConfig(Section):

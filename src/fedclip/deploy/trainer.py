@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedclip import atomic
 from fedclip.compute import resolve_device, resolve_precision
@@ -25,13 +25,23 @@ from fedclip.deploy.site_config import SiteConfig
 from fedclip.engine_choice import local_settings
 from fedclip.engines.sequential import SequentialEngine
 from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError
+from fedclip.figures import evaluate_parts
 from fedclip.models.base import load_pixels
-from fedclip.wire import replies, requests
+from fedclip.models.inputs import PixelInputs
+from fedclip.parts import Parts
+from fedclip.saving import save_adapter
+from fedclip.wire import replies, requests, results
 from fedclip.wire.envelope import BadMessage, Envelope
-from fedclip.wire.requests import HELLO, TRAIN, Ticket
+from fedclip.wire.requests import HELLO, RESULT, TRAIN, Ticket
+from fedclip.wire.results import Tested
+
+if TYPE_CHECKING:
+    import torch
 
 KEPT, RESIDUAL = "kept/", "residual/"
-JOB = "job.json"
+JOB, ADAPTER = "job.json", "adapter"
+PURPOSES = ("client", "personal")
+"""What a site trains for; what it keeps of the second, Ditto's, is laid over that of the first."""
 OWN_LOG = "its data or settings do not fit this run; its own log says how"
 
 
@@ -40,9 +50,18 @@ class Work:
     """A job that the site has taken up: the engine that trains it, and what it is about."""
 
     digest: str
+    parts: Parts
     engine: SequentialEngine
     base: str
     num_examples: int
+
+    def check_base(self, ticket: Ticket) -> None:
+        """Raises Against where the coordinator has another base model."""
+        if self.base != ticket.base:
+            raise policy.Against(
+                f"it has another base model ({self.base[:12]}) than the coordinator "
+                f"({ticket.base[:12]})"
+            )
 
 
 class SiteTrainer:
@@ -66,6 +85,8 @@ class SiteTrainer:
                 return self._hello(envelope, ticket)
             if envelope.kind == TRAIN:
                 return self._train(envelope, ticket)
+            if envelope.kind == RESULT:
+                return self._result(envelope, ticket)
             raise BadMessage(f"an unknown kind of message, {envelope.kind!r}")
         except (policy.Against, BadMessage, TrainingFailed) as error:
             self._say(f"refused: {error}")
@@ -98,16 +119,14 @@ class SiteTrainer:
 
     def _train(self, envelope: Envelope, ticket: Ticket) -> bytes:
         work, site = self._known(ticket.job), self.config.name
-        if work.base != ticket.base:
-            raise policy.Against(
-                f"it has another base model ({work.base[:12]}) than the coordinator "
-                f"({ticket.base[:12]})"
-            )
+        work.check_base(ticket)
         request, exchange, form = requests.read_train(envelope, site)
         folder = Path(self.config.state) / "private"
         private = PrivateState(folder, ticket.run, request.purpose)
         before = private.before(request.server_round)
         kept = {name: before[KEPT + name] for name in exchange.kept if KEPT + name in before}
+        if not request.shift:
+            work.parts.shift({})  # an earlier run of the same job may have left one
         (cohort,) = work.engine.train(replace(request, starts={site: kept}))
         tensors = {name: stacked[0] for name, stacked in cohort.tensors.items()}
         residual = {
@@ -123,6 +142,29 @@ class SiteTrainer:
             f"{cohort.reports[0].seconds:.1f} s, {len(data)} bytes sent"
         )
         return data
+
+    def _result(self, envelope: Envelope, ticket: Ticket) -> bytes:
+        """Keeps the run's adapter, with the site's own factors in it, and tests it here."""
+        work, site = self._known(ticket.job), self.config.name
+        work.check_base(ticket)
+        state, folder = results.read_result(envelope), Path(self.config.state)
+        own: dict[str, torch.Tensor] = {}
+        for purpose in PURPOSES:
+            after = PrivateState(folder / "private", ticket.run, purpose).before(
+                ticket.server_round + 1
+            )
+            own |= {n.removeprefix(KEPT): t for n, t in after.items() if n.startswith(KEPT)}
+        state = replace(state, private={site: own})
+        work.parts.put(state)
+        figures = evaluate_parts(work.parts, personal=state)
+        save_adapter(work.parts, state, state.of(site), folder / ADAPTER)
+        tests, accuracy = figures["test_examples"], figures["accuracy"]
+        found = Tested(tests, round(tests * accuracy)) if tests else Tested()
+        self._say(
+            f"the run has ended: {found.correct} of {tests} test images of the site are "
+            f"recognised; the adapter is in {folder / ADAPTER}"
+        )
+        return results.tested(ticket, site, found if self.config.policy.tell_accuracy else Tested())
 
     def _known(self, digest: str) -> Work:
         """The work of a job that was taken up, also by an earlier process."""
@@ -169,17 +211,26 @@ class SiteTrainer:
         (own,) = data.clients
         if own.client_id != site.name:
             raise UsageError("the site's images were divided, which they must not be")
+        precision = resolve_precision(config.precision, device)
+        parts = Parts(
+            config=config,
+            model=model,
+            data=data,
+            device=device,
+            precision=precision,
+            images=PixelInputs(data.pixels, device),
+        )
         engine = SequentialEngine(
             model,
             data.pixels,
             data.labels,
             {site.name: own.train},
-            local_settings(config, resolve_precision(config.precision, device)),
+            local_settings(config, precision),
             seed=config.seed,
             device=device,
         )
         self._say(f"took up a run: {len(own.train)} training examples")
-        return Work(digest, engine, base_sha256(model), len(own.train))
+        return Work(digest, parts, engine, base_sha256(model), len(own.train))
 
 
 class UnknownJob(Exception):

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from fedclip.engines.roster import Mail, Patience, Roster, Wait
+from fedclip.engines.roster import Answer, Mail, Patience, Roster, Wait
 from fedclip.errors import TrainingFailed
-from fedclip.records import Cohort, TrainRequest
-from fedclip.wire import replies, requests
+from fedclip.records import Cohort, RunState, TrainRequest
+from fedclip.wire import replies, requests, results
 from fedclip.wire.codec import Format
 from fedclip.wire.replies import Refused, Update
 from fedclip.wire.requests import Exchange, Ticket
+from fedclip.wire.results import Tested
 
 __all__ = ["Formats", "Mail", "Patience", "RemoteEngine", "Roster", "Traffic"]
 
@@ -38,6 +39,7 @@ class Traffic:
 
     up: int = 0
     down: int = 0
+    results: int = 0  # both ways, at the end of the run
 
 
 @dataclass
@@ -112,6 +114,36 @@ class RemoteEngine:
                 tensors = {n: t[None] for n, t in update.tensors.items()}
                 yield Cohort((update.report,), tensors)
 
+    def give_results(self, state: RunState, server_round: int) -> dict[str, Tested]:
+        """Gives every site that is there what the run ended with; what they say of it, by site.
+
+        A site that is silent until the deadline, or refuses, is left out.
+        """
+        end = time.monotonic() + self._patience.deadline
+        self._roster.greet(time.monotonic(), lambda: True)
+        tickets = {
+            site: self._roster.ticket(server_round, secrets.token_hex(8))
+            for site in sorted(self._roster.nodes)
+        }
+        letters = {site: results.result(state, site, own) for site, own in tickets.items()}
+        self.traffic.results += sum(map(len, letters.values()))
+        found: dict[str, Tested] = {}
+
+        def take(site: str, answer: Answer) -> None:
+            if answer.data is None:
+                self._say(f"{site} has not taken the result: {answer.error}")
+                return
+            self.traffic.results += len(answer.data)
+            largest = self._formats.largest_message
+            try:
+                found[site] = results.read_tested(answer.data, tickets[site], site, largest)
+            except Refused as refused:
+                self._say(f"the result: {refused}")
+
+        for site in self._talk(letters, end, take):
+            self._say(f"{site} has not answered to the result")
+        return found
+
     def _attempt(self, work: _Round) -> None:
         """Asks all that are there, and takes in answers until all have come or time is up."""
         started = time.monotonic()
@@ -122,27 +154,37 @@ class RemoteEngine:
         here = [site for site in work.open if site in self._roster.nodes]
         for site in [s for s in work.open if s not in here]:
             self._say(f"round {number}: {site} is not there")
-        asked = self._ask(work, here)
-        while asked and time.monotonic() < end:
-            for answer in self._mail.collect(list(asked)):
-                if answer.ticket in asked:
-                    site = asked.pop(answer.ticket)
-                    self._take(work, site, answer.data, answer.error, started)
-            if asked:
-                self._wait(self._patience.look)
-        for site in asked.values():
+        for site in self._talk(
+            self._letters(work, here),
+            end,
+            lambda site, answer: self._take(work, site, answer.data, answer.error, started),
+        ):
             self._say(
                 f"round {number}: {site} has not answered within "
                 f"{self._patience.deadline:g} s; the round goes on without it"
             )
+
+    def _talk(
+        self, letters: Mapping[str, bytes], end: float, take: Callable[[str, Answer], None]
+    ) -> list[str]:
+        """Sends to sites and hands on their answers until the clock says `end`; who is silent."""
+        nodes = [(self._roster.nodes[site], data) for site, data in letters.items()]
+        asked = dict(zip(self._mail.post(nodes), letters, strict=True))
+        while asked and time.monotonic() < end:
+            for answer in self._mail.collect(list(asked)):
+                if answer.ticket in asked:
+                    take(asked.pop(answer.ticket), answer)
+            if asked:
+                self._wait(self._patience.look)
         self._mail.forget(list(asked))
+        return list(asked.values())
 
     def _present(self, work: _Round) -> int:
         return len(work.updates) + sum(site in self._roster.nodes for site in work.open)
 
-    def _ask(self, work: _Round, sites: Sequence[str]) -> dict[str, str]:
-        """Sends the request; sites by the tickets under which they will answer."""
-        letters: list[tuple[int, bytes]] = []
+    def _letters(self, work: _Round, sites: Sequence[str]) -> dict[str, bytes]:
+        """The request to each of the sites."""
+        letters = {}
         for site in sites:
             ticket = self._roster.ticket(work.request.server_round, secrets.token_hex(8))
             data, exchange = requests.train(
@@ -150,8 +192,8 @@ class RemoteEngine:
             )
             work.exchanges[site] = ticket, exchange
             self.traffic.down += len(data)
-            letters.append((self._roster.nodes[site], data))
-        return dict(zip(self._mail.post(letters), sites, strict=True))
+            letters[site] = data
+        return letters
 
     def _take(
         self, work: _Round, site: str, data: bytes | None, error: str, started: float

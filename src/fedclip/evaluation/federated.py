@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,6 +108,29 @@ def evaluate_personal(
         "validation_accuracy": float(np.mean(validated)) if validated else None,
         "client_accuracy": spread(by_client),
         "accuracy_by_client": by_client,
+    }
+
+
+def told_by_clients(
+    found: Mapping[str, tuple[int, int]], clients: Iterable[str], personal: bool
+) -> dict[str, Any]:
+    """The figures of clients that test elsewhere and tell how many examples, and how many right.
+
+    With `personal` models they also stand for the run's, which has no other.
+    """
+    by_client: dict[str, float | None] = {}
+    for client_id in sorted(clients):
+        tests, correct = found.get(client_id, (0, 0))
+        by_client[client_id] = correct / tests if tests else None
+    figures = {"client_accuracy": spread(by_client), "accuracy_by_client": by_client}
+    if not personal:
+        return figures
+    tests, correct = (sum(pair[place] for pair in found.values()) for place in (0, 1))
+    return figures | {
+        "accuracy": correct / tests if tests else None,
+        "test_loss": None,
+        "test_examples": tests,
+        "validation_accuracy": None,
     }
 
 

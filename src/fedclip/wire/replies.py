@@ -18,7 +18,7 @@ from fedclip.wire.codec import Format, decode, digest, encode, rank_map
 from fedclip.wire.envelope import BadMessage, Envelope
 from fedclip.wire.requests import Exchange, Ticket
 
-READY, UPDATE, REFUSAL = "ready", "update", "refusal"
+READY, UPDATE, TESTED, REFUSAL = "ready", "update", "tested", "refusal"
 
 ALLOWED = {
     READY: {"version", "kind", "site", "run", "job", "round", "nonce", "base"}
@@ -26,6 +26,7 @@ ALLOWED = {
     UPDATE: {"version", "kind", "site", "run", "job", "round", "nonce", "base"}
     | {"layout", "ranks", "form"}
     | {"num_examples", "loss", "steps", "seconds", "rate_sum", "start_loss"},
+    TESTED: {"version", "kind", "site", "run", "job", "round", "nonce", "base", "tests", "correct"},
     REFUSAL: {"version", "kind", "site", "run", "job", "round", "nonce", "base", "code", "reason"},
 }
 """All that the header of a site's message may hold, by kind."""
@@ -110,7 +111,7 @@ def read_ready(data: bytes, ticket: Ticket, site: str, largest: int) -> tuple[st
         raise Refused(f"{site} calls itself {name}; its key is registered as {site}")
     _check_kind(envelope, READY, name)
     _check_ticket(envelope.header, ticket, name)
-    return name, _count(envelope.header, "num_examples", name)
+    return name, count_of(envelope.header, "num_examples", name)
 
 
 def read_update(
@@ -124,13 +125,8 @@ def read_update(
     largest: int,
 ) -> Update:
     """A site's update; raises Refused, naming the site, for whatever does not match the request."""
-    envelope = _opened(data, largest, site)
-    header = envelope.header
-    if header.get("site") != site:
-        raise Refused(f"{site} answers in the name of {header.get('site')!r}")
-    _check_kind(envelope, UPDATE, site)
-    _check_ticket(header, ticket, site)
-    layout = exchange.answer_layout
+    envelope = check_answer(data, UPDATE, ticket, site, largest)
+    header, layout = envelope.header, exchange.answer_layout
     if header.get("ranks") != rank_map(layout):
         raise Refused(
             f"{site} sends factors of other ranks: {_ranks(header.get('ranks'))}, asked for were "
@@ -148,7 +144,7 @@ def read_update(
         raise Refused(f"{site} sends values that are not finite (NaN or infinity)")
     if form != "fp32":
         tensors = {n: exchange.start[n].float() + t for n, t in tensors.items()}
-    if _count(header, "num_examples", site) != num_examples:
+    if count_of(header, "num_examples", site) != num_examples:
         raise Refused(
             f"{site} now has {header['num_examples']} examples, and said {num_examples} when it "
             "came; its data have changed"
@@ -157,12 +153,22 @@ def read_update(
         site,
         num_examples,
         _number(header, "loss", site),
-        _count(header, "steps", site),
+        count_of(header, "steps", site),
         _number(header, "seconds", site),
         _maybe(header, "rate_sum", site),
         _maybe(header, "start_loss", site),
     )
     return Update(report, tensors, _distance(tensors, exchange.start))
+
+
+def check_answer(data: bytes, kind: str, ticket: Ticket, site: str, largest: int) -> Envelope:
+    """A site's answer, which is of this kind and to this ticket; raises Refused."""
+    envelope = _opened(data, largest, site)
+    if envelope.header.get("site") != site:
+        raise Refused(f"{site} answers in the name of {envelope.header.get('site')!r}")
+    _check_kind(envelope, kind, site)
+    _check_ticket(envelope.header, ticket, site)
+    return envelope
 
 
 def too_large(changes: Mapping[str, float], times: float, usual: float | None) -> dict[str, str]:
@@ -214,10 +220,11 @@ def _check_ticket(header: Mapping[str, Any], ticket: Ticket, site: str) -> None:
         raise Refused(f"{site} sends an answer to another request: an old one, replayed")
 
 
-def _count(header: Mapping[str, Any], key: str, site: str) -> int:
+def count_of(header: Mapping[str, Any], key: str, site: str, least: int = 1) -> int:
+    """A whole number of a header; raises Refused."""
     value = header.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**40:
-        raise Refused(f"{site}: {key} must be a positive whole number, got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**40:
+        raise Refused(f"{site}: {key} must be a whole number from {least} on, got {value!r}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What a site is asked for: to take up a job, and to train in a round."""
+"""What a site is asked for: to take up a job, and to train in a round; `results` has the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fedclip.wire.envelope import BadMessage, Envelope
 if TYPE_CHECKING:
     import torch
 
-HELLO, TRAIN = "hello", "train"
+HELLO, TRAIN, RESULT = "hello", "train", "result"
 _SETS = ("state", "frames", "shift", "offsets", "anchor")
 
 
