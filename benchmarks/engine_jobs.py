@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedclip import CLIPLoRAWrapper, create_clip_model
-from fedclip.compute import resolve_device, resolve_precision
+from fedclip.compute import resolve_device, resolve_precision, share_one_heap
 from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.sequential import SequentialEngine
 from fedclip.engines.side_by_side import SideBySide
@@ -19,6 +19,8 @@ from fedclip.federated.client import LocalSettings
 from fedclip.models.inputs import FrozenInputs, PixelInputs
 from fedclip.models.stacked import StackedClients
 from fedclip.records import TrainRequest
+
+share_one_heap()  # as the command line does
 
 B32 = "random:openai/clip-vit-base-patch32"
 QKVO = ["q_proj", "k_proj", "v_proj", "out_proj"]

@@ -1,11 +1,15 @@
 """Threads with clients of their own: the same work as in one, dealt out evenly."""
 
+import threading
+import time
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedclip.engines import side_by_side
+from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.side_by_side import LOPSIDED, deal, together
 from fedclip.errors import TrainingFailed
 from fedclip.federated.client import LocalSettings
@@ -76,6 +80,24 @@ def test_a_client_that_fails_in_a_thread_is_named(always):
     settings = LocalSettings(batch_size=8, learning_rate=1e30, max_grad_norm=None, optimizer="sgd")
     with pytest.raises(TrainingFailed, match="client b, round 1"):
         rounds("side by side", settings)
+
+
+def test_an_interruption_is_not_kept_waiting(always, monkeypatch):
+    """A thread is told to stop, and does so at its next step."""
+    steps = []
+
+    def interrupted(self, state, batches, seeds, step, part, ranks):
+        steps.append(threading.current_thread().name)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        time.sleep(0.05)
+        return whole(self, state, batches, seeds, step, part, ranks)
+
+    whole = BatchedEngine._loss
+    monkeypatch.setattr(BatchedEngine, "_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rounds("side by side", LocalSettings(batch_size=1, local_epochs=50))
+    assert len(steps) < 20  # of thousands
 
 
 def test_dealt_by_hand():

@@ -12,7 +12,7 @@ from fedclip.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 
 
 def torchrun_number(name: str, alone: int) -> int:
@@ -94,11 +94,24 @@ def return_freed_memory() -> None:
     glibc otherwise raises its limit with each large block that is freed and then keeps such blocks
     on a heap that fragments: half a gigabyte in training ViT-B/32. Elsewhere nothing happens.
     """
+    _set_malloc(_M_MMAP_THRESHOLD, 2**20)
+
+
+def share_one_heap() -> None:
+    """Lets threads that are yet to come take memory from the process's heap.
+
+    glibc otherwise gives each a heap of its own, which keeps no large block once it is freed: every
+    large tensor of a thread is then new to it, page by page. Elsewhere nothing happens.
+    """
+    _set_malloc(_M_ARENA_MAX, 1)
+
+
+def _set_malloc(parameter: int, value: int) -> None:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(_M_MMAP_THRESHOLD, 2**20)
+    mallopt(parameter, value)
 
 
 def float64_home(device: torch.device) -> torch.device:

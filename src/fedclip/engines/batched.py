@@ -11,7 +11,9 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from copy import copy
+from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,6 +66,7 @@ class BatchedEngine:
         self._seed = seed
         self._device = device
         self._padded = padded
+        self._stop = Event()
         self.group_size = group_size
 
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
@@ -99,10 +102,13 @@ class BatchedEngine:
             for client_id in request.client_ids:
                 self._images.prepare(self._clients[client_id])
 
-    def of_size(self, group_size: int) -> BatchedEngine:
-        """The same engine for groups of another size."""
+    def part(self, group_size: int, stop: Event) -> BatchedEngine:
+        """The same engine for groups of another size, which ends at the step at which it must stop.
+
+        It then raises CancelledError.
+        """
         other = copy(self)
-        other.group_size = group_size
+        other.group_size, other._stop = group_size, stop
         return other
 
     def _train_group(self, ids: tuple[str, ...], request: TrainRequest) -> Cohort:
@@ -131,6 +137,8 @@ class BatchedEngine:
         rate_sums = torch.zeros(len(ids), dtype=torch.float64)
         before = self._start_losses(ids, group) if request.start_loss else [math.nan] * len(ids)
         for step in range(len(plans[0])):
+            if self._stop.is_set():
+                raise CancelledError
             active = sum(len(plan) > step for plan in plans)  # the first ones: they are largest
             leaves = parameters.leaves(active)
             state = group.state(leaves)

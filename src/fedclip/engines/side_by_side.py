@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import replace
+from threading import Event
 
 import torch
 
+from fedclip.compute import share_one_heap
 from fedclip.engines.batched import BatchedEngine
 from fedclip.records import Cohort, TrainRequest
 
@@ -33,6 +35,7 @@ class SideBySide:
         self, engine: BatchedEngine, *, sizes: Mapping[str, int], batch_size: int, threads: int
     ) -> None:
         """`sizes` are the clients' numbers of examples; `threads` are torch's."""
+        share_one_heap()
         self._engine = engine
         self._sizes = sizes
         self._per_pass = max(1, round(IMAGES / batch_size))
@@ -54,20 +57,28 @@ class SideBySide:
     def _apart(
         self, group: Sequence[str], parts: Sequence[tuple[str, ...]], request: TrainRequest
     ) -> Cohort:
-        each = max(1, self._threads // len(parts))
+        each, stop = max(1, self._threads // len(parts)), Event()
 
         def alone(part: tuple[str, ...]) -> list[Cohort]:
             torch.set_num_threads(each)
             passes = -(-len(part) // self._per_pass)
-            engine = self._engine.of_size(-(-len(part) // passes))
+            engine = self._engine.part(-(-len(part) // passes), stop)
             return list(engine.train(replace(request, client_ids=part)))
 
         started = time.perf_counter()
         try:
             with ThreadPoolExecutor(len(parts)) as pool:
-                cohorts = [cohort for found in pool.map(alone, parts) for cohort in found]
+                futures = [pool.submit(alone, part) for part in parts]
+                try:
+                    wait(futures, return_when=FIRST_EXCEPTION)
+                finally:  # after a failure or Ctrl-C nobody waits for the others to finish
+                    stop.set()
         finally:
             torch.set_num_threads(self._threads)  # a part of it is the whole process's
+        for error in (future.exception() for future in futures):
+            if error is not None and not isinstance(error, CancelledError):
+                raise error
+        cohorts = [cohort for future in futures for cohort in future.result()]
         return together(group, cohorts, time.perf_counter() - started)
 
 
