@@ -75,11 +75,17 @@ def engine(
     group_size: int | None = None,
     cached: bool = False,
     sequential: bool = False,
+    owned: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> Any:
-    """An engine for clients of equally many examples; learning rate 1e-3, AdamW, no clipping."""
+    """An engine for clients of equally many examples; learning rate 1e-3, AdamW, no clipping.
+
+    `owned` says who has which of all clients' examples, by default each its own.
+    """
     pixels, labels = noise(model, clients * examples)
-    ids = client_ids(clients)
-    owned = {c: np.arange(i * examples, (i + 1) * examples) for i, c in enumerate(ids)}
+    own = {
+        c: np.arange(i * examples, (i + 1) * examples) for i, c in enumerate(client_ids(clients))
+    }
+    owned = owned or own
     settings = LocalSettings(batch_size=batch_size, max_grad_norm=None, precision=PRECISION)
     common: Any = {"seed": 0, "device": DEVICE}
     if sequential:
@@ -101,7 +107,7 @@ def engine(
     )
     if DEVICE.type != "cpu":
         return batched
-    sizes, threads = dict.fromkeys(ids, examples), torch.get_num_threads()
+    sizes, threads = dict.fromkeys(owned, examples), torch.get_num_threads()
     return SideBySide(batched, sizes=sizes, batch_size=batch_size, threads=threads)
 
 

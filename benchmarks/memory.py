@@ -105,11 +105,11 @@ def _case(case: dict[str, Any]) -> dict[str, Any]:
     else:
         registered = case["value"]
     model = build(TINY, VISION, r=rank)
-    trainer = engine(model, clients, 8, 8, group_size=50)
-    sizes = dict.fromkeys(client_ids(registered or clients), 8)
+    sizes, owned = dict.fromkeys(client_ids(registered or clients), 8), None
     if registered is not None:  # many clients over the same 800 images
         rng = np.random.default_rng(0)
-        trainer._clients = {c: np.sort(rng.choice(800, 8, replace=False)) for c in sizes}
+        owned = {c: np.sort(rng.choice(800, 8, replace=False)) for c in sizes}
+    trainer = engine(model, clients, 8, 8, group_size=50, owned=owned)
     for _ in run_rounds(
         RunState(model.get_parameters()),
         trainer,
