@@ -3,6 +3,7 @@
     python benchmarks/federated_lora.py guide         about half an hour on 2 cores
     python benchmarks/federated_lora.py strategies    about an hour and a half
     python benchmarks/federated_lora.py ranks         about half an hour
+    python benchmarks/federated_lora.py ranks-projection    about ten minutes
 
 Each runs grids of `configs/bench/` by `fedclip bench`, which goes on from where it was stopped, and
 writes one result file. `docs/explanation-strategies.md` shows them.
@@ -84,6 +85,18 @@ def ranks(jobs: Jobs = None) -> None:
     _write("ranks", figures, {**grids, "dynamic": dynamic})
 
 
+@app.command()
+def ranks_projection(jobs: Jobs = None) -> None:
+    """Clients of different ranks where the rank is the limit: the projection alone is adapted."""
+    grid = _grid("ranks_projection", jobs)
+    figures, differences = {}, {}
+    for arm, row in grid["arms"].items():
+        if arm != "rank_4":
+            differences[arm] = _difference(row, grid["arms"]["rank_4"])
+            figures[f"{arm}_minus_rank_4_projection"] = differences[arm]["mean"]
+    _write("ranks-projection", figures, {"minus_rank_4": differences, "grid": grid})
+
+
 def _grid(name: str, jobs: int | None) -> dict[str, Any]:
     """Runs what is missing of a grid, and gives the details of its result."""
     work = ROOT / "runs" / "bench" / name
@@ -106,7 +119,7 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def _write(name: str, figures: dict[str, float], details: dict[str, Any]) -> None:
     command = f"python benchmarks/federated_lora.py {name}"
-    path = write_result(name, figures, {"command": command, **details})
+    path = write_result(name.replace("-", "_"), figures, {"command": command, **details})
     Console().print(f"written to {path}")
 
 

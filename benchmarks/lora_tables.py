@@ -80,7 +80,12 @@ WORDS = {
 
 def lora_tables(results: Path, language: str) -> dict[str, str]:
     """The page's tables by their mark, of the benchmarks that have a result."""
-    makers = {"guide": _guide, "strategies": _strategies, "ranks": _ranks}
+    makers = {
+        "guide": _guide,
+        "strategies": _strategies,
+        "ranks": _ranks,
+        "ranks_projection": _projection,
+    }
     files = {name: results / f"{name}.json" for name in makers}
     return {
         name: makers[name](json.loads(file.read_text("utf-8")), WORDS[language])
@@ -150,19 +155,28 @@ def _ranks(result: Mapping[str, Any], words: Mapping[str, Any]) -> str:
     for name in ("mixed", "mixed_icons", "mixed_fashion_mnist", "dynamic"):
         if name not in result["details"]:
             continue
-        grid = result["details"][name]
-        (reference,) = grid["grid"]["reference"]
-        rows = [
-            [
-                arm,
-                _interval(row["accuracy"]),
-                _difference(row["minus"].get(reference)),
-                _number(row["bytes_total"] / 1e6, 1),
-            ]
-            for arm, row in grid["arms"].items()
-        ]
-        parts.append(f"{_table(words['ranks'], rows)}\n\n{_about(result, grid, words)}")
+        parts.append(_ranks_of(result, result["details"][name], words))
     return "\n\n".join(parts)
+
+
+def _projection(result: Mapping[str, Any], words: Mapping[str, Any]) -> str:
+    return _ranks_of(result, result["details"]["grid"], words)
+
+
+def _ranks_of(
+    result: Mapping[str, Any], grid: Mapping[str, Any], words: Mapping[str, Any]
+) -> str:
+    (reference,) = grid["grid"]["reference"]
+    rows = [
+        [
+            arm,
+            _interval(row["accuracy"]),
+            _difference(row["minus"].get(reference)),
+            _number(row["bytes_total"] / 1e6, 1),
+        ]
+        for arm, row in grid["arms"].items()
+    ]
+    return f"{_table(words['ranks'], rows)}\n\n{_about(result, grid, words)}"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

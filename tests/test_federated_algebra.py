@@ -201,6 +201,19 @@ def test_owner_mean_by_hand() -> None:
             algebra.owner_mean(x, ranks, scaling=1.0)
 
 
+def test_rows_weigh_as_among_their_owners_by_hand() -> None:
+    a = torch.tensor([[[2.0], [6.0]], [[4.0], [0.0]]])  # the second holds one row
+    b = torch.tensor([[[1.0, 3.0]], [[5.0, 0.0]]])
+    x = StackedLora(a, b, torch.tensor([1, 3]), torch.tensor([0.5, 1.0]))
+    # The first row is a mean over both, 1/4 * 0.5 * 1 * 2 + 3/4 * 5 * 4; the second is the
+    # first client's alone, 0.5 * 3 * 6.
+    mean = algebra.stack(algebra.among_owners(x, [2, 1])).product()
+    assert mean.item() == 0.25 + 15 + 9
+    assert algebra.stack(x).product().item() == 0.25 + 15 + 9 / 4
+    whole = algebra.among_owners(x, [2, 2])
+    assert torch.equal(whole.b, x.b)
+
+
 @DTYPES
 def test_inner_products_and_norms(dtype: torch.dtype) -> None:
     x = cohort(5, 6, 9, dtype=dtype)

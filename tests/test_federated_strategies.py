@@ -248,6 +248,25 @@ def test_owners_average_is_not_diluted_by_those_who_lack_the_row():
     torch.testing.assert_close(results[0].state.shared[a][2], engine.sent[1, "b"][a][2], **TIGHT)
 
 
+def test_flexlora_among_owners_is_the_product_of_rows_weighed_by_those_who_hold_them():
+    kw = {"setting": {"ranks": RANKS, "options": {"average_owners": 1.0}}}
+    results, engine = rounds("flexlora", **kw)
+    layer = next(iter(SIDES))
+    a, b = names(layer)
+    expected = 0
+    for row in range(RANK):
+        owners = [client for client in SIZES if RANKS[client] > row]
+        for client in owners:
+            share = SIZES[client] / sum(SIZES[owner] for owner in owners)
+            scaling = SCALING * RANK / RANKS[client]
+            sent = engine.sent[1, client]
+            expected += share * scaling * torch.outer(sent[b][:, row], sent[a][row])
+    u, s, vh = torch.linalg.svd(expected)
+    best = u[:, :RANK] * s[:RANK] @ vh[:RANK]
+    shared = results[0].state.shared
+    torch.testing.assert_close(SCALING * shared[b] @ shared[a], best, **TIGHT)
+
+
 @pytest.mark.parametrize(
     "strategy", sorted(set(STRATEGIES) - {"flora", "flexlora", "hetlora", "local"})
 )

@@ -169,8 +169,7 @@ class FederationConfig(Section):
         0.01, ge=0, description="Weight that keeps LoRA-FAIR's correction small (lora_fair)."
     )
     average_owners: bool = Field(
-        False,
-        description="Average a row over the clients that hold it, instead of padding (hetlora).",
+        False, description="Average a row over the clients that hold it (hetlora, flexlora)."
     )
 
 

@@ -10,7 +10,7 @@ which changes no product. Arithmetic is done in the factors' dtype, float32 or f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -150,6 +150,19 @@ def owner_mean(
     if kept is None:
         return Factors(a, b)
     return Factors(torch.where(totals[:, None] > 0, a, kept.a), torch.where(totals > 0, b, kept.b))
+
+
+def among_owners(x: StackedLora, ranks: Sequence[int]) -> StackedLora:
+    """The updates with row j weighing as in a mean over the clients of rank above j only.
+
+    In the exact mean of padded updates, directions that few clients hold shrink from round to
+    round, and the energy gathers in the least rank (rank collapse; weighing each part of the
+    ranks by its owners is raFLoRA, arXiv:2602.13486). `ranks` `[clients]`. B carries the factor.
+    """
+    own = _held(x, ranks)
+    totals = (x.shares[:, None] * own).sum(dim=0)  # [r]
+    factors = torch.where(own, 1 / totals.clamp(min=torch.finfo(totals.dtype).tiny), 0.0)
+    return replace(x, b=x.b * factors[:, None, :].to(x.b.dtype))
 
 
 def gram(x: StackedLora) -> torch.Tensor:

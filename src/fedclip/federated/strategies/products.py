@@ -10,6 +10,7 @@ import torch
 from fedclip.errors import UsageError
 from fedclip.federated.algebra import (
     StackedLora,
+    among_owners,
     corrected_mean,
     mean_of_factors,
     norm_weights,
@@ -64,14 +65,17 @@ class FlexLoRA(ProductStrategy):
     """The best approximation of the exact mean at the model's rank, by SVD.
 
     Bai et al. 2024 (arXiv:2402.11505): U S V^T of sum_i p_i s_i B_i A_i, cut at the rank; a client
-    of lower rank takes the leading part. Bytes per client and round, up and down: 4 r_i (in + out)
-    for each layer.
+    of lower rank takes the leading part. With `federation.average_owners` a row weighs as in a mean
+    over the clients that hold it (raFLoRA, arXiv:2602.13486), so that what few hold does not
+    shrink. Bytes per client and round, up and down: 4 r_i (in + out) for each layer.
     """
 
     def layer(
         self, layer: str, x: StackedLora, updates: Cohort, old: Factors, request: TrainRequest
     ) -> Factors:
         """The truncated mean."""
+        if self.setting.options.get("average_owners"):
+            x = among_owners(x, held(self.setting, updates, x.a.shape[1]))
         return truncated_mean(
             x,
             x.a.shape[1],
