@@ -163,9 +163,7 @@ def _projection(result: Mapping[str, Any], words: Mapping[str, Any]) -> str:
     return _ranks_of(result, result["details"]["grid"], words)
 
 
-def _ranks_of(
-    result: Mapping[str, Any], grid: Mapping[str, Any], words: Mapping[str, Any]
-) -> str:
+def _ranks_of(result: Mapping[str, Any], grid: Mapping[str, Any], words: Mapping[str, Any]) -> str:
     (reference,) = grid["grid"]["reference"]
     rows = [
         [
