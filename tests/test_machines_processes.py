@@ -193,7 +193,7 @@ def from_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # repository, which is installed by one, stays out.
     (site_packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
     python = folder / "env/bin/python"
-    for script in Path(sys.executable).parent.glob("flower-*"):  # as pip would have made them
+    for script in Path(sys.executable).parent.glob("fl*w*"):  # Flower's, as pip would make them
         _, *lines = script.read_text().splitlines(keepends=True)
         copy = folder / "env/bin" / script.name
         copy.write_text("".join([f"#!{python}\n", *lines]))
