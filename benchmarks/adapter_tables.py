@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from benchmarks.markdown import markdown_table
 
 ADAPTER_PAGES = {
     "docs/how-to-several-tasks.md": "en",
@@ -91,9 +93,3 @@ def _matrix(result: Mapping[str, Any], words: Mapping[str, str]) -> str:
     tasks = list(result["details"]["tasks"]["accuracy"]["separate"])
     body = [[name, *(f"{row[task]:.3f}" for task in tasks)] for name, row in matrix.items()]
     return markdown_table([words["adapter"], *tasks], body)
-
-
-def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its first column words and the others figures."""
-    lines = [f"| {' | '.join(heading)} |", "|---|" + "---:|" * (len(heading) - 1)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -14,7 +14,7 @@ from fedclip import CLIPLoRAWrapper, create_clip_model
 from fedclip.compute import resolve_device, resolve_precision, share_one_heap
 from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.sequential import SequentialEngine
-from fedclip.engines.side_by_side import SideBySide
+from fedclip.engines.side_by_side import on_all_threads
 from fedclip.federated.client import LocalSettings
 from fedclip.models.inputs import FrozenInputs, PixelInputs
 from fedclip.models.stacked import StackedClients
@@ -94,21 +94,19 @@ def engine(
     inputs: Any = PixelInputs(pixels, DEVICE)
     if cached:
         inputs = FrozenInputs(stacked.frozen, pixels, device=DEVICE)
-    batched = BatchedEngine(
-        stacked,
-        pixels,
-        labels,
-        owned,
-        settings,
-        images=inputs,
-        group_size=group_size or clients,
-        padded=DEVICE.type != "cpu",
-        **common,
+    return on_all_threads(
+        BatchedEngine(
+            stacked,
+            pixels,
+            labels,
+            owned,
+            settings,
+            images=inputs,
+            group_size=group_size or clients,
+            padded=DEVICE.type != "cpu",
+            **common,
+        )
     )
-    if DEVICE.type != "cpu":
-        return batched
-    sizes, threads = dict.fromkeys(owned, examples), torch.get_num_threads()
-    return SideBySide(batched, sizes=sizes, batch_size=batch_size, threads=threads)
 
 
 def train_round(engine: Any, model: CLIPLoRAWrapper, clients: int, server_round: int = 1) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from benchmarks.markdown import markdown_table
 
 LORA_PAGES = {
     "docs/explanation-strategies.md": "en",
@@ -124,7 +126,7 @@ def _guide(result: Mapping[str, Any], words: Mapping[str, Any]) -> str:
         r16_of_all=1 / (1 + 1 / figures["b32_trainable_share_r16"]),
     )
     grid = result["details"]["grids"]["digits"]
-    return f"{_table(words['guide'], rows)}\n\n{_about(result, grid, words)} {b32}"
+    return f"{markdown_table(words['guide'], rows)}\n\n{_about(result, grid, words)} {b32}"
 
 
 def _strategies(result: Mapping[str, Any], words: Mapping[str, Any]) -> str:
@@ -147,7 +149,7 @@ def _strategies(result: Mapping[str, Any], words: Mapping[str, Any]) -> str:
             ]
         )
     edge = words["edge"]
-    return f"{_table(words['strategies'], rows)}\n\n{_about(result, grid, words)} {edge}"
+    return f"{markdown_table(words['strategies'], rows)}\n\n{_about(result, grid, words)} {edge}"
 
 
 def _ranks(result: Mapping[str, Any], words: Mapping[str, Any]) -> str:
@@ -174,12 +176,7 @@ def _ranks_of(result: Mapping[str, Any], grid: Mapping[str, Any], words: Mapping
         ]
         for arm, row in grid["arms"].items()
     ]
-    return f"{_table(words['ranks'], rows)}\n\n{_about(result, grid, words)}"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    return f"{markdown_table(words['ranks'], rows)}\n\n{_about(result, grid, words)}"
 
 
 def _about(result: Mapping[str, Any], grid: Mapping[str, Any], words: Mapping[str, Any]) -> str:

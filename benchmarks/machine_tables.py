@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from benchmarks.adapter_tables import markdown_table
+from benchmarks.markdown import markdown_table
 
 MACHINE_PAGES = {"docs/how-to-machines.md": "en", "docs/how-to-machines.zh-CN.md": "zh"}
 WORDS = {

@@ -192,7 +192,8 @@ class Machines:
 
         self.carry_out(APP, {"folder": str(folder)}, look)
         lines = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
-        first, *_, last = sorted(ended for ended in marks if ended)
+        # Of the last round the count would have the results in it, which every site is given.
+        first, *_, last = sorted(ended for ended in marks if 0 < ended < count)
         between = marks[last].since(marks[first])
         each = (last - first) * len(SITES)
         sockets = {"socket_up": between.up / each, "socket_down": between.down / each}

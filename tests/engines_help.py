@@ -87,7 +87,7 @@ def create(kind, model, settings, *, sizes=SIZES, group_size=5, padded=False, ca
         padded=padded,
     )
     if kind == "side by side":
-        return SideBySide(engine, sizes=sizes, batch_size=settings.batch_size, threads=2)
+        return SideBySide(engine, threads=2)
     return engine
 
 

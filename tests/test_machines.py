@@ -13,15 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedclip.assembly import model_seed
 from fedclip.config_io import config_from_dict
 from fedclip.deploy import server_run
-from fedclip.deploy.job import base_sha256, build_model, job_config, make_job
+from fedclip.deploy.job import base_sha256, make_job
 from fedclip.deploy.policy import Against, check_adapter, check_clock, check_job, preflight
 from fedclip.deploy.private_state import PrivateState
 from fedclip.deploy.site_config import PolicyConfig, SiteConfig, load_site
 from fedclip.engines.roster import Roster
 from fedclip.errors import TrainingFailed, UsageError
 from fedclip.experiment import run
+from fedclip.models.clip import create_clip_model
 from fedclip.wire import replies
 from fedclip.wire.envelope import Envelope, read_header
 from tests.machines_help import (
@@ -60,22 +62,6 @@ def on_training(site: Site, change: Callable[[bytes, bytes], bytes | None]) -> S
 
 @pytest.mark.parametrize(
     "sections",
-    [{}, {"federation": {"strategy": "fedsa"}}, {"federation": {"ditto_mu": 0.1}}],
-    ids=["fedavg", "fedsa", "ditto"],
-)
-def test_the_adapter_is_the_sequential_engines(
-    images: Path, tmp_path: Path, sections: dict[str, Any]
-) -> None:
-    alone = run(sequential(images, **sections), output=tmp_path / "alone")
-    mail = FakeMail(honest(images, tmp_path))
-    done, _ = coordinate_here(config_from_dict(tree(images, **sections)), tmp_path / "run", mail)
-    assert done.summary["adapter_sha256"] == alone.summary["adapter_sha256"]
-    assert done.summary["clients"] == 3
-    assert done.summary["engine"] == "flower"
-
-
-@pytest.mark.parametrize(
-    "sections",
     [
         {},
         {"federation": {"strategy": "fedsa"}},
@@ -85,13 +71,16 @@ def test_the_adapter_is_the_sequential_engines(
     ],
     ids=["fedavg", "fedsa", "ditto", "flora", "dynamic"],
 )
-def test_every_site_ends_with_its_adapter_and_its_accuracy(
+def test_a_run_over_machines_is_the_sequential_engines_to_the_last_site(
     images: Path, tmp_path: Path, sections: dict[str, Any]
 ) -> None:
     """As on one machine, where personal adapters are beside the shared one."""
     alone = run(sequential(images, **sections), output=tmp_path / "alone")
     mail = FakeMail(honest(images, tmp_path))
     done, _ = coordinate_here(config_from_dict(tree(images, **sections)), tmp_path / "run", mail)
+    assert done.summary["adapter_sha256"] == alone.summary["adapter_sha256"]
+    assert done.summary["clients"] == 3
+    assert done.summary["engine"] == "flower"
     for name in NAMES:
         own = alone.folder / "adapter_of" / name
         whole = own if own.exists() else alone.adapter
@@ -421,10 +410,17 @@ def test_clocks_and_adapters_beyond_the_limit_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("promised", "why"),
-    [(None, "promises none"), (9.5, "promises 9.5"), ("8", "promises 8"), (7.5, "")],
+    [
+        (None, "promises none"),
+        (9.5, "promises 9.5"),
+        ("8", "promises 8"),
+        (True, "promises True"),
+        (7.5, ""),
+        (8, ""),
+    ],
 )
 def test_the_least_privacy_is_a_sites_own_choice(
-    images: Path, promised: float | str | None, why: str
+    images: Path, promised: float | str | bool | None, why: str
 ) -> None:
     config = config_from_dict(tree(images))
     job = {**make_job(config, ["a", "b"], ["{}"]), "epsilon": promised}
@@ -448,7 +444,10 @@ def test_a_site_without_keys_that_starts_again_is_a_new_node(
     said: list[str] = []
     config = config_from_dict(tree(images))
     job = make_job(config, [f"digit {n}" for n in range(5)], ["a {}"])
-    base = base_sha256(build_model(job_config(job, "cpu", config.data), job))
+    model = create_clip_model(
+        config.model, class_names=job["class_names"], templates=["a {}"], seed=model_seed(config)
+    )
+    base = base_sha256(model)
     roster = Roster(mail, "run", job, base, 10**6, said.append)
     roster.greet(time.monotonic() + 30, lambda: "north" in roster.nodes)
     assert roster.nodes == {"north": 1}

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.peer_jobs.workload import open_for_fedclip
 from fedclip.compute import share_one_heap
 from fedclip.engines.batched import BatchedEngine
-from fedclip.engines.side_by_side import SideBySide
+from fedclip.engines.side_by_side import on_all_threads
 from fedclip.federated.server import run_rounds
 from fedclip.federated.strategies import FedAvg
 from fedclip.models.inputs import PixelInputs
@@ -31,30 +31,21 @@ CPU = torch.device("cpu")
 
 
 def main(folder: Path, output: Path, *, compiled: bool) -> None:
-    """Run all rounds, all clients of a round in one pass."""
+    """Run all rounds, all clients of a round in one group."""
     share_one_heap()  # as the command line does
     job = open_for_fedclip(folder)
-    batched = BatchedEngine(
-        StackedClients(job.model, compiled=compiled),
-        job.pixels,
-        job.labels,
-        job.clients,
-        job.settings,
-        images=PixelInputs(job.pixels, CPU),
-        group_size=len(job.clients),
-        seed=job.seed,
-        device=CPU,
-        padded=compiled,
-    )
-    sizes = {client_id: len(indices) for client_id, indices in job.clients.items()}
-    engine = (
-        batched
-        if compiled
-        else SideBySide(
-            batched,
-            sizes=sizes,
-            batch_size=job.settings.batch_size,
-            threads=torch.get_num_threads(),
+    engine = on_all_threads(
+        BatchedEngine(
+            StackedClients(job.model, compiled=compiled),
+            job.pixels,
+            job.labels,
+            job.clients,
+            job.settings,
+            images=PixelInputs(job.pixels, CPU),
+            group_size=len(job.clients),
+            seed=job.seed,
+            device=CPU,
+            padded=compiled,
         )
     )
     round_seconds = []

@@ -14,7 +14,7 @@ from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.memory import choose_group_size, memory_budget
 from fedclip.engines.processes import ShardedEngine
 from fedclip.engines.sequential import SequentialEngine
-from fedclip.engines.side_by_side import SideBySide
+from fedclip.engines.side_by_side import on_all_threads
 from fedclip.engines.tasks import TaskEngine
 from fedclip.errors import UsageError
 from fedclip.federated.client import LocalSettings
@@ -177,21 +177,14 @@ def _batched(parts: Parts) -> Engine:
     engine = parts.config.engine
     assert parts.stacked is not None
     assert engine.group_size is not None  # settle_engine has chosen it
-    padded = engine.compile or parts.device.type != "cpu"
-    batched = BatchedEngine(
-        parts.stacked,
-        images=parts.images,
-        group_size=engine.group_size,
-        padded=padded,
-        **_common(parts),
-    )
-    if padded:
-        return batched
-    return SideBySide(
-        batched,
-        sizes={client_id: len(indices) for client_id, indices in parts.training.items()},
-        batch_size=parts.config.data.batch_size,
-        threads=torch.get_num_threads(),
+    return on_all_threads(
+        BatchedEngine(
+            parts.stacked,
+            images=parts.images,
+            group_size=engine.group_size,
+            padded=engine.compile or parts.device.type != "cpu",
+            **_common(parts),
+        )
     )
 
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedclip.assembly import model_seed
 from fedclip.config import Config, DataConfig
 from fedclip.config_io import config_from_dict
 from fedclip.errors import UsageError
-from fedclip.models.clip import CLIPLoRAWrapper, adapter_sha256, create_clip_model
+from fedclip.models.clip import CLIPLoRAWrapper, adapter_sha256
 
 SECTIONS = ("seed", "precision", "model", "client", "optimizer")
 DATA_KEYS = ("batch_size", "accumulation_steps", "augment", "validation_fraction", "test_fraction")
@@ -60,16 +59,6 @@ def job_config(
     except (KeyError, TypeError):
         raise UsageError("the coordinator's job cannot be read; is it another version?") from None
     return config_from_dict(values, "the coordinator's job")
-
-
-def build_model(config: Config, job: Mapping[str, Any]) -> CLIPLoRAWrapper:
-    """The model of a job."""
-    return create_clip_model(
-        config.model,
-        class_names=list(job["class_names"]),
-        templates=list(job["templates"]),
-        seed=model_seed(config),
-    )
 
 
 def base_sha256(model: CLIPLoRAWrapper) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -40,8 +41,11 @@ def check_job(policy: PolicyConfig, job: Mapping[str, Any], config: Config) -> N
     for what, asked, most in limits:
         if most is not None and asked > most:
             raise Against(f"its policy allows {most} {what}, the run has {asked}")
-    promised, largest = job.get(EPSILON), policy.largest_epsilon
-    if largest is not None and not (isinstance(promised, float) and promised <= largest):
+    promised: Any = job.get(EPSILON)
+    largest, number = policy.largest_epsilon, math.inf
+    if type(promised) in (int, float):
+        number = promised
+    if largest is not None and not number <= largest:
         raise Against(
             f"its policy asks for differential privacy with an epsilon of at most {largest:g}, "
             f"the run promises {'none' if promised is None else f'{promised}'}"

@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedclip import atomic
-from fedclip.compute import resolve_device, resolve_precision
+from fedclip.assembly import assemble
 from fedclip.data.federation import load_federated
 from fedclip.data.site import site_source
 from fedclip.deploy import policy
-from fedclip.deploy.job import base_sha256, build_model, job_config
+from fedclip.deploy.job import base_sha256, job_config
 from fedclip.deploy.private_state import PrivateState, drop_other_runs
 from fedclip.deploy.site_config import SiteConfig
-from fedclip.engine_choice import local_settings
-from fedclip.engines.sequential import SequentialEngine
+from fedclip.engine_choice import create_engine
 from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError
+from fedclip.federated.server import Engine
 from fedclip.figures import evaluate_parts
 from fedclip.models.base import load_pixels
-from fedclip.models.inputs import PixelInputs
 from fedclip.parts import Parts
+from fedclip.reports.progress import Listener
 from fedclip.saving import save_adapter
 from fedclip.wire import replies, requests, results
 from fedclip.wire.envelope import BadMessage, Envelope
@@ -51,7 +51,7 @@ class Work:
 
     digest: str
     parts: Parts
-    engine: SequentialEngine
+    engine: Engine
     base: str
     num_examples: int
 
@@ -189,10 +189,6 @@ class SiteTrainer:
         site = self.config
         config = job_config(job, site.device, site.as_data, site.model)
         policy.check_job(site.policy, job, config)
-        model = build_model(config, job)
-        policy.check_adapter(site.policy, model.trainable())
-        device = resolve_device(config.device)
-        model.to(device)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", FedclipWarning)
             pixels = load_pixels(config.model.model_name)
@@ -211,26 +207,12 @@ class SiteTrainer:
         (own,) = data.clients
         if own.client_id != site.name:
             raise UsageError("the site's images were divided, which they must not be")
-        precision = resolve_precision(config.precision, device)
-        parts = Parts(
-            config=config,
-            model=model,
-            data=data,
-            device=device,
-            precision=precision,
-            images=PixelInputs(data.pixels, device),
-        )
-        engine = SequentialEngine(
-            model,
-            data.pixels,
-            data.labels,
-            {site.name: own.train},
-            local_settings(config, precision),
-            seed=config.seed,
-            device=device,
-        )
+        data = replace(data, templates=tuple(job["templates"]))
+        parts = assemble(config, Listener(), data=data)
+        policy.check_adapter(site.policy, parts.model.trainable())
         self._say(f"took up a run: {len(own.train)} training examples")
-        return Work(digest, parts, engine, base_sha256(model), len(own.train))
+        base = base_sha256(parts.model)
+        return Work(digest, parts, create_engine(parts), base, len(own.train))
 
 
 class UnknownJob(Exception):

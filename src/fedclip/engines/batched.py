@@ -65,7 +65,7 @@ class BatchedEngine:
         self._images = images
         self._seed = seed
         self._device = device
-        self._padded = padded
+        self.padded = padded
         self._stop = Event()
         self.group_size = group_size
 
@@ -101,6 +101,15 @@ class BatchedEngine:
         if self._settings.augment == "none":
             for client_id in request.client_ids:
                 self._images.prepare(self._clients[client_id])
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a client in one pass."""
+        return self._settings.batch_size
+
+    def examples(self, client_id: str) -> int:
+        """How many training examples a client has."""
+        return len(self._clients[client_id])
 
     def part(self, group_size: int, stop: Event) -> BatchedEngine:
         """The same engine for groups of another size, which ends at the step at which it must stop.
@@ -221,7 +230,7 @@ class BatchedEngine:
         self, batches: list[NDArray[np.int64]], steps: list[list[NDArray[np.int64]]]
     ) -> list[NDArray[np.int64]]:
         """Each client's example indices; padded, where wanted, by the first one of its step."""
-        if not self._padded:
+        if not self.padded:
             return batches
         longest = max(map(len, batches))
         return [

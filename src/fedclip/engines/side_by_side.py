@@ -19,7 +19,7 @@ from fedclip.engines.batched import BatchedEngine
 from fedclip.records import Cohort, TrainRequest
 
 MOST_THREADS = 4
-"""More would wait for Python's lock; with more cores each thread has some of them."""
+"""All of them take turns with Python's lock; with more cores each thread has some of them."""
 
 LOPSIDED = 1.1
 """A group is trained as a whole where the fullest thread has more than so many times its share."""
@@ -28,17 +28,19 @@ IMAGES = 96
 """About so many images in a thread's pass: their activations stay in a core's cache."""
 
 
+def on_all_threads(engine: BatchedEngine) -> BatchedEngine | SideBySide:
+    """The engine on torch's threads, side by side where its clients' rows lie end to end."""
+    return engine if engine.padded else SideBySide(engine, torch.get_num_threads())
+
+
 class SideBySide:
     """The batched engine in several threads, each with clients of its own."""
 
-    def __init__(
-        self, engine: BatchedEngine, *, sizes: Mapping[str, int], batch_size: int, threads: int
-    ) -> None:
-        """`sizes` are the clients' numbers of examples; `threads` are torch's."""
+    def __init__(self, engine: BatchedEngine, threads: int) -> None:
+        """`threads` are torch's, as long as nobody trains."""
         share_one_heap()
         self._engine = engine
-        self._sizes = sizes
-        self._per_pass = max(1, round(IMAGES / batch_size))
+        self._per_pass = max(1, round(IMAGES / engine.batch_size))
         self._threads = threads
 
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
@@ -48,7 +50,8 @@ class SideBySide:
         ids = request.client_ids
         while ids:
             group, ids = ids[: self._engine.group_size], ids[self._engine.group_size :]
-            parts = deal(group, self._sizes, min(self._threads, MOST_THREADS, len(group)))
+            sizes = {client_id: self._engine.examples(client_id) for client_id in group}
+            parts = deal(group, sizes, min(self._threads, MOST_THREADS, len(group)))
             if parts is None:
                 yield from self._engine.train(replace(request, client_ids=group))
             else:
