@@ -18,7 +18,7 @@ from peer_task import write_outcome
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.peer_jobs.workload import open_for_fedclip
-from fedclip.compute import share_one_heap
+from fedclip.compute import keep_freed_memory
 from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.side_by_side import on_all_threads
 from fedclip.federated.server import run_rounds
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 def main(folder: Path, output: Path, *, compiled: bool) -> None:
     """Run all rounds, all clients of a round in one group."""
-    share_one_heap()  # as the command line does
+    keep_freed_memory()  # as the command line does
     job = open_for_fedclip(folder)
     engine = on_all_threads(
         BatchedEngine(

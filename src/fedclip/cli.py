@@ -242,9 +242,9 @@ def _load(file: str, overrides: list[str]) -> Config:
 def main() -> None:
     """Run the command line, and end the process with the exit code that fits."""
     from fedclip.cli_support import exit_code_of
-    from fedclip.compute import share_one_heap
+    from fedclip.compute import keep_freed_memory
 
-    share_one_heap()  # before the first threads
+    keep_freed_memory()  # before the first threads
     raise SystemExit(exit_code_of(lambda: app(standalone_mode=False)))
 
 

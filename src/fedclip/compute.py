@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ from fedclip.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
+_returned = False
 
 
 def torchrun_number(name: str, alone: int) -> int:
@@ -88,30 +90,35 @@ def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
+def keep_freed_memory() -> None:
+    """Lets the process keep freed tensors of up to 32 MB for the next ones, and threads share them.
+
+    glibc otherwise hands much of it back to the system, and each large tensor is then new to the
+    process, page by page; and it gives each thread a heap of its own. Elsewhere nothing happens,
+    nor after `return_freed_memory`. To be called before the first threads start.
+    """
+    if not _returned:
+        _set_malloc({_M_ARENA_MAX: 1, _M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**31 - 1})
+
+
 def return_freed_memory() -> None:
     """Lets freed tensors of a megabyte and more go back to the system at once, from now on.
 
     glibc otherwise raises its limit with each large block that is freed and then keeps such blocks
     on a heap that fragments: half a gigabyte in training ViT-B/32. Elsewhere nothing happens.
     """
-    _set_malloc(_M_MMAP_THRESHOLD, 2**20)
+    global _returned
+    _returned = True
+    _set_malloc({_M_MMAP_THRESHOLD: 2**20, _M_TRIM_THRESHOLD: 2**17})
 
 
-def share_one_heap() -> None:
-    """Lets threads that are yet to come take memory from the process's heap.
-
-    glibc otherwise gives each a heap of its own, which keeps no large block once it is freed: every
-    large tensor of a thread is then new to it, page by page. Elsewhere nothing happens.
-    """
-    _set_malloc(_M_ARENA_MAX, 1)
-
-
-def _set_malloc(parameter: int, value: int) -> None:
+def _set_malloc(values: Mapping[int, int]) -> None:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(parameter, value)
+    for parameter, value in values.items():
+        mallopt(parameter, value)
 
 
 def float64_home(device: torch.device) -> torch.device:

@@ -14,7 +14,7 @@ from threading import Event
 
 import torch
 
-from fedclip.compute import share_one_heap
+from fedclip.compute import keep_freed_memory
 from fedclip.engines.batched import BatchedEngine
 from fedclip.records import Cohort, TrainRequest
 
@@ -24,8 +24,8 @@ MOST_THREADS = 4
 LOPSIDED = 1.1
 """A group is trained as a whole where the fullest thread has more than so many times its share."""
 
-IMAGES = 96
-"""About so many images in a thread's pass: their activations stay in a core's cache."""
+IMAGES = 160
+"""About so many images in a thread's pass: enough to work on, and few enough for its memory."""
 
 
 def on_all_threads(engine: BatchedEngine) -> BatchedEngine | SideBySide:
@@ -38,7 +38,7 @@ class SideBySide:
 
     def __init__(self, engine: BatchedEngine, threads: int) -> None:
         """`threads` are torch's, as long as nobody trains."""
-        share_one_heap()
+        keep_freed_memory()
         self._engine = engine
         self._per_pass = max(1, round(IMAGES / engine.batch_size))
         self._threads = threads

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from fedclip.models.products import times_transposed
+
 QUICK_GELU = 1.702
 
 
@@ -80,8 +82,7 @@ class _Project(torch.autograd.Function):
         pairs = _pairs(present, tensors)
         outputs, inner = [], []
         for layer, pair, mask, scale in zip(shared, pairs, masks, scales, strict=True):
-            weight = layer.weight.t()
-            y = x @ weight if layer.bias is None else torch.addmm(layer.bias, x, weight)
+            y = times_transposed(x, *layer)
             if pair is not None:
                 dropped = x if mask is None else (x * mask).mul_(scale)
                 h = _rows_times(dropped, pair.down.transpose(1, 2), sizes)  # [rows, r]
@@ -109,7 +110,7 @@ class _Project(torch.autograd.Function):
         for g, layer, pair, mask, scale in layers:
             g = g.contiguous()
             if wants_x:
-                x_grad = g @ layer.weight if x_grad is None else x_grad.addmm_(g, layer.weight)
+                x_grad = times_transposed(g, layer.weight.t(), x_grad)
             if pair is None:
                 continue
             dropped = x if mask is None else (x * mask).mul_(scale)
@@ -136,6 +137,8 @@ def _equal(counts: Sequence[int]) -> bool:
 
 def _rows_times(x: torch.Tensor, matrices: torch.Tensor, sizes: list[int] | None) -> torch.Tensor:
     """Each client's rows of x `[rows, a]` times its matrix `[a, b]`: `[rows, b]`."""
+    if matrices.shape[-1] < matrices.shape[-2]:  # thin: much faster with its columns end to end
+        matrices = matrices.transpose(1, 2).contiguous().transpose(1, 2)
     if sizes is None:
         return torch.bmm(x.view(len(matrices), -1, x.shape[-1]), matrices).flatten(0, 1)
     y = x.new_empty(len(x), matrices.shape[-1])
@@ -159,6 +162,8 @@ def _add_rows_times(
 
 def _outer(g: torch.Tensor, x: torch.Tensor, clients: int, sizes: list[int] | None) -> torch.Tensor:
     """Each client's `g^T x` over its rows: `[clients, a, b]` of g `[rows, a]` and x `[rows, b]`."""
+    if g.shape[-1] > x.shape[-1]:  # much faster with the thin one on the left
+        return _outer(x, g, clients, sizes).transpose(1, 2)
     if sizes is None:
         stacked = g.view(clients, -1, g.shape[-1]).transpose(1, 2)
         return torch.bmm(stacked, x.view(clients, -1, x.shape[-1]))
@@ -173,28 +178,27 @@ def mlp(x: torch.Tensor, wide: Shared, narrow: Shared) -> torch.Tensor:
 
 
 class _Mlp(torch.autograd.Function):
-    """With u = 1.702 z the activation is silu(u) / 1.702, and both factors ride on the products.
+    """With u = 1.702 z the activation is silu(u) / 1.702, and the factors ride on narrow tensors.
 
     Only u is kept for the backward pass, in which the factors cancel.
     """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, wide: Shared, narrow: Shared) -> torch.Tensor:
-        u = _affine(x, wide, QUICK_GELU, bias_factor=QUICK_GELU)
+        u = times_transposed(x * QUICK_GELU, wide.weight, _scaled(wide.bias))
         ctx.wide, ctx.narrow = wide, narrow
         ctx.save_for_backward(u)
-        return _affine(F.silu(u), narrow, 1 / QUICK_GELU, bias_factor=1.0)
+        return times_transposed(F.silu(u), narrow.weight, _scaled(narrow.bias)).div_(QUICK_GELU)
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
         if not ctx.needs_input_grad[0]:
             return None, None, None
         (u,) = ctx.saved_tensors
-        inner = torch.ops.aten.silu_backward(g @ ctx.narrow.weight, u)
-        return inner @ ctx.wide.weight, None, None
+        back = times_transposed(g.contiguous(), ctx.narrow.weight.t())
+        inner = torch.ops.aten.silu_backward(back, u)
+        return times_transposed(inner, ctx.wide.weight.t()), None, None
 
 
-def _affine(x: torch.Tensor, layer: Shared, factor: float, bias_factor: float) -> torch.Tensor:
-    """`factor x W^T + bias_factor b`, in one product."""
-    bias = layer.bias if layer.bias is not None else x.new_zeros(len(layer.weight))
-    return torch.addmm(bias, x, layer.weight.t(), beta=bias_factor, alpha=factor)
+def _scaled(bias: torch.Tensor | None) -> torch.Tensor | None:
+    return None if bias is None else bias * QUICK_GELU
