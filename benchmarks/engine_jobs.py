@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedclip import CLIPLoRAWrapper, create_clip_model
-from fedclip.compute import resolve_device, resolve_precision, keep_freed_memory
+from fedclip.compute import keep_freed_memory, resolve_device, resolve_precision
 from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.sequential import SequentialEngine
 from fedclip.engines.side_by_side import on_all_threads

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from fedclip.compute import product_dtype
 from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.sequential import SequentialEngine
 from fedclip.engines.side_by_side import SideBySide
@@ -68,22 +69,24 @@ def data(sizes):
     return pixels, labels, clients
 
 
-def create(kind, model, settings, *, sizes=SIZES, group_size=5, padded=False, cached=False):
+def create(
+    kind, model, settings, *, sizes=SIZES, group_size=5, padded=False, cached=False, device=CPU
+):
     pixels, labels, clients = data(sizes)
     common = (pixels, labels, clients, settings)
     if kind == "sequential":
-        return SequentialEngine(model, *common, seed=1, device=CPU)
-    stacked = StackedClients(model)
-    images = PixelInputs(pixels, CPU)
+        return SequentialEngine(model, *common, seed=1, device=device)
+    stacked = StackedClients(model, products=product_dtype(settings.precision))
+    images = PixelInputs(pixels, device)
     if cached:
-        images = FrozenInputs(stacked.frozen, pixels, device=CPU, dtype=model.dtype)
+        images = FrozenInputs(stacked.frozen, pixels, device=device, dtype=model.dtype)
     engine = BatchedEngine(
         stacked,
         *common,
         images=images,
         group_size=group_size,
         seed=1,
-        device=CPU,
+        device=device,
         padded=padded,
     )
     if kind == "side by side":
@@ -102,16 +105,24 @@ def rounds(
     cached=False,
     ranks=None,
     strategy=None,
+    device=CPU,
     **options,
 ):
-    model = build(**options)
+    model = build(**options).to(device)
     engine = create(
-        kind, model, settings, sizes=sizes, group_size=group_size, padded=padded, cached=cached
+        kind,
+        model,
+        settings,
+        sizes=sizes,
+        group_size=group_size,
+        padded=padded,
+        cached=cached,
+        device=device,
     )
     if ranks:
         train = engine.train
         engine.train = lambda request: train(replace(request, ranks=ranks))
-    state = {name: p.detach().clone() for name, p in model.trainable().items()}
+    state = {name: p.detach().cpu().clone() for name, p in model.trainable().items()}
     loop = run_rounds(
         RunState(state),
         engine,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from fedclip import atomic
 
@@ -50,19 +51,24 @@ def machine() -> dict[str, Any]:
     if cpuinfo.exists():
         names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "processor": model,
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        **gpu,
         "system": platform.system(),
         "python": platform.python_version(),
     }
 
 
 def commit(checkout: Path = _CHECKOUT) -> str | None:
-    """The commit that was measured, marked `-dirty` when files differ; None outside a checkout."""
+    """The commit that was measured, marked `-dirty` when files differ.
+
+    Outside a checkout, such as on a machine that has a copy, what FEDCLIP_COMMIT says, or None.
+    """
     if not (checkout / ".git").exists():
-        return None
+        return os.environ.get("FEDCLIP_COMMIT")
     tracked = ["status", "--porcelain", "--untracked-files=no", "--", "src", "configs"]
     head, changed = (_git(checkout, *words) for words in (["rev-parse", "HEAD"], tracked))
     return f"{head}-dirty" if head and changed else head

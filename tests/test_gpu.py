@@ -1,0 +1,95 @@
+"""On a GPU the engines do the same work as on a CPU; skipped where there is none."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fedclip
+from fedclip.engines.batched import BatchedEngine
+from fedclip.errors import FedclipWarning
+from fedclip.experiment import resume
+from fedclip.federated.client import LocalSettings
+from tests.engines_help import BOTH, difference, rounds
+from tests.runs_help import StopAfter
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+GPU = torch.device("cuda")
+SETTINGS = LocalSettings(local_epochs=2, batch_size=8, schedule="cosine", proximal_mu=0.1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"targets": BOTH, "dropout": 0.2},
+        {"head": "linear", "ranks": {"a": 2, "d": 1}},
+        {"last": 1, "cached": True},
+        {"checkpointing": True},
+    ],
+    ids=str,
+)
+def test_the_engines_agree_with_the_cpu_in_float64(options):
+    model_only = {k: v for k, v in options.items() if k != "cached"}
+    expected = rounds("sequential", SETTINGS, count=2, dtype=torch.float64, **model_only)
+    for kind, padded in (("sequential", False), ("batched", True), ("batched", False)):
+        own = options if kind == "batched" else model_only
+        found = rounds(
+            kind, SETTINGS, count=2, dtype=torch.float64, device=GPU, padded=padded, **own
+        )
+        assert difference(found, expected) <= 1e-9, kind
+
+
+def test_bf16_is_near_fp32():
+    settings = LocalSettings(local_epochs=2, batch_size=8, learning_rate=1e-3, optimizer="sgd")
+    short = replace(settings, precision="bf16")
+    exact = rounds("batched", settings, padded=True, device=GPU, targets=BOTH)
+    for kind in ("batched", "sequential"):
+        found = rounds(kind, short, padded=True, device=GPU, targets=BOTH)
+        assert [r.steps for r in found.reports] == [r.steps for r in exact.reports]
+        for mine, theirs in zip(found.reports, exact.reports, strict=True):
+            assert mine.loss == pytest.approx(theirs.loss, rel=0.02)
+
+
+def test_a_group_that_does_not_fit_is_halved(monkeypatch):
+    """Memory that really runs out, by a limit of what this process may take of the GPU's."""
+    sizes = {str(i): 64 for i in range(64)}
+    settings = LocalSettings(batch_size=64)
+    options = {"sizes": sizes, "group_size": 64, "padded": True, "device": GPU}
+    whole = rounds("batched", settings, dtype=torch.float64, **options)
+    peak = torch.cuda.max_memory_reserved()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(GPU).total_memory
+    tried = []
+    train_group = BatchedEngine._train_group
+
+    def noted(self, ids, request):
+        tried.append(len(ids))
+        return train_group(self, ids, request)
+
+    monkeypatch.setattr(BatchedEngine, "_train_group", noted)
+    torch.cuda.set_per_process_memory_fraction(0.7 * peak / total)
+    try:
+        with pytest.warns(FedclipWarning, match=r"engine\.group_size is 32"):
+            halved = rounds("batched", settings, dtype=torch.float64, **options)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert tried == [64, 32, 32]
+    assert difference(halved, whole) <= 1e-9
+
+
+def test_a_run_ends_near_that_of_a_cpu_and_goes_on_after_a_stop(tmp_path):
+    config = {
+        "client": {"local_epochs": 2, "learning_rate": 5e-3},
+        "data": {"name": "digits"},
+        "federation": {"rounds": 3, "num_clients": 5},
+        "seed": 3,
+    }
+    on_cpu = fedclip.run({**config, "device": "cpu"}, output=tmp_path / "cpu")
+    whole = fedclip.run({**config, "device": "cuda"}, output=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fedclip.run({**config, "device": "cuda"}, output=tmp_path / "cut", listener=StopAfter(2))
+    resumed = resume(tmp_path / "cut")
+    assert on_cpu.summary["accuracy"] > on_cpu.summary["zero_shot_accuracy"]
+    for run in (whole, resumed):
+        assert run.summary["accuracy"] == pytest.approx(on_cpu.summary["accuracy"], abs=0.02)
