@@ -284,3 +284,30 @@ def test_nothing_touches_the_global_generator() -> None:
     low_rank.truncate(x, 4, generator=seeded())
     low_rank.set_rank(some(), 5, generator=seeded())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_ordered_rows_worked_by_hand() -> None:
+    # B A = diag(1, 4, 0): the second row holds the most, the third nothing.
+    x = Factors(torch.eye(3, 4, dtype=torch.float64), torch.zeros(5, 3, dtype=torch.float64))
+    x.b[0, 0], x.b[1, 1] = 1.0, 4.0
+    y = low_rank.ordered_rows(x)
+    torch.testing.assert_close(y.product(), x.product(), rtol=0, atol=1e-12)
+    lengths = torch.tensor([2.0, 1.0, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(y.a.norm(dim=1), lengths)
+    torch.testing.assert_close(
+        y.b.norm(dim=0), torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64), rtol=0, atol=1e-12
+    )
+    fresh = low_rank.ordered_rows(Factors(x.a, torch.zeros_like(x.b)))
+    assert torch.equal(fresh.a, x.a)
+
+
+@given(rank=st.integers(1, 5), seed=st.integers(0, 99))
+def test_the_first_ordered_rows_are_the_nearest_adapter(rank: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = Factors(
+        *(torch.randn(n, generator=generator, dtype=torch.float64) for n in ((5, 9), (7, 5)))
+    )
+    y = low_rank.ordered_rows(x)
+    torch.testing.assert_close(y.product(), x.product(), rtol=0, atol=1e-10)
+    cut, best = low_rank.resize(y, rank), low_rank.truncate(x, rank)
+    torch.testing.assert_close(cut.product(), best.product(), rtol=0, atol=1e-10)

@@ -248,6 +248,24 @@ def test_owners_average_is_not_diluted_by_those_who_lack_the_row():
     torch.testing.assert_close(results[0].state.shared[a][2], engine.sent[1, "b"][a][2], **TIGHT)
 
 
+@pytest.mark.parametrize("owners", [0.0, 1.0])
+def test_ordered_rows_keep_the_mean_and_give_lower_ranks_the_best_of_it(owners):
+    found = {}
+    for ordered in (0.0, 1.0):
+        options = {"average_owners": owners, "order_rows": ordered}
+        results, _ = rounds("hetlora", setting={"ranks": RANKS, "options": options})
+        found[ordered] = results[0].state.shared
+    for layer in SIDES:
+        a, b = names(layer)
+        product = found[0.0][b] @ found[0.0][a]
+        torch.testing.assert_close(found[1.0][b] @ found[1.0][a], product, **TIGHT)
+        u, s, vh = torch.linalg.svd(product)
+        for rank in range(1, RANK):
+            best = u[:, :rank] * s[:rank] @ vh[:rank]
+            cut = found[1.0][b][:, :rank] @ found[1.0][a][:rank]
+            torch.testing.assert_close(cut, best, **TIGHT)
+
+
 def test_flexlora_among_owners_is_the_product_of_rows_weighed_by_those_who_hold_them():
     kw = {"setting": {"ranks": RANKS, "options": {"average_owners": 1.0}}}
     results, engine = rounds("flexlora", **kw)

@@ -171,6 +171,9 @@ class FederationConfig(Section):
     average_owners: bool = Field(
         False, description="Average a row over the clients that hold it (hetlora, flexlora)."
     )
+    order_rows: bool = Field(
+        True, description="Turn the mean so that lower ranks get what matters most (hetlora)."
+    )
 
 
 class EngineConfig(Section):

@@ -138,6 +138,20 @@ def orthonormal_rows(x: Factors) -> Factors:
     return Factors(v.T, u * s)
 
 
+def ordered_rows(x: Factors) -> Factors:
+    """The same B A, its first rows holding the most: the first k are the nearest adapter of rank k.
+
+    The singular values are shared evenly between both factors. A row of A keeps at least a tenth
+    of the longest one's length, lest a direction in which B A is zero be lost to training; a
+    product of zero stays as it is.
+    """
+    u, s, v = svd(x)
+    if not bool(s[0] > 0):
+        return x
+    lengths = s.sqrt().clamp(min=s[0].sqrt() / 10)
+    return resize(Factors(v.T * lengths[:, None], u * (s / lengths)), x.a.shape[0])
+
+
 def resize(x: Factors, rank: int) -> Factors:
     """The first `rank` rows of A and columns of B, or zeros after those there are.
 

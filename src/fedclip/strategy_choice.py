@@ -95,6 +95,7 @@ def setting_of(parts: Parts | TaskParts) -> Setting:
             "q": federation.q,
             "ridge": federation.ridge,
             "average_owners": float(federation.average_owners),
+            "order_rows": float(federation.order_rows),
             "learning_rate": parts.config.client.learning_rate,
         },
     )

@@ -32,7 +32,7 @@ from fedclip.federated.strategies.base import (
     refuse_ranks,
 )
 from fedclip.federated.strategies.means import FFA
-from fedclip.low_rank import Factors, orthonormal_rows
+from fedclip.low_rank import Factors, ordered_rows, orthonormal_rows
 from fedclip.records import Cohort, RunState, TrainRequest
 
 
@@ -88,9 +88,11 @@ class HetLoRA(ProductStrategy):
     """Factors padded with zeros and averaged, clients weighted by the norm of their update.
 
     Cho et al. 2024 (arXiv:2401.06432): w_i = |s_i B_i A_i| / sum, over all layers; client i takes
-    the first r_i rows back. Without their pruning of ranks, which needs a regulariser in local
-    training. `federation.average_owners` averages a row over the clients that hold it (RBLA, Chen
-    et al. 2024, arXiv:2408.08699), so that rows of high index do not shrink.
+    the first r_i rows back. Their regulariser, which drives what matters into the first rows and
+    lets ranks be pruned, is not here: with `federation.order_rows` the server turns the mean, B A
+    unchanged, so that the first rows hold the most. `federation.average_owners` averages a row
+    over the clients that hold it (RBLA, Chen et al. 2024, arXiv:2408.08699), so that rows of high
+    index do not shrink.
     Bytes per client and round, up and down: 4 r_i (in + out) for each layer.
     """
 
@@ -107,11 +109,16 @@ class HetLoRA(ProductStrategy):
         self, layer: str, x: StackedLora, updates: Cohort, old: Factors, request: TrainRequest
     ) -> Factors:
         """The mean of the padded factors."""
-        scaling = self.setting.scalings[layer]
-        if self.setting.options.get("average_owners"):
+        scaling, options = self.setting.scalings[layer], self.setting.options
+        if options.get("average_owners"):
             ranks = held(self.setting, updates, x.a.shape[1])
-            return owner_mean(x, ranks, scaling=scaling, kept=old)
-        return mean_of_factors(x, scaling=scaling)
+            mean = owner_mean(x, ranks, scaling=scaling, kept=old)
+        else:
+            mean = mean_of_factors(x, scaling=scaling)
+        if not (self.setting.ranks and options.get("order_rows")):
+            return mean
+        turned = ordered_rows(Factors(mean.a.double(), mean.b.double()))
+        return Factors(turned.a.to(mean.a.dtype), turned.b.to(mean.b.dtype))
 
 
 class LoraFair(ProductStrategy):
