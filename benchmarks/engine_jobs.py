@@ -11,7 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from fedclip import CLIPLoRAWrapper, create_clip_model
-from fedclip.compute import keep_freed_memory, resolve_device, resolve_precision
+from fedclip.compute import (
+    keep_freed_memory,
+    product_dtype,
+    resolve_device,
+    resolve_precision,
+)
 from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.sequential import SequentialEngine
 from fedclip.engines.side_by_side import on_all_threads
@@ -75,6 +80,7 @@ def engine(
     *,
     group_size: int | None = None,
     cached: bool = False,
+    compiled: bool = False,
     sequential: bool = False,
     owned: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> Any:
@@ -91,7 +97,7 @@ def engine(
     common: Any = {"seed": 0, "device": DEVICE}
     if sequential:
         return SequentialEngine(model, pixels, labels, owned, settings, **common)
-    stacked = StackedClients(model, products=torch.bfloat16 if PRECISION == "bf16" else None)
+    stacked = StackedClients(model, products=product_dtype(PRECISION), compiled=compiled)
     inputs: Any = PixelInputs(pixels, DEVICE)
     if cached:
         inputs = FrozenInputs(stacked.frozen, pixels, device=DEVICE)
@@ -104,7 +110,7 @@ def engine(
             settings,
             images=inputs,
             group_size=group_size or clients,
-            padded=DEVICE.type != "cpu",
+            padded=compiled or DEVICE.type != "cpu",
             **common,
         )
     )

@@ -14,6 +14,7 @@ import resource
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,7 +62,10 @@ def main(
         ("rank", (4, 16, 64)),
         ("registered", (100, 10_000)),
     ):
-        grids[what] = {value: _run({"kind": what, "value": value})["peak"] for value in values}
+        cases = [{"kind": what, "value": value} for value in values]
+        with ThreadPoolExecutor(len(cases) if DEVICE.type == "cuda" else 1) as pool:
+            peaks = [found["peak"] for found in pool.map(_run, cases)]
+        grids[what] = dict(zip(values, peaks, strict=True))
         print(what, {value: f"{peak / 1e6:.0f} MB" for value, peak in grids[what].items()})
 
     def median(name: str, what: str) -> float:

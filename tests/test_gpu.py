@@ -29,15 +29,16 @@ SETTINGS = LocalSettings(local_epochs=2, batch_size=8, schedule="cosine", proxim
     ],
     ids=str,
 )
-def test_the_engines_agree_with_the_cpu_in_float64(options):
+def test_the_engines_agree_in_float64(options):
     model_only = {k: v for k, v in options.items() if k != "cached"}
-    expected = rounds("sequential", SETTINGS, count=2, dtype=torch.float64, **model_only)
-    for kind, padded in (("sequential", False), ("batched", True), ("batched", False)):
-        own = options if kind == "batched" else model_only
-        found = rounds(
-            kind, SETTINGS, count=2, dtype=torch.float64, device=GPU, padded=padded, **own
-        )
-        assert difference(found, expected) <= 1e-9, kind
+    common = {"count": 2, "dtype": torch.float64}
+    expected = rounds("sequential", SETTINGS, device=GPU, **common, **model_only)
+    for padded in (True, False):
+        found = rounds("batched", SETTINGS, device=GPU, padded=padded, **common, **options)
+        assert difference(found, expected) <= 1e-9
+    if not options.get("dropout"):  # a GPU draws other masks
+        on_cpu = rounds("sequential", SETTINGS, **common, **model_only)
+        assert difference(expected, on_cpu) <= 1e-9
 
 
 def test_bf16_is_near_fp32():

@@ -2,7 +2,8 @@
 
     python fedclip_batched.py <workload folder> <output json> [--compile]
 
-One process; torch uses as many threads as there are cores, its default. With `--compile` the
+One process; torch uses as many threads as there are cores, its default, or a GPU where there is
+one. With `--compile` the
 encoder layers are compiled first, as by `engine.compile: true`.
 """
 
@@ -10,15 +11,15 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from peer_task import write_outcome
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.peer_jobs.workload import open_for_fedclip
-from fedclip.compute import keep_freed_memory
+from fedclip.compute import keep_freed_memory, product_dtype, resolve_device, resolve_precision
 from fedclip.engines.batched import BatchedEngine
 from fedclip.engines.side_by_side import on_all_threads
 from fedclip.federated.server import run_rounds
@@ -27,31 +28,32 @@ from fedclip.models.inputs import PixelInputs
 from fedclip.models.stacked import StackedClients
 from fedclip.records import RunState
 
-CPU = torch.device("cpu")
-
 
 def main(folder: Path, output: Path, *, compiled: bool) -> None:
     """Run all rounds, all clients of a round in one group."""
     keep_freed_memory()  # as the command line does
     job = open_for_fedclip(folder)
+    device = resolve_device("auto")
+    precision = resolve_precision("auto", device)
+    model = job.model.to(device)
     engine = on_all_threads(
         BatchedEngine(
-            StackedClients(job.model, compiled=compiled),
+            StackedClients(model, products=product_dtype(precision), compiled=compiled),
             job.pixels,
             job.labels,
             job.clients,
-            job.settings,
-            images=PixelInputs(job.pixels, CPU),
+            replace(job.settings, precision=precision),
+            images=PixelInputs(job.pixels, device),
             group_size=len(job.clients),
             seed=job.seed,
-            device=CPU,
-            padded=compiled,
+            device=device,
+            padded=compiled or device.type != "cpu",
         )
     )
     round_seconds = []
     started = time.perf_counter()
     for result in run_rounds(
-        RunState(job.model.get_parameters()),
+        RunState(model.get_parameters()),
         engine,
         FedAvg(),
         clients={client_id: len(indices) for client_id, indices in job.clients.items()},

@@ -20,6 +20,9 @@ from transformers import CLIPModel
 
 State = dict[str, torch.Tensor]
 
+# A GPU where this environment's torch finds one; the products are then in bf16.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -63,6 +66,7 @@ class ClipClassifier(nn.Module):
         self.texts = nn.Buffer(job.text_features, persistent=False)
         self.scale = nn.Buffer(job.logit_scale, persistent=False)
         self.load_adapter(load_file(job.folder / "adapter.safetensors"))
+        self.to(DEVICE)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits `[batch, classes]` of normalised images."""
@@ -96,8 +100,8 @@ def load_job(folder: Path) -> Job:
         weight_decay=optimizer["weight_decay"],
         betas=(optimizer["betas"][0], optimizer["betas"][1]),
         lora=job["lora"],
-        images=(data["pixels"].float() / 255 - mean) / std,
-        labels=data["labels"],
+        images=((data["pixels"].float() / 255 - mean) / std).to(DEVICE),
+        labels=data["labels"].to(DEVICE),
         order=data["order"],
         text_features=data["text_features"],
         logit_scale=data["logit_scale"],
@@ -112,7 +116,9 @@ def train_client(model: ClipClassifier, job: Job, server_round: int, client: int
         parameters, lr=job.learning_rate, betas=job.betas, weight_decay=job.weight_decay
     )
     for batch in job.order[server_round - 1, client]:
-        loss = F.cross_entropy(model(job.images[batch]), job.labels[batch])
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
+            logits = model(job.images[batch])
+        loss = F.cross_entropy(logits.float(), job.labels[batch])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -131,5 +137,5 @@ def write_outcome(
         "versions": {name: version(name) for name in names},
     }
     output.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
-    tensors = {name: tensor.detach().contiguous() for name, tensor in adapter.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()}
     save_file(tensors, f"{output}.safetensors")

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from peer_task import ClipClassifier, load_job, train_client, write_outcome
+from peer_task import DEVICE, ClipClassifier, load_job, train_client, write_outcome
 
 
 def main(folder: Path, output: Path) -> None:
@@ -30,6 +30,8 @@ def main(folder: Path, output: Path) -> None:
             train_client(model, job, server_round, client)
             updates.append({name: tensor.clone() for name, tensor in model.adapter().items()})
         state = {name: torch.stack([u[name] for u in updates]).mean(dim=0) for name in state}
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
         round_seconds.append(time.perf_counter() - started)
     write_outcome(output, round_seconds, state)
 
