@@ -120,6 +120,18 @@ GOALS: dict[str, tuple[str, str, float, str, str]] = {
         "每轮字节与全参数之比",
     ),
 }
+# What is measured on a GPU alone, beside the goals' figures: what it is, in Chinese
+GPU_FILES = ("floor", "prefix", "scale", "memory")
+GPU_ALONE = {
+    "b32_8x32_vs_serial_peft": (
+        "ViT-B/32, 8 clients x 32 images: serial PEFT",
+        "ViT-B/32，8 客户端 x 32 图：PEFT 串行",
+    ),
+    "b32_8x32_vs_serial_peft_compiled": (
+        "the same, `engine.compile: true`",
+        "同上，`engine.compile: true`",
+    ),
+}
 WORDS = {
     "en": {
         "program": "program",
@@ -128,6 +140,8 @@ WORDS = {
         "yes": "yes",
         "no": "**no**",
         "about": "Medians, on {processor}, {cores} cores, {threads} threads; commit `{commit}`.",
+        "gpu": ("what", "on the GPU", "`figure`, file"),
+        "about_gpu": "{precision}, on {gpu}, torch {torch}; commit `{commit}`.",
     },
     "zh": {
         "program": "程序",
@@ -136,6 +150,8 @@ WORDS = {
         "yes": "是",
         "no": "**否**",
         "about": "中位数；{processor}，{cores} 核，{threads} 线程；提交 `{commit}`。",
+        "gpu": ("内容", "GPU 上", "`指标`，文件"),
+        "about_gpu": "{precision}；{gpu}，torch {torch}；提交 `{commit}`。",
     },
 }
 
@@ -144,7 +160,12 @@ def speed_tables(results: Path, language: str) -> dict[str, str]:
     """The page's tables by their mark."""
     files = {name for name, *_ in GOALS.values()}
     found = {name: json.loads((results / f"{name}.json").read_text("utf-8")) for name in files}
-    return {"peers": _peers(found["peers"], language), "goals": _goals(found, language)}
+    on_gpu = {n: json.loads((results / f"{n}_gpu.json").read_text("utf-8")) for n in GPU_FILES}
+    return {
+        "peers": _peers(found["peers"], language),
+        "goals": _goals(found, language),
+        "gpu": _gpu(on_gpu, language),
+    }
 
 
 def _peers(result: dict[str, Any], language: str) -> str:
@@ -163,6 +184,24 @@ def _peers(result: dict[str, Any], language: str) -> str:
         processor=result["machine"]["processor"],
         cores=result["machine"]["cores"],
         threads=result["details"]["threads"],
+        commit=result["commit"][:8],
+    )
+    return "\n".join([*lines, "", about])
+
+
+def _gpu(found: dict[str, Any], language: str) -> str:
+    words: dict[str, Any] = WORDS[language]
+    titles = {figure: goal[3:] for figure, goal in GOALS.items()} | GPU_ALONE
+    lines = [f"| {' | '.join(words['gpu'])} |", "|---|---:|---|"]
+    for file, result in found.items():
+        for figure, value in result["figures"].items():
+            title = titles[figure.removesuffix("_gpu")][language == "zh"]
+            digits = 4 if value < 0.01 else 2
+            lines.append(f"| {title} | {value:.{digits}f} | `{figure}`, `{file}_gpu.json` |")
+    about = words["about_gpu"].format(
+        precision=result["details"]["precision"],
+        gpu=result["machine"]["gpu"],
+        torch=result["versions"]["torch"],
         commit=result["commit"][:8],
     )
     return "\n".join([*lines, "", about])
