@@ -292,13 +292,23 @@ def test_ordered_rows_worked_by_hand() -> None:
     x.b[0, 0], x.b[1, 1] = 1.0, 4.0
     y = low_rank.ordered_rows(x)
     torch.testing.assert_close(y.product(), x.product(), rtol=0, atol=1e-12)
-    lengths = torch.tensor([2.0, 1.0, 0.2], dtype=torch.float64)
+    lengths = torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)
     torch.testing.assert_close(y.a.norm(dim=1), lengths)
     torch.testing.assert_close(
         y.b.norm(dim=0), torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64), rtol=0, atol=1e-12
     )
-    fresh = low_rank.ordered_rows(Factors(x.a, torch.zeros_like(x.b)))
-    assert torch.equal(fresh.a, x.a)
+    for small in (0.0, 1e-20):  # A keeps its size while there is hardly a product
+        y = low_rank.ordered_rows(Factors(x.a, x.b * small))
+        torch.testing.assert_close(y.a.norm(dim=1), torch.ones(3, dtype=torch.float64))
+        torch.testing.assert_close(y.product(), x.product() * small, rtol=1e-9, atol=0)
+
+
+def test_ordered_rows_beyond_a_side_are_zero() -> None:
+    x = some(out=2, inner=4, rank=3)
+    y = low_rank.ordered_rows(x)
+    assert (y.a.shape, y.b.shape) == (x.a.shape, x.b.shape)
+    assert not y.a[2].any()
+    assert distance(y.product(), x.product()) <= 1e-12
 
 
 @given(rank=st.integers(1, 5), seed=st.integers(0, 99))

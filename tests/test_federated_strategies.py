@@ -224,7 +224,8 @@ def test_a_client_of_lower_rank_starts_from_the_leading_part_of_the_state():
 
 
 def test_hetlora_weighs_by_the_norm_of_the_whole_update():
-    results, engine = rounds("hetlora", setting={"ranks": RANKS})
+    kw = {"setting": {"ranks": RANKS, "options": {"order_rows": 0.0}}}
+    results, engine = rounds("hetlora", **kw)
     squares = {}
     for client, rank in RANKS.items():
         sent = engine.sent[1, client]
@@ -241,7 +242,7 @@ def test_hetlora_weighs_by_the_norm_of_the_whole_update():
 
 
 def test_owners_average_is_not_diluted_by_those_who_lack_the_row():
-    kw = {"setting": {"ranks": RANKS, "options": {"average_owners": 1.0}}}
+    kw = {"setting": {"ranks": RANKS, "options": {"average_owners": 1.0, "order_rows": 0.0}}}
     results, engine = rounds("hetlora", **kw)
     a, _ = names(next(iter(SIDES)))
     # Only b holds the third row.
@@ -264,6 +265,15 @@ def test_ordered_rows_keep_the_mean_and_give_lower_ranks_the_best_of_it(owners):
             best = u[:, :rank] * s[:rank] @ vh[:rank]
             cut = found[1.0][b][:, :rank] @ found[1.0][a][:rank]
             torch.testing.assert_close(cut, best, **TIGHT)
+
+
+def test_rows_stay_where_every_client_has_all_of_them():
+    found = []
+    for ordered in (0.0, 1.0):
+        ranks = dict.fromkeys(SIZES, RANK)
+        results, _ = rounds("hetlora", setting={"ranks": ranks, "options": {"order_rows": ordered}})
+        found.append(results[-1].state.shared)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_flexlora_among_owners_is_the_product_of_rows_weighed_by_those_who_hold_them():

@@ -25,7 +25,12 @@ def test_worked_by_hand(library):
     assert times_transposed(x, weight, bias).tolist() == [[12.0, 19.0, 5.0]]
     rows = torch.tensor([[10.0, 20.0, 30.0]])
     assert times_transposed(x, weight, rows).tolist() == [[21.0, 37.0, 32.0]]
-    assert rows.tolist() == [[10.0, 20.0, 30.0]]
+    assert times_transposed(x, weight, bias, factor=2.0).tolist() == [[23.0, 36.0, 7.0]]
+    assert times_transposed(x, weight.t().contiguous().t(), factor=0.5).tolist() == [
+        [5.5, 8.5, 1.0]
+    ]
+    narrow = torch.tensor([[3.0, 4.0]])
+    assert times_transposed(x, narrow, bias[:1], factor=2.0).tolist() == [[23.0]]
 
 
 @h.settings(suppress_health_check=[h.HealthCheck.function_scoped_fixture], deadline=None)
@@ -34,10 +39,11 @@ def test_worked_by_hand(library):
     width=SIZES,
     out=SIZES,
     plus=st.sampled_from(["nothing", "bias", "rows"]),
+    factor=st.sampled_from([1.0, 1.702]),
     views=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_equals_the_product_in_float64(library, rows, width, out, plus, views, dtype):
+def test_equals_the_product_in_float64(library, rows, width, out, plus, factor, views, dtype):
     generator = torch.Generator().manual_seed(rows + 41 * width + 1681 * out)
 
     def draw(*shape):
@@ -46,12 +52,13 @@ def test_equals_the_product_in_float64(library, rows, width, out, plus, views, d
     x = draw(width, rows).t() if views else draw(rows, width)
     weight = draw(width, out).t() if views else draw(out, width)
     added = {"nothing": None, "bias": draw(out), "rows": draw(rows, out)}[plus]
-    expected = x.double() @ weight.double().t() + (0.0 if added is None else added.double())
-    found = times_transposed(x, weight, added)
+    expected = factor * x.double() @ weight.double().t()
+    if added is not None:
+        expected = expected + added.double()
+    found = times_transposed(x, weight, added, factor=factor)
     assert found.dtype == dtype
-    torch.testing.assert_close(
-        found.double(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12
-    )
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-14
+    assert (found.double() - expected).norm() <= tolerance * (expected.norm() + width**0.5)
 
 
 def test_onednn_is_found_where_torch_has_it():

@@ -141,14 +141,15 @@ def orthonormal_rows(x: Factors) -> Factors:
 def ordered_rows(x: Factors) -> Factors:
     """The same B A, its first rows holding the most: the first k are the nearest adapter of rank k.
 
-    The singular values are shared evenly between both factors. A row of A keeps at least a tenth
-    of the longest one's length, lest a direction in which B A is zero be lost to training; a
-    product of zero stays as it is.
+    The singular values are shared evenly between both factors, but no row of A is made shorter
+    than the rows of A are by their mean square: else a small product, as after a first round,
+    would leave B hardly any gradient. Where r exceeds a side of the layer, the rows beyond are
+    zero in both factors.
     """
     u, s, v = svd(x)
-    if not bool(s[0] > 0):
+    lengths = s.sqrt().clamp(min=x.a.square().sum(dim=1).mean().sqrt())
+    if not bool(lengths[0] > 0):
         return x
-    lengths = s.sqrt().clamp(min=s[0].sqrt() / 10)
     return resize(Factors(v.T * lengths[:, None], u * (s / lengths)), x.a.shape[0])
 
 

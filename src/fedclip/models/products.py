@@ -1,4 +1,4 @@
-"""The product of many rows with a frozen matrix, by the fastest library that torch has for it.
+"""The product of many rows with a frozen matrix, by oneDNN where it can do it.
 
 On a CPU torch gives fp32 products to MKL, which leaves AVX-512 unused on processors that are not
 Intel's. oneDNN, which torch carries as well, uses it there, and is then twice as fast.
@@ -6,28 +6,43 @@ Intel's. oneDNN, which torch carries as well, uses it there, and is then twice a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
 
 def times_transposed(
-    x: torch.Tensor, weight: torch.Tensor, plus: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    plus: torch.Tensor | None = None,
+    *,
+    factor: float = 1.0,
 ) -> torch.Tensor:
-    """`x W^T + plus` `[rows, out]` of x `[rows, in]` and W `[out, in]`, which may be a view.
+    """`factor x W^T + plus` `[rows, out]` of x `[rows, in]` and W `[out, in]`, which may be a view.
 
-    `plus` is a bias `[out]` or of the result's shape.
+    `plus` is a bias `[out]` or of the result's shape; the latter may be overwritten. For the
+    passes of autograd functions: there is no gradient, and autocast is not heeded.
     """
-    if _onednn_computes(x, weight):
-        return (_opaque if torch.compiler.is_compiling() else _by_onednn)(x, weight, plus)
-    return x @ weight.t() if plus is None else torch.addmm(plus, x, weight.t())
+    if not _onednn_computes(x, weight):
+        if plus is None:
+            y = x @ weight.t()
+            return y if factor == 1.0 else y.mul_(factor)
+        add = plus.addmm_ if plus.dim() == 2 else partial(torch.addmm, plus)
+        return add(x, weight.t(), alpha=factor)
+    product = _opaque if torch.compiler.is_compiling() else _by_onednn
+    if factor == 1.0:
+        return product(x, weight, plus)
+    if len(weight) > weight.shape[1]:  # the factor goes to the narrower side
+        return product(x * factor, weight, plus)
+    return product(x, weight, None if plus is None else plus / factor).mul_(factor)
 
 
 def _find_onednn() -> Any:
     """oneDNN's linear layer; None where this torch is without it, or has it in another form."""
     try:
         linear = torch.ops.mkldnn._linear_pointwise
-        one = torch.ones(2, 2)
+        one = torch.ones(2, 2, dtype=torch.float32, device="cpu")
         linear.binary(linear(one, one, one[0], "none", [], ""), one, one.t(), None, "add")
     except (AttributeError, RuntimeError, TypeError):
         return None

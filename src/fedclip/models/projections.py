@@ -178,17 +178,18 @@ def mlp(x: torch.Tensor, wide: Shared, narrow: Shared) -> torch.Tensor:
 
 
 class _Mlp(torch.autograd.Function):
-    """With u = 1.702 z the activation is silu(u) / 1.702, and the factors ride on narrow tensors.
+    """With u = 1.702 z the activation is silu(u) / 1.702, and both factors ride on the products.
 
     Only u is kept for the backward pass, in which the factors cancel.
     """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, wide: Shared, narrow: Shared) -> torch.Tensor:
-        u = times_transposed(x * QUICK_GELU, wide.weight, _scaled(wide.bias))
+        bias = None if wide.bias is None else wide.bias * QUICK_GELU
+        u = times_transposed(x, wide.weight, bias, factor=QUICK_GELU)
         ctx.wide, ctx.narrow = wide, narrow
         ctx.save_for_backward(u)
-        return times_transposed(F.silu(u), narrow.weight, _scaled(narrow.bias)).div_(QUICK_GELU)
+        return times_transposed(F.silu(u), *narrow, factor=1 / QUICK_GELU)
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
@@ -198,7 +199,3 @@ class _Mlp(torch.autograd.Function):
         back = times_transposed(g.contiguous(), ctx.narrow.weight.t())
         inner = torch.ops.aten.silu_backward(back, u)
         return times_transposed(inner, ctx.wide.weight.t()), None, None
-
-
-def _scaled(bias: torch.Tensor | None) -> torch.Tensor | None:
-    return None if bias is None else bias * QUICK_GELU

@@ -115,7 +115,9 @@ class HetLoRA(ProductStrategy):
             mean = owner_mean(x, ranks, scaling=scaling, kept=old)
         else:
             mean = mean_of_factors(x, scaling=scaling)
-        if not (self.setting.ranks and options.get("order_rows")):
+        # Nothing to order where every client has all rows.
+        least = min(self.setting.ranks.values(), default=len(mean.a))
+        if least >= len(mean.a) or not options.get("order_rows", 1.0):
             return mean
         turned = ordered_rows(Factors(mean.a.double(), mean.b.double()))
         return Factors(turned.a.to(mean.a.dtype), turned.b.to(mean.b.dtype))
