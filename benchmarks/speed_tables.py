@@ -198,12 +198,12 @@ def _gpu(found: dict[str, Any], language: str) -> str:
             title = titles[figure.removesuffix("_gpu")][language == "zh"]
             digits = 4 if value < 0.01 else 2
             lines.append(f"| {title} | {value:.{digits}f} | `{figure}`, `{file}_gpu.json` |")
-    about = words["about_gpu"].format(
-        precision=result["details"]["precision"],
-        gpu=result["machine"]["gpu"],
-        torch=result["versions"]["torch"],
-        commit=result["commit"][:8],
-    )
+    facts = {
+        (r["details"]["precision"], r["machine"]["gpu"], r["versions"]["torch"], r["commit"][:8])
+        for r in found.values()
+    }
+    ((precision, gpu, torch, commit),) = facts  # measured together
+    about = words["about_gpu"].format(precision=precision, gpu=gpu, torch=torch, commit=commit)
     return "\n".join([*lines, "", about])
 
 

@@ -146,14 +146,14 @@ def test_ranks_may_change_under_a_stacked_model():
 def test_compiled_gradients_with_dropout_are_the_same():
     def gradients(project):
         draw = torch.Generator().manual_seed(0)
-        x, weight, down, up = (
+        x, weight, down, up, bias = (
             torch.randn(shape, generator=draw, requires_grad=True)
-            for shape in ((6, 5), (4, 5), (2, 3, 5), (2, 4, 3))
+            for shape in ((6, 5), (4, 5), (2, 3, 5), (2, 4, 3), (4,))
         )
         mask = Mask(torch.rand(6, 5, generator=draw) > 0.3, 1.4)
-        shared = Shared(weight.detach(), None)
-        (y,) = project(x, [shared], [Factors(down, up)], None, [mask])
-        return torch.autograd.grad(y.square().sum(), (x, down, up))
+        shared = [Shared(weight.detach(), None), Shared(weight.detach() / 2, bias.detach())]
+        ys = project(x, shared, [Factors(down, up), None], None, [mask, None])
+        return torch.autograd.grad(sum(y.square().sum() for y in ys), (x, down, up))
 
     plain, compiled = gradients(projections.project), gradients(torch.compile(projections.project))
     for mine, theirs in zip(compiled, plain, strict=True):

@@ -59,6 +59,12 @@ def test_threads_change_nothing(options, always):
     assert [r.loss for r in one.reports] == pytest.approx([r.loss for r in other.reports], rel=1e-9)
 
 
+def test_threads_change_little_in_float32(always):
+    settings = LocalSettings(batch_size=8, local_epochs=2, learning_rate=1e-3)
+    one, other = (rounds(kind, settings, targets=BOTH) for kind in ("side by side", "sequential"))
+    assert difference(one, other) <= 1e-5
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_threads_do_what_strategies_ask(case, always):
     strategy, settings = CASES[case]

@@ -10,7 +10,7 @@ from fedclip.engines.batched import BatchedEngine
 from fedclip.errors import FedclipWarning
 from fedclip.experiment import resume
 from fedclip.federated.client import LocalSettings
-from tests.engines_help import BOTH, difference, rounds
+from tests.engines_help import BOTH, build, difference, rounds
 from tests.runs_help import StopAfter
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -44,12 +44,14 @@ def test_the_engines_agree_in_float64(options):
 def test_bf16_is_near_fp32():
     settings = LocalSettings(local_epochs=2, batch_size=8, learning_rate=1e-3, optimizer="sgd")
     short = replace(settings, precision="bf16")
+    start = build(targets=BOTH).get_parameters()
     exact = rounds("batched", settings, padded=True, device=GPU, targets=BOTH)
     for kind in ("batched", "sequential"):
         found = rounds(kind, short, padded=True, device=GPU, targets=BOTH)
-        assert [r.steps for r in found.reports] == [r.steps for r in exact.reports]
-        for mine, theirs in zip(found.reports, exact.reports, strict=True):
-            assert mine.loss == pytest.approx(theirs.loss, rel=0.02)
+        for name, before in start.items():
+            if "lora_B" in name:  # A has no gradient at first
+                way, wanted = (run.state.shared[name] - before for run in (found, exact))
+                assert (way - wanted).norm() <= 0.1 * wanted.norm(), name
 
 
 def test_a_group_that_does_not_fit_is_halved(monkeypatch):
@@ -57,6 +59,8 @@ def test_a_group_that_does_not_fit_is_halved(monkeypatch):
     sizes = {str(i): 64 for i in range(64)}
     settings = LocalSettings(batch_size=64)
     options = {"sizes": sizes, "group_size": 64, "padded": True, "device": GPU}
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     whole = rounds("batched", settings, dtype=torch.float64, **options)
     peak = torch.cuda.max_memory_reserved()
     torch.cuda.empty_cache()

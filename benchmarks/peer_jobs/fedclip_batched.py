@@ -2,9 +2,8 @@
 
     python fedclip_batched.py <workload folder> <output json> [--compile]
 
-One process; torch uses as many threads as there are cores, its default, or a GPU where there is
-one. With `--compile` the
-encoder layers are compiled first, as by `engine.compile: true`.
+One process, on a GPU where there is one; on a CPU torch uses as many threads as there are cores,
+its default. With `--compile` the encoder layers are compiled first, as by `engine.compile: true`.
 """
 
 from __future__ import annotations

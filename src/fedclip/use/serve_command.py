@@ -36,8 +36,10 @@ def serve(
             f"fedclip serve needs the package {error.name}; install it by "
             "`pip install 'fedclip[serve]'` (in a checkout `pip install -e '.[serve]'`)"
         ) from None
+    from fedclip.compute import return_freed_memory
     from fedclip.use.predictor import Predictor
 
+    return_freed_memory()  # between requests nobody needs it
     with _listening(host, port) as listener:  # a taken port is reported before the model is loaded
         app = create_app(Predictor.of_run(folder, labels), max_bytes=int(max_mb * 1e6))
         place = f"[{host}]" if ":" in host else host
