@@ -56,6 +56,13 @@ GOALS: dict[str, tuple[str, str, float, str, str]] = {
         "ViT-B/32 step over its FLOP floor",
         "ViT-B/32 一步与其 FLOP 下限之比",
     ),
+    "product_rate_over_matmul": (
+        "floor",
+        ">=",
+        1,
+        "rate of a frozen matrix's product over `torch.matmul`'s",
+        "冻结矩阵乘积与 `torch.matmul` 的速率之比",
+    ),
     "prefix_cache_speedup": (
         "prefix",
         ">=",
