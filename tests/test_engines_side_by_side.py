@@ -82,7 +82,17 @@ def test_the_same_bytes_each_time():
         assert torch.equal(tensor, other.state.shared[name]), name
 
 
-def test_a_client_that_fails_in_a_thread_is_named(always):
+@pytest.mark.parametrize("late", ["_0", "_1"])
+def test_the_client_named_in_a_failure_is_the_same_whichever_thread_is_first(
+    late, always, monkeypatch
+):
+    def slow(self, *args):
+        if threading.current_thread().name.endswith(late):
+            time.sleep(0.05)
+        return whole(self, *args)
+
+    whole = BatchedEngine._loss
+    monkeypatch.setattr(BatchedEngine, "_loss", slow)
     settings = LocalSettings(batch_size=8, learning_rate=1e30, max_grad_norm=None, optimizer="sgd")
     with pytest.raises(TrainingFailed, match="client b, round 1"):
         rounds("side by side", settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import replace
 from threading import Event
 
@@ -16,6 +16,7 @@ import torch
 
 from fedclip.compute import keep_freed_memory
 from fedclip.engines.batched import BatchedEngine
+from fedclip.errors import TrainingFailed
 from fedclip.records import Cohort, TrainRequest
 
 MOST_THREADS = 4
@@ -66,15 +67,21 @@ class SideBySide:
             torch.set_num_threads(each)
             passes = -(-len(part) // self._per_pass)
             engine = self._engine.part(-(-len(part) // passes), stop)
-            return list(engine.train(replace(request, client_ids=part)))
+            try:
+                return list(engine.train(replace(request, client_ids=part)))
+            except TrainingFailed:  # the others go on: timing must not decide who is named
+                raise
+            except BaseException:
+                stop.set()
+                raise
 
         started = time.perf_counter()
         try:
             with ThreadPoolExecutor(len(parts)) as pool:
                 futures = [pool.submit(alone, part) for part in parts]
                 try:
-                    wait(futures, return_when=FIRST_EXCEPTION)
-                finally:  # after a failure or Ctrl-C nobody waits for the others to finish
+                    wait(futures)
+                finally:  # after Ctrl-C nobody waits for the others to finish
                     stop.set()
         finally:
             torch.set_num_threads(self._threads)  # a part of it is the whole process's
