@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,7 +33,8 @@ CLASSES = ["cat", "dog", "car", "tree", "boat", "plane", "bird", "horse", "truck
 # A GPU where there is one, in the format that it is fastest in.
 DEVICE = resolve_device("auto")
 PRECISION = resolve_precision("auto", DEVICE)
-SUFFIX = "_gpu" if DEVICE.type == "cuda" else ""
+# Ends a result file's name and its figures': `BENCHMARK_SUFFIX=_zen4` for a second machine's.
+SUFFIX = os.environ.get("BENCHMARK_SUFFIX", "_gpu" if DEVICE.type == "cuda" else "")
 
 
 def build(

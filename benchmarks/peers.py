@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import write_result
+from benchmarks.engine_jobs import SUFFIX
 from benchmarks.peer_jobs.environments import PEERS_FOLDER, SCRIPTS, SERIAL, python_of
 from benchmarks.peer_jobs.workload import LARGE, SMALL, write_workload
 
@@ -107,9 +108,8 @@ def main(
         "programs": {s: {a.name: _facts(a) for a in arms.values()} for s, arms in found.items()},
     }
     if not without:
-        suffix = "_gpu" if ON_GPU else ""
-        figures = {name + suffix: value for name, value in _figures(found).items()}
-        Console().print(f"written to {write_result(f'peers{suffix}', figures, details)}")
+        figures = {name + SUFFIX: value for name, value in _figures(found).items()}
+        Console().print(f"written to {write_result(f'peers{SUFFIX}', figures, details)}")
 
 
 def _arms() -> list[Arm]:
