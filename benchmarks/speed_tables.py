@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,8 @@ GOALS: dict[str, tuple[str, str, float, str, str]] = {
         "每轮字节与全参数之比",
     ),
 }
+# Measured on a second machine as well, with `BENCHMARK_SUFFIX=_zen4`.
+SECOND, SECOND_FILES = "_zen4", ("peers", "floor")
 # What is measured on a GPU alone, beside the goals' figures: what it is, in Chinese
 GPU_FILES = ("floor", "prefix", "scale", "memory")
 GPU_ALONE = {
@@ -165,13 +168,16 @@ WORDS = {
 
 def speed_tables(results: Path, language: str) -> dict[str, str]:
     """The page's tables by their mark."""
-    files = {name for name, *_ in GOALS.values()}
-    found = {name: json.loads((results / f"{name}.json").read_text("utf-8")) for name in files}
-    on_gpu = {n: json.loads((results / f"{n}_gpu.json").read_text("utf-8")) for n in GPU_FILES}
+
+    def read(names: Iterable[str], suffix: str = "") -> dict[str, Any]:
+        return {n: json.loads((results / f"{n}{suffix}.json").read_text("utf-8")) for n in names}
+
+    found = read({name for name, *_ in GOALS.values()})
     return {
         "peers": _peers(found["peers"], language),
         "goals": _goals(found, language),
-        "gpu": _gpu(on_gpu, language),
+        "second": _goals(read(SECOND_FILES, SECOND), language, SECOND),
+        "gpu": _gpu(read(GPU_FILES, "_gpu"), language),
     }
 
 
@@ -214,11 +220,13 @@ def _gpu(found: dict[str, Any], language: str) -> str:
     return "\n".join([*lines, "", about])
 
 
-def _goals(found: dict[str, Any], language: str) -> str:
+def _goals(found: dict[str, Any], language: str, suffix: str = "") -> str:
     words: dict[str, Any] = WORDS[language]
     lines = [f"| {' | '.join(words['goal'])} |", "|---|---:|---:|---|---|"]
     for figure, (file, sense, goal, *titles) in GOALS.items():
-        value = found[file]["figures"][figure]
+        if file not in found:
+            continue
+        value = found[file]["figures"][figure + suffix]
         held = value >= goal if sense == ">=" else value <= goal
         digits = 4 if goal < 0.01 else 2
         sign = "≥" if sense == ">=" else "≤"
@@ -227,7 +235,7 @@ def _goals(found: dict[str, Any], language: str) -> str:
             f"{value:.{digits}f}",
             f"{sign} {goal:.{digits}f}",
             words["yes" if held else "no"],
-            f"`{figure}`, `{file}.json`",
+            f"`{figure}{suffix}`, `{file}{suffix}.json`",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
