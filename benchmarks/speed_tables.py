@@ -128,8 +128,7 @@ GOALS: dict[str, tuple[str, str, float, str, str]] = {
         "每轮字节与全参数之比",
     ),
 }
-# Measured on a second machine as well, with `BENCHMARK_SUFFIX=_zen4`.
-SECOND, SECOND_FILES = "_zen4", ("peers", "floor")
+SECOND = "_zen4"  # a second machine's files, measured with `BENCHMARK_SUFFIX=_zen4`
 # What is measured on a GPU alone, beside the goals' figures: what it is, in Chinese
 GPU_FILES = ("floor", "prefix", "scale", "memory")
 GPU_ALONE = {
@@ -172,11 +171,12 @@ def speed_tables(results: Path, language: str) -> dict[str, str]:
     def read(names: Iterable[str], suffix: str = "") -> dict[str, Any]:
         return {n: json.loads((results / f"{n}{suffix}.json").read_text("utf-8")) for n in names}
 
-    found = read({name for name, *_ in GOALS.values()})
+    files = {name for name, *_ in GOALS.values()}
+    found = read(files)
     return {
         "peers": _peers(found["peers"], language),
         "goals": _goals(found, language),
-        "second": _goals(read(SECOND_FILES, SECOND), language, SECOND),
+        "second": _goals(read(files, SECOND), language, SECOND),
         "gpu": _gpu(read(GPU_FILES, "_gpu"), language),
     }
 
@@ -224,8 +224,6 @@ def _goals(found: dict[str, Any], language: str, suffix: str = "") -> str:
     words: dict[str, Any] = WORDS[language]
     lines = [f"| {' | '.join(words['goal'])} |", "|---|---:|---:|---|---|"]
     for figure, (file, sense, goal, *titles) in GOALS.items():
-        if file not in found:
-            continue
         value = found[file]["figures"][figure + suffix]
         held = value >= goal if sense == ">=" else value <= goal
         digits = 4 if goal < 0.01 else 2
