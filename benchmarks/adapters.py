@@ -24,17 +24,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.captions import captions_figures
 from benchmarks.common import ROOT, mean_and_spread, write_result
-from fedclip import experiment
-from fedclip.assembly import assemble_tasks, for_task
+from fedclip.adapters.merge_search import Validation, search_weights
 from fedclip.config import Config
-from fedclip.config_io import load_config
-from fedclip.federated.merging import METHODS
-from fedclip.figures import evaluate_merged
-from fedclip.models.adapter_layers import read_lora, write_lora
-from fedclip.recipes import check_recipe, combine
+from fedclip.config.loading import load_config
+from fedclip.experiment import run as experiment
+from fedclip.experiment.build import assemble_tasks, for_task
+from fedclip.experiment.evaluate import evaluate_merged
+from fedclip.experiment.folder import RunFolder
+from fedclip.lora.merge_methods import METHODS
+from fedclip.models.adapter_merge import check_recipe, combine
+from fedclip.models.adapter_updates import read_lora, write_lora
 from fedclip.reports.progress import PlainProgress
-from fedclip.runs import RunFolder
-from fedclip.weight_search import Validation, search_weights
 
 CONFIG = ROOT / "configs" / "tasks.yaml"
 MODES = ("per_task", "shared+task", "shared")

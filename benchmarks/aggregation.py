@@ -22,8 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import write_result
-from fedclip.federated import algebra
-from fedclip.federated.algebra import StackedLora
+from fedclip.lora import aggregate as algebra
+from fedclip.lora.aggregate import StackedLora
 
 CLIENTS, RANK, SCALING = 100, 8, 2.0
 SIDES = [768] * 48 + [512] * 48

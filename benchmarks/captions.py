@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fedclip
 from benchmarks.common import ROOT, mean_and_spread, write_result
-from fedclip.config_io import load_config
+from fedclip.config.loading import load_config
 from fedclip.reports.progress import make_progress
 
 CONFIG = ROOT / "configs" / "captions.yaml"

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedclip import CLIPLoRAWrapper, create_clip_model
-from fedclip.compute import keep_freed_memory, product_dtype, resolve_device, resolve_precision
-from fedclip.engines.batched import BatchedEngine
-from fedclip.engines.sequential import SequentialEngine
-from fedclip.engines.side_by_side import on_all_threads
+from fedclip.device import keep_freed_memory, product_dtype, resolve_device, resolve_precision
 from fedclip.federated.client import LocalSettings
-from fedclip.models.inputs import FrozenInputs, PixelInputs
-from fedclip.models.products import times_transposed
-from fedclip.models.stacked import StackedClients
+from fedclip.federated.engines.batched import BatchedEngine
+from fedclip.federated.engines.sequential import SequentialEngine
+from fedclip.federated.engines.threads import on_all_threads
+from fedclip.models.stacked.clients import StackedClients
+from fedclip.models.stacked.frozen_matmul import times_transposed
+from fedclip.models.stacked.prefix_cache import FrozenInputs, PixelInputs
 from fedclip.records import TrainRequest
 
 keep_freed_memory()  # as the command line does

@@ -23,7 +23,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, write_result
-from fedclip.bench.figures import interval
+from fedclip.experiment.bench.statistics import interval
 
 DATA = ("digits", "fashion_mnist", "icons")
 # Parameters of ViT-B/32 and of LoRA on q, k, v, out of both towers, from `fedclip info`.

@@ -35,8 +35,8 @@ from benchmarks.engine_jobs import (
     train_round,
     wait,
 )
-from fedclip.compute import autocast
-from fedclip.models.text import ensemble
+from fedclip.device import autocast
+from fedclip.models.text_head import ensemble
 
 
 class Recipe:

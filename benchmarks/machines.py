@@ -29,23 +29,24 @@ from benchmarks.common import write_result
 from benchmarks.relay import Counted, Relay
 from fedclip import create_clip_model
 from fedclip.config import Config
-from fedclip.config_io import config_from_dict, dump_config
-from fedclip.deploy import keys, registry
+from fedclip.config.loading import config_from_dict, dump_config
 from fedclip.deploy.addresses import Address, free_port
-from fedclip.deploy.control import Control
-from fedclip.deploy.coordinate import APP
-from fedclip.deploy.processes import superlink
-from fedclip.deploy.run_files import DeployFiles
-from fedclip.deploy.server_run import DeployProgress, rounds
-from fedclip.deploy.site_config import SiteConfig
-from fedclip.deploy.supervised import Supervised, listening
-from fedclip.deploy.trainer import SiteTrainer
-from fedclip.engines.roster import Answer
-from fedclip.experiment import run
-from fedclip.message_sizes import expected_messages
+from fedclip.deploy.coordinator import registry
+from fedclip.deploy.coordinator.control import Control
+from fedclip.deploy.coordinator.coordinate import APP
+from fedclip.deploy.coordinator.rounds import DeployProgress, rounds
+from fedclip.deploy.coordinator.run_files import DeployFiles
+from fedclip.deploy.flower.commands import superlink
+from fedclip.deploy.flower.supervisor import Supervised, listening
+from fedclip.deploy.keys import folder as keys
+from fedclip.deploy.message_sizes import expected_messages
+from fedclip.deploy.messages import replies, requests
+from fedclip.deploy.remote.roster import Answer
+from fedclip.deploy.site.config import SiteConfig
+from fedclip.deploy.site.trainer import SiteTrainer
+from fedclip.experiment.folder import RunFolder
+from fedclip.experiment.run import run
 from fedclip.records import ClientReport, TrainRequest
-from fedclip.runs import RunFolder
-from fedclip.wire import replies, requests
 from scripts.federation import SITES, TEST, write_images
 
 EMPTY_SERVER = '''

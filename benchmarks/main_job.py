@@ -131,7 +131,7 @@ def _run_one(job: Job, work: Path, threads: int) -> dict[str, Any]:
         new = [config, *job.overrides, "--output", str(folder)]
         resumed = ["--resume", str(folder)]
         command = ["fedclip", "run", *(resumed if folder.exists() else new)]
-        program = "import sys; from fedclip.cli import main; sys.argv[0] = 'fedclip'; main()"
+        program = "import sys; from fedclip.cli.main import main; sys.argv[0] = 'fedclip'; main()"
         ran = subprocess.run(
             [sys.executable, "-c", program, *command[1:]],
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},

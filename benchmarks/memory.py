@@ -35,7 +35,7 @@ from benchmarks.engine_jobs import (
     engine,
     train_round,
 )
-from fedclip.federated.server import run_rounds
+from fedclip.federated.rounds import run_rounds
 from fedclip.federated.strategies import FedAvg
 from fedclip.records import RunState
 

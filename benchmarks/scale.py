@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import fedclip
 from benchmarks.common import write_result
 from benchmarks.engine_jobs import DEVICE, PRECISION, SUFFIX, VISION, build, client_ids, engine
-from fedclip.federated.server import run_rounds
+from fedclip.federated.rounds import run_rounds
 from fedclip.federated.strategies import FedAvg
 from fedclip.records import RunState
 
@@ -102,7 +102,7 @@ def _overhead_share() -> float:
 
 
 def _sampling_seconds() -> float:
-    from fedclip.federated.server import sample_clients
+    from fedclip.federated.rounds import sample_clients
 
     sizes = dict.fromkeys(client_ids(REGISTERED), 8)
     started = time.perf_counter()

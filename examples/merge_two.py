@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 
 import fedclip
-from fedclip.federated.merging import METHODS
-from fedclip.merge import merge
-from fedclip.models.adapter_layers import read_lora
+from fedclip.adapters.merge import merge
+from fedclip.adapters.merge_search import Validation
+from fedclip.lora.merge_methods import METHODS
+from fedclip.models.adapter_updates import read_lora
 from fedclip.reports.progress import Listener
-from fedclip.weight_search import Validation
 
 COMMON = {
     "client": {"local_epochs": 2, "learning_rate": 3e-3},

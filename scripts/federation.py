@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from fedclip.deploy import keys
 from fedclip.deploy.addresses import free_port
+from fedclip.deploy.keys import folder as keys
 
 SITES = {"north": (0, 500), "south": (500, 900), "west": (900, 1400)}
 TEST = (1400, 1797)

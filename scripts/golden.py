@@ -5,8 +5,8 @@
 
 Six runs (quickstart, groups of tasks, FLoRA, client ranks, two processes, Fed-SB resumed after a
 kill) by both sources on this machine, one after the other. Compared are `adapter_sha256` and the
-SHA-256 of `metrics.jsonl`, which holds no times. The earlier commit's figures are kept in `.golden/`,
-by commit and by the libraries' versions, since they hold for one machine and its libraries only.
+SHA-256 of `metrics.jsonl`, which holds no times. The earlier commit's figures are kept in
+`.golden/`, by commit and by the libraries' versions: they hold for one machine and its libraries.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from fedclip.config import Config
-from fedclip.config_words import default_words, expected, named_section_of, section_of
+from fedclip.config.wording import default_words, expected, named_section_of, section_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference-configuration.md"
 

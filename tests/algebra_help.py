@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedclip.federated.algebra import StackedLora
+from fedclip.lora.aggregate import StackedLora
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
 SIDES = ((6, 9), (9, 6), (7, 7))  # out, in: like fc2, fc1 and q_proj

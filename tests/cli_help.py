@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from fedclip.config import Config
-from fedclip.runs import RunFolder
+from fedclip.experiment.folder import RunFolder
 
 
 class Experiment(types.ModuleType):
-    """Stands in for fedclip.experiment and fedclip.inspection, and records how it was called."""
+    """Stands in for `experiment.run` and `adapters.inspect`, and records how it was called."""
 
     def __init__(self) -> None:
-        super().__init__("fedclip.experiment")
+        super().__init__("fedclip.experiment.run")
         self.calls: list[tuple[Any, ...]] = []
         self.failure: BaseException | None = None
 

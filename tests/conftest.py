@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedclip import cli
+from fedclip.cli import main as cli
 from tests.runs_help import CONFIG
 
 Command = Callable[..., tuple[int, str, str]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedclip.config import DataConfig
-from fedclip.data.federation import FederatedData, load_federated
+from fedclip.data.federated_data import FederatedData, load_federated
 from fedclip.data.source import FileImages, ImageSource
 
 SIZE = 8

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedclip.deploy.addresses import Address
-from fedclip.deploy.keys import SERVER, SERVER_KEY
+from fedclip.deploy.keys.folder import SERVER, SERVER_KEY
 
 
 class Health(http.server.BaseHTTPRequestHandler):

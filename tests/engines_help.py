@@ -6,16 +6,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fedclip.compute import product_dtype
-from fedclip.engines.batched import BatchedEngine
-from fedclip.engines.sequential import SequentialEngine
-from fedclip.engines.side_by_side import SideBySide
-from fedclip.federated.server import run_rounds
+from fedclip.device import product_dtype
+from fedclip.federated.engines.batched import BatchedEngine
+from fedclip.federated.engines.sequential import SequentialEngine
+from fedclip.federated.engines.threads import SideBySide
+from fedclip.federated.rounds import run_rounds
 from fedclip.federated.strategies import FedAvg
-from fedclip.models.base import base_folder
 from fedclip.models.clip import create_clip_model
-from fedclip.models.inputs import FrozenInputs, PixelInputs
-from fedclip.models.stacked import StackedClients
+from fedclip.models.pretrained import base_folder
+from fedclip.models.stacked.clients import StackedClients
+from fedclip.models.stacked.prefix_cache import FrozenInputs, PixelInputs
 from fedclip.records import RunState
 
 CPU = torch.device("cpu")

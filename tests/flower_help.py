@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedclip.deploy import keys, registry
 from fedclip.deploy.addresses import Address, free_port
-from fedclip.deploy.control import Control
-from fedclip.deploy.processes import LARGEST_MESSAGE, superlink, supernode
-from fedclip.deploy.supervised import FOR_NODES, BackOff, Supervised, joined, listening
+from fedclip.deploy.coordinator import registry
+from fedclip.deploy.coordinator.control import Control
+from fedclip.deploy.flower.commands import LARGEST_MESSAGE, superlink, supernode
+from fedclip.deploy.flower.supervisor import FOR_NODES, BackOff, Supervised, joined, listening
+from fedclip.deploy.keys import folder as keys
 
 PATIENCE = 90.0
 
@@ -49,8 +50,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from fedclip.engines.flower import FlowerMail
-from fedclip.engines.flower_record import bytes_of, record_of
+from fedclip.deploy.flower.mail import FlowerMail
+from fedclip.deploy.flower.record import bytes_of, record_of
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp

@@ -12,14 +12,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fedclip.config import Config
-from fedclip.config_io import config_from_dict, dump_config
-from fedclip.deploy.run_files import DeployFiles
-from fedclip.deploy.server_run import DeployProgress, rounds
-from fedclip.deploy.site_config import SiteConfig
-from fedclip.deploy.trainer import SiteTrainer
-from fedclip.engines.roster import Answer
-from fedclip.experiment import Run
-from fedclip.runs import RunFolder
+from fedclip.config.loading import config_from_dict, dump_config
+from fedclip.deploy.coordinator.rounds import DeployProgress, rounds
+from fedclip.deploy.coordinator.run_files import DeployFiles
+from fedclip.deploy.remote.roster import Answer
+from fedclip.deploy.site.config import SiteConfig
+from fedclip.deploy.site.trainer import SiteTrainer
+from fedclip.experiment.folder import RunFolder
+from fedclip.experiment.run import Run
 
 NAMES = ("north", "south", "west")
 SIZES = {"north": 24, "south": 16, "west": 30}

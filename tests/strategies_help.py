@@ -2,9 +2,9 @@
 
 import torch
 
-from fedclip.federated.server import run_rounds
+from fedclip.federated.rounds import run_rounds
 from fedclip.federated.strategies import Setting, create_strategy
-from fedclip.models.lora import at_rank
+from fedclip.models.peft_lora import at_rank
 from fedclip.records import ClientReport, Cohort, RunState
 from fedclip.seeding import seed_for
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 import fedclip as package
 from fedclip.errors import UsageError
+from fedclip.experiment.folder import RunFolder
 from fedclip.models.clip import create_clip_model
-from fedclip.runs import RunFolder
 from tests.conftest import Command
 
 SMALL = """
@@ -173,7 +173,7 @@ def test_a_full_disk_ends_with_1_and_loses_nothing(
         append_line(target, line)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedclip.atomic.append_line", full)
+        patch.setattr("fedclip.files.append_line", full)
         code, _, err = fedclip("run", config, "--output", tmp_path / "run")
     assert code == 1
     assert "No space left on device" in err

@@ -14,14 +14,14 @@ import pytest
 import yaml
 from scipy import stats
 
-from fedclip.bench import command, schedule
-from fedclip.bench.figures import arm_figures, interval, time_to_share, total_bytes
-from fedclip.bench.grid import load_grid
-from fedclip.bench.plan import Cell, Plan, make_plan
-from fedclip.bench.result import commit
-from fedclip.bench.runner import Failed, Finished, Outcome, ProcessRunner
-from fedclip.bench.schedule import choose, run_grid, slots_for
 from fedclip.errors import UsageError
+from fedclip.experiment.bench import command, schedule
+from fedclip.experiment.bench.grid import load_grid
+from fedclip.experiment.bench.plan import Cell, Plan, make_plan
+from fedclip.experiment.bench.result import commit
+from fedclip.experiment.bench.runner import Failed, Finished, Outcome, ProcessRunner
+from fedclip.experiment.bench.schedule import choose, run_grid, slots_for
+from fedclip.experiment.bench.statistics import arm_figures, interval, time_to_share, total_bytes
 from tests.conftest import Command
 
 ROOT = Path(__file__).parents[1]

@@ -15,15 +15,15 @@ from transformers import AutoTokenizer
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 import fedclip
-from fedclip.assembly import assemble
-from fedclip.config_io import config_from_dict
+from fedclip.adapters.inspect import evaluate, info
+from fedclip.config.loading import config_from_dict
 from fedclip.evaluation.retrieval import before_match, find, recall
-from fedclip.experiment import resume
+from fedclip.experiment.build import assemble
+from fedclip.experiment.run import resume
 from fedclip.federated.client import LocalSettings, batches_of
-from fedclip.federated.objectives import contrastive_loss
-from fedclip.inspection import evaluate, info
-from fedclip.models.base import base_folder
+from fedclip.federated.losses import contrastive_loss
 from fedclip.models.clip import create_clip_model
+from fedclip.models.pretrained import base_folder
 from fedclip.reports.progress import Listener
 from fedclip.seeding import seed_for
 from tests.captions_help import picture, rows_of, write_pairs
@@ -296,8 +296,8 @@ def test_what_comes_after_a_run(finished, fedclip, tmp_path):
 def test_a_served_run_takes_labels(finished):
     pytest.importorskip("fastapi")
     client = pytest.importorskip("starlette.testclient")
-    from fedclip.use.predictor import Predictor
-    from fedclip.use.server import create_app
+    from fedclip.adapters.predict import Predictor
+    from fedclip.adapters.serve.app import create_app
 
     app = client.TestClient(create_app(Predictor.of_run(finished), max_bytes=10**6))
     body = finished.parent / "red.png"

@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from fedclip.use.run_card import run_card
+from fedclip.adapters.card import run_card
 from tests.conftest import Command
 
 

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 import fedclip
-from fedclip.assembly import assemble
-from fedclip.config_io import config_from_dict
+from fedclip.config.loading import config_from_dict
+from fedclip.experiment.build import assemble
 from fedclip.reports.progress import Listener
 from fedclip.seeding import seed_for
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedclip.errors import FedclipError, TrainingFailed
-from fedclip.runs import RunFolder
+from fedclip.experiment.folder import RunFolder
 from tests.cli_help import Experiment
 from tests.conftest import Command
 

@@ -99,7 +99,7 @@ def test_help_and_version(fedclip: Command) -> None:
 def test_a_closed_pipe_is_no_traceback(config: Path) -> None:
     code = (
         "import sys; sys.argv = ['fedclip', 'validate'] + [sys.argv[1]] * 2000;"
-        "from fedclip.cli import main; main()"
+        "from fedclip.cli.main import main; main()"
     )
     command = [sys.executable, "-c", code, str(config)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

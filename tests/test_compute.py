@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedclip import compute
+from fedclip import device as compute
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any, get_args
 import pytest
 
 from fedclip.config import Config, LoraConfig, OptimizerConfig
-from fedclip.config_io import config_from_dict, dump_config, load_config, validate_model
-from fedclip.config_words import known_keys, section_of
-from fedclip.engine_choice import ENGINES
+from fedclip.config.loading import config_from_dict, dump_config, load_config, validate_model
+from fedclip.config.wording import known_keys, section_of
 from fedclip.errors import FedclipWarning, UsageError
+from fedclip.experiment.engine import ENGINES
 from fedclip.federated.strategies import STRATEGIES
 
 

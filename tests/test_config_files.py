@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedclip.config_io import dump_config, load_config
+from fedclip.config.loading import dump_config, load_config
 from fedclip.errors import UsageError
 
 GUIDE = """\

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedclip.config_io import config_from_dict, dump_config, load_config
+from fedclip.config.loading import config_from_dict, dump_config, load_config
 from fedclip.errors import UsageError
 
 TASKS = {"a": {"name": "digits"}, "b": {"name": "icons"}}

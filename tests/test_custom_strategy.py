@@ -9,12 +9,12 @@ import torch
 from scipy.stats import trim_mean
 
 import fedclip
-from fedclip.config_io import config_from_dict
+from fedclip.config.loading import config_from_dict
 from fedclip.errors import UsageError
-from fedclip.experiment import resume
-from fedclip.federated.server import bytes_down
+from fedclip.experiment.run import resume
+from fedclip.federated.rounds import bytes_down
 from fedclip.federated.strategies import create_strategy
-from fedclip.federated.strategies.composed import ServerOptimizer
+from fedclip.federated.strategies.wrappers import ServerOptimizer
 from fedclip.federated.updates import Updates
 from fedclip.records import ClientReport, Cohort, RunState, TrainRequest
 from tests.runs_help import StopAfter, contents, with_

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedclip.data.augment import affine
+from fedclip.federated.augment import affine
 
 
 def pictures(count):

@@ -11,7 +11,7 @@ import pytest
 
 from fedclip.data import cache as cache_module
 from fedclip.data.cache import PixelCache, cache_folder
-from fedclip.data.images import decode
+from fedclip.data.decode import decode
 from fedclip.data.source import ArrayImages, FileImages
 from fedclip.errors import FedclipError, UsageError
 from tests.data_help import SIZE, source_of, to_pixels

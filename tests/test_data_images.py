@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedclip.data.images import decode
+from fedclip.data.decode import decode
 from fedclip.data.rgb import open_rgb, to_rgb
 from fedclip.data.source import ArrayImages, FileImages, ImageSource
 from fedclip.errors import UsageError
@@ -150,7 +150,7 @@ def test_progress_counts_every_image():
 
 
 def test_large_pictures_make_small_chunks(monkeypatch):
-    monkeypatch.setattr("fedclip.data.images.CHUNK_PIXELS", 3 * SIZE * SIZE)
+    monkeypatch.setattr("fedclip.data.decode.CHUNK_PIXELS", 3 * SIZE * SIZE)
     sizes = []
 
     def counted(images):

@@ -10,13 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedclip.assembly import with_absolute_paths
 from fedclip.config import DataConfig
-from fedclip.config_io import config_from_dict
+from fedclip.config.loading import config_from_dict
 from fedclip.data.captions import with_captions
 from fedclip.data.datasets import load_source
-from fedclip.data.federation import load_federated
+from fedclip.data.federated_data import load_federated
 from fedclip.errors import FedclipWarning, UsageError
+from fedclip.experiment.build import with_absolute_paths
 from tests.captions_help import picture, rows_of, write_pairs
 from tests.data_help import all_unique, everything, to_pixels
 

@@ -8,10 +8,10 @@ import struct
 import numpy as np
 import pytest
 
-from fedclip.data import sources_builtin
 from fedclip.data.datasets import SOURCES, load_source
 from fedclip.data.prompts import PROMPTS, check_templates, clean_class_name
 from fedclip.data.source import some
+from fedclip.data.sources import builtin as sources_builtin
 from fedclip.errors import UsageError
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from fedclip.deploy import keys
 from fedclip.deploy.addresses import Address, free_port, is_free
-from fedclip.deploy.endings import explain
-from fedclip.deploy.processes import flower_environment, settings_text, superlink, supernode
+from fedclip.deploy.flower.commands import flower_environment, settings_text, superlink, supernode
+from fedclip.deploy.flower.exit_reasons import explain
+from fedclip.deploy.keys import folder as keys
 from fedclip.errors import UsageError
 
 HERE = Address("127.0.0.1", 8000)
 FAR = Address("coordinator.example.org", 8000)
-PROGRAM = (sys.executable, "-P", "-m", "fedclip.deploy.flower_process")
+PROGRAM = (sys.executable, "-P", "-m", "fedclip.deploy.flower.process")
 
 
 def option(arguments: tuple[str, ...], name: str) -> str:
@@ -208,7 +208,7 @@ def test_the_command_to_register_names_the_site() -> None:
 
 def test_codes_are_flowers_own() -> None:
     flower = pytest.importorskip("flwr.supercore.exit.exit_code")
-    from fedclip.deploy.endings import _CODES
+    from fedclip.deploy.flower.exit_reasons import _CODES
 
     known = {value for value in vars(flower.ExitCode).values() if isinstance(value, int)}
     assert set(_CODES) <= known

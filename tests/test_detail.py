@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedclip as package
-from fedclip import inspection
-from fedclip.evaluation.detail import (
+from fedclip.adapters import inspect as inspection
+from fedclip.evaluation.breakdown import (
     Answers,
     class_rows,
     confusion,
@@ -21,7 +21,7 @@ from fedclip.evaluation.detail import (
     macro_f1,
     reliability,
 )
-from fedclip.reports.detail_plots import plots
+from fedclip.reports.breakdown_plots import plots
 from tests.conftest import Command
 from tests.runs_help import with_
 

@@ -13,7 +13,7 @@ import pytest
 import typer
 import yaml
 
-from fedclip import cli
+from fedclip.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "deploy/docker"

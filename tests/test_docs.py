@@ -26,8 +26,8 @@ import typer
 from omegaconf import OmegaConf
 from PIL import Image
 
-from fedclip import cli
-from fedclip.config_io import load_config
+from fedclip.cli import main as cli
+from fedclip.config.loading import load_config
 
 ROOT = Path(__file__).parents[1]
 CODE = ("bash", "python", "yaml")

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from fedclip import CLIPLoRAWrapper
+from fedclip.adapters.inspect import info
 from fedclip.config import Config
-from fedclip.config_io import config_from_dict, load_config
-from fedclip.data.federation import load_federated
+from fedclip.config.loading import config_from_dict, load_config
+from fedclip.data.federated_data import load_federated
 from fedclip.errors import UsageError
 from fedclip.federated.strategies import STRATEGIES
-from fedclip.federated.strategies.composed import Ditto, Scaffold, ServerOptimizer
-from fedclip.federated.strategies.dynamic import DynamicRanks
-from fedclip.inspection import info
+from fedclip.federated.strategies.dynamic_ranks import DynamicRanks
+from fedclip.federated.strategies.wrappers import Ditto, Scaffold, ServerOptimizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from fedclip.engines.batched import BatchedEngine
-from fedclip.engines.memory import choose_group_size
 from fedclip.errors import FedclipWarning, TrainingFailed
 from fedclip.federated.client import LocalSettings
-from fedclip.models import projections
-from fedclip.models.projections import Factors, Mask, Shared
-from fedclip.models.stacked import StackedClients
+from fedclip.federated.engines.batched import BatchedEngine
+from fedclip.federated.engines.memory import choose_group_size
+from fedclip.models.stacked import low_rank_linear as projections
+from fedclip.models.stacked.clients import StackedClients
+from fedclip.models.stacked.low_rank_linear import Factors, Mask, Shared
 from fedclip.records import TrainRequest
 from tests.engines_help import (
     BOTH,

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip.engines import side_by_side
-from fedclip.engines.batched import BatchedEngine
-from fedclip.engines.side_by_side import LOPSIDED, deal, together
 from fedclip.errors import TrainingFailed
 from fedclip.federated.client import LocalSettings
+from fedclip.federated.engines import threads as side_by_side
+from fedclip.federated.engines.batched import BatchedEngine
+from fedclip.federated.engines.threads import LOPSIDED, deal, together
 from fedclip.records import ClientReport, Cohort
 from tests.engines_help import BOTH, difference, rounds
 from tests.test_engines_strategies import CASES

@@ -5,9 +5,9 @@ import torch
 
 from fedclip.federated.client import LocalSettings
 from fedclip.federated.strategies import Setting, create_strategy
-from fedclip.federated.strategies.composed import Ditto, Scaffold
-from fedclip.federated.strategies.dynamic import DynamicRanks, RankPlan
-from fedclip.models.lora import scalings
+from fedclip.federated.strategies.dynamic_ranks import DynamicRanks, RankPlan
+from fedclip.federated.strategies.wrappers import Ditto, Scaffold
+from fedclip.models.peft_lora import scalings
 from tests.engines_help import BOTH, rounds
 
 ADAMW = LocalSettings(batch_size=8, learning_rate=1e-3)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedclip.evaluation.accuracy import score, spread
-from fedclip.models.inputs import PixelInputs
+from fedclip.models.stacked.prefix_cache import PixelInputs
 from tests.toys import CPU, Toy, toy_data
 
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 import fedclip
-from fedclip import weight_search
-from fedclip.federated.aggregation import weighted_mean
+from fedclip.adapters import merge_search as weight_search
 from fedclip.federated.client import local_train
-from fedclip.federated.merging import METHODS
+from fedclip.federated.running_mean import weighted_mean
+from fedclip.lora.merge_methods import METHODS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -7,9 +7,9 @@ import random
 import pytest
 
 import fedclip
-from fedclip import experiment
 from fedclip.errors import FedclipError, TrainingFailed, UsageError
-from fedclip.runs import RunFolder
+from fedclip.experiment import run as experiment
+from fedclip.experiment.folder import RunFolder
 from tests.runs_help import CONFIG, StopAfter, contents, with_
 
 
@@ -85,7 +85,7 @@ def test_ten_kills_at_random_moments_change_nothing(undisturbed, tmp_path):
     folder.mkdir()
     (folder / "config.yaml").write_bytes((undisturbed.folder / "config.yaml").read_bytes())
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedclip.experiment", "fedclip.inspection"])
+    context.set_forkserver_preload(["fedclip.experiment.run", "fedclip.adapters.inspect"])
     moments, kills = random.Random(0), 0
     whole = undisturbed.summary["seconds"]
     for attempt in range(200):
@@ -160,7 +160,7 @@ def test_a_full_disk_keeps_the_last_good_state(undisturbed, tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedclip.atomic.write_synced", full)
+        patch.setattr("fedclip.files.write_synced", full)
         with pytest.raises(FedclipError, match=r"No space left.*last good state is kept") as caught:
             experiment.resume(folder)
     assert caught.value.exit_code == 1

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPModel, pipeline
 
 import fedclip as package
-from fedclip import inspection
+from fedclip.adapters import inspect as inspection
+from fedclip.adapters.export import export
 from fedclip.errors import FedclipError, UsageError
-from fedclip.export import export
-from fedclip.models import onnx_files
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
+from fedclip.models.export import onnx as onnx_files
 from tests.conftest import Command
 from tests.models_help import BOTH, FULL, NAMES, shaken, some_pixels
 from tests.runs_help import with_

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip.federated import algebra
-from fedclip.federated.algebra import StackedLora
-from fedclip.low_rank import Factors, resize, singular_frame
+from fedclip.lora import aggregate as algebra
+from fedclip.lora.aggregate import StackedLora
+from fedclip.lora.factors import Factors, resize, singular_frame
 from tests.algebra_help import SIDES, TOLERANCE, cohort, distance, exact_mean, seeded
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from fedclip.federated import algebra
-from fedclip.federated.algebra import StackedLora
-from fedclip.low_rank import Factors, pad, truncate
+from fedclip.lora import aggregate as algebra
+from fedclip.lora.aggregate import StackedLora
+from fedclip.lora.factors import Factors, pad, truncate
 from tests.algebra_help import cohort, distance, exact_mean, seeded
 
 

@@ -9,11 +9,11 @@ from typing import TypeVar
 import pytest
 import torch
 
-from fedclip.federated import algebra
-from fedclip.federated.algebra import StackedLora
-from fedclip.low_rank import Factors, norm
+from fedclip.lora import aggregate as algebra
+from fedclip.lora.aggregate import StackedLora
+from fedclip.lora.factors import Factors, norm
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
-from fedclip.models.lora import factor_names, lora_layers
+from fedclip.models.peft_lora import factor_names, lora_layers
 from tests.algebra_help import distance, exact_mean, seeded
 from tests.models_help import NAMES, shaken, some_pixels
 

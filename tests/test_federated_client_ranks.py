@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip.config_io import config_from_dict, dump_config, load_config
+from fedclip.config.loading import config_from_dict, dump_config, load_config
 from fedclip.errors import UsageError
 from fedclip.federated.client_ranks import client_ranks, rank_for_memory, ranks_for_memory
 from fedclip.federated.traffic import Layer

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fedclip.federated.strategies import create_strategy
-from fedclip.federated.strategies.composed import Ditto, Scaffold, ServerOptimizer
-from fedclip.federated.strategies.dynamic import DynamicRanks, RankPlan
+from fedclip.federated.strategies.dynamic_ranks import DynamicRanks, RankPlan
 from fedclip.federated.strategies.server_optimizers import server_step
+from fedclip.federated.strategies.wrappers import Ditto, Scaffold, ServerOptimizer
 from fedclip.federated.updates import Updates
-from fedclip.low_rank import svd
+from fedclip.lora.factors import svd
 from fedclip.records import ClientReport, Cohort, RunState, TrainRequest
 from tests.strategies_help import (
     RANK,
@@ -252,7 +252,7 @@ def test_spectra_are_taken_only_where_they_are_read(schedule, decomposed, monkey
     """No rank may change in the first round: only the importance is smoothed over all of them."""
     seen = []
     monkeypatch.setattr(
-        "fedclip.federated.strategies.dynamic.svd", lambda x: seen.append(x) or svd(x)
+        "fedclip.federated.strategies.dynamic_ranks.svd", lambda x: seen.append(x) or svd(x)
     )
     plan = RankPlan(10, schedule=schedule, warmup=0.5)
     rounds(DynamicRanks(setting(), plan, exact=False), total=10)

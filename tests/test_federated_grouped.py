@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip.federated.server import run_rounds
+from fedclip.federated.rounds import run_rounds
 from fedclip.federated.strategies import create_strategy
-from fedclip.federated.strategies.grouped import (
+from fedclip.federated.strategies.groups import (
     Clustered,
     Grouped,
     SharedAndTask,

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip import low_rank, subspace
-from fedclip.low_rank import Factors
+from fedclip.lora import factors as low_rank
+from fedclip.lora import randomized_svd as subspace
+from fedclip.lora.factors import Factors
 from tests.algebra_help import SIDES, TOLERANCE, distance, seeded
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

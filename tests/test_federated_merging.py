@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from fedclip.federated.merging import (
+from fedclip.lora.factors import Factors
+from fedclip.lora.merge_methods import (
     METHODS,
     Merged,
     dare,
@@ -22,7 +23,6 @@ from fedclip.federated.merging import (
     ties,
     trim,
 )
-from fedclip.low_rank import Factors
 from tests.algebra_help import distance, seeded
 
 WEIGHTS = [0.5, 1.25, 0.25]

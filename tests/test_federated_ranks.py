@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.adalora.layer import RankAllocator
 
-from fedclip import low_rank
-from fedclip.federated.algebra import stack
-from fedclip.federated.ranks import Importance, allocate, cubic_budget, importance, is_due
+from fedclip.lora import factors as low_rank
+from fedclip.lora.aggregate import stack
+from fedclip.lora.rank_budget import Importance, allocate, cubic_budget, importance, is_due
 from tests.algebra_help import cohort, exact_mean
 
 LAYERS = {"q": [16.0, 3.0, 1.0], "v": [5.0, 4.0, 1.0]}  # sums 20 and 10

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedclip.federated import algebra
-from fedclip.federated.algebra import StackedLora
 from fedclip.federated.traffic import ALGORITHMS, Layer, Traffic, bytes_per_round
-from fedclip.low_rank import orthonormal_rows, singular_frame
+from fedclip.lora import aggregate as algebra
+from fedclip.lora.aggregate import StackedLora
+from fedclip.lora.factors import orthonormal_rows, singular_frame
 from tests.algebra_help import seeded
 
 CLIP_B32 = [Layer(768, 768)] * 48 + [Layer(512, 512)] * 48

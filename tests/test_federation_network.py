@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedclip.deploy import keys
 from fedclip.deploy.addresses import Address
-from fedclip.deploy.processes import superlink, supernode
-from fedclip.deploy.supervised import FOR_NODES, Supervised, joined
+from fedclip.deploy.flower.commands import superlink, supernode
+from fedclip.deploy.flower.supervisor import FOR_NODES, Supervised, joined
+from fedclip.deploy.keys import folder as keys
 from tests.flower_help import PATIENCE
 from tests.machines_help import SIZES, tree, write_images
 from tests.network_help import Host, Line, two_hosts, why_not

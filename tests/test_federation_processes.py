@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from fedclip.deploy import keys, registry
 from fedclip.deploy.addresses import Address, answers, check, free_port
-from fedclip.deploy.processes import superlink, supernode
-from fedclip.deploy.supervised import ProcessFailed, Supervised, joined, listening
+from fedclip.deploy.coordinator import registry
+from fedclip.deploy.flower.commands import superlink, supernode
+from fedclip.deploy.flower.supervisor import ProcessFailed, Supervised, joined, listening
+from fedclip.deploy.keys import folder as keys
 from fedclip.errors import UsageError
 from tests.flower_help import PATIENCE, Federation, small_app, until
 from tests.test_keys import rewrite_certificate

@@ -14,9 +14,9 @@ pytest.importorskip("flwr")
 from flwr.app import Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedclip.engines.flower import FlowerMail
-from fedclip.engines.flower_record import bytes_of, record_of
-from fedclip.engines.roster import Answer
+from fedclip.deploy.flower.mail import FlowerMail
+from fedclip.deploy.flower.record import bytes_of, record_of
+from fedclip.deploy.remote.roster import Answer
 
 
 class Grid:

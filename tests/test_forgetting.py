@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedclip import experiment
-from fedclip.assembly import assemble
-from fedclip.config_io import config_from_dict
+from fedclip.config.loading import config_from_dict
 from fedclip.data.base_classes import with_base_classes
 from fedclip.data.datasets import load_source
-from fedclip.data.federation import FederatedData
+from fedclip.data.federated_data import FederatedData
 from fedclip.data.splits import ClientData
 from fedclip.errors import FedclipWarning, UsageError
-from fedclip.evaluation.forgetting import (
+from fedclip.evaluation.unseen import (
     How,
     Unseen,
     base_to_new,
@@ -24,6 +22,8 @@ from fedclip.evaluation.forgetting import (
     harmonic_mean,
     other_data,
 )
+from fedclip.experiment import run as experiment
+from fedclip.experiment.build import assemble
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.reports.progress import Listener
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import fedclip
-from fedclip.engines.batched import BatchedEngine
 from fedclip.errors import FedclipWarning
-from fedclip.experiment import resume
+from fedclip.experiment.run import resume
 from fedclip.federated.client import LocalSettings
+from fedclip.federated.engines.batched import BatchedEngine
 from tests.engines_help import BOTH, build, difference, rounds
 from tests.runs_help import StopAfter
 

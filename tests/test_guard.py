@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from fedclip.deploy import certificates
-from fedclip.deploy.guard import Guard, short_key
+from fedclip.deploy.flower.guard import Guard, short_key
+from fedclip.deploy.keys import certificates
 
 OWN, FAR = "10.0.0.5", "10.0.0.9"
 
@@ -91,7 +91,7 @@ def test_it_stands_in_front_of_all_that_flower_has(monkeypatch: pytest.MonkeyPat
     main = pytest.importorskip("flwr.superlink.main")
     from flwr.superlink import extensions
 
-    from fedclip.deploy import guard
+    from fedclip.deploy.flower import guard
 
     monkeypatch.setattr(extensions, "get_middleware", extensions.get_middleware)
     monkeypatch.setenv("FEDCLIP_LARGEST_MESSAGE", "77")
@@ -157,7 +157,7 @@ def test_keys_that_are_none() -> None:
 
 def test_the_header_is_flowers() -> None:
     constants = pytest.importorskip("flwr.supercore.constant")
-    from fedclip.deploy.guard import KEY_HEADER
+    from fedclip.deploy.flower.guard import KEY_HEADER
 
     assert constants.FLEET_HTTP_PUBLIC_KEY_HEADER.encode() == KEY_HEADER
 

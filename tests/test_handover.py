@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from fedclip.deploy.coordinate import APP
-from fedclip.deploy.handover import SOCKET, TOKEN, hand_over
-from fedclip.deploy.resident import serve_one
-from fedclip.wire.envelope import Envelope, pack_header, read_header
-from fedclip.wire.replies import ALLOWED, REFUSAL
+from fedclip.deploy.coordinator.coordinate import APP
+from fedclip.deploy.messages.envelope import Envelope, pack_header, read_header
+from fedclip.deploy.messages.replies import ALLOWED, REFUSAL
+from fedclip.deploy.site.handover import SOCKET, TOKEN, hand_over
+from fedclip.deploy.site.resident import serve_one
 
 pytest.importorskip("flwr")
 ASKED = pack_header(

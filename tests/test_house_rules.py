@@ -45,13 +45,13 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    work = "from fedclip.cli import main; sys.argv = ['fedclip', '--help']; main()"
+    work = "from fedclip.cli.main import main; sys.argv = ['fedclip', '--help']; main()"
     assert loaded(work, (*HEAVY, "pydantic", "omegaconf")) == ""
 
 
 def test_validate_loads_no_torch() -> None:
     work = (
-        "from fedclip.cli import main; "
+        "from fedclip.cli.main import main; "
         "sys.argv = ['fedclip', 'validate', 'configs/quickstart.yaml']; main()"
     )
     assert loaded(work, HEAVY) == ""

@@ -5,8 +5,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fedclip
-from fedclip import experiment, inspection
+from fedclip.adapters import inspect as inspection
 from fedclip.errors import UsageError
+from fedclip.experiment import run as experiment
 from tests.runs_help import CONFIG, StopAfter, with_
 
 

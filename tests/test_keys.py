@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from fedclip.deploy import certificates, keys
 from fedclip.deploy.addresses import Address, Unreachable, answers, check, free_port
+from fedclip.deploy.keys import certificates
+from fedclip.deploy.keys import folder as keys
 from fedclip.errors import UsageError
 from tests.conftest import Command
 from tests.deploy_help import health_server
@@ -164,14 +165,14 @@ def test_renewing_keeps_authority_and_key(folder: Path) -> None:
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedclip import atomic
+    from fedclip import files
 
     def full(path: Path, data: bytes) -> None:
         if b"PRIVATE" in data:
             raise OSError(28, "No space left on device")
         path.write_bytes(data)
 
-    monkeypatch.setattr(atomic, "write_synced", full)
+    monkeypatch.setattr(files, "write_synced", full)
     with pytest.raises(UsageError, match="cannot be written: No space left"):
         keys.init(tmp_path / "keys", ["localhost"])
     assert list(tmp_path.iterdir()) == []
@@ -381,7 +382,7 @@ def test_the_end_is_announced(fedclip: Command, tmp_path: Path) -> None:
 
 def test_the_command_loads_nothing_heavy(folder: Path) -> None:
     work = (
-        "from fedclip.cli import main; "
+        "from fedclip.cli.main import main; "
         f"sys.argv = ['fedclip', 'keys', 'check', {str(folder)!r}]; main()"
     )
     assert loaded(work, HEAVY) == ""

@@ -13,19 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedclip.assembly import model_seed
-from fedclip.config_io import config_from_dict
-from fedclip.deploy import server_run
+from fedclip.config.loading import config_from_dict
+from fedclip.deploy.coordinator import rounds as server_run
 from fedclip.deploy.job import base_sha256, make_job
-from fedclip.deploy.policy import Against, check_adapter, check_clock, check_job, preflight
-from fedclip.deploy.private_state import PrivateState
-from fedclip.deploy.site_config import PolicyConfig, SiteConfig, load_site
-from fedclip.engines.roster import Roster
+from fedclip.deploy.messages import replies
+from fedclip.deploy.messages.envelope import Envelope, read_header
+from fedclip.deploy.remote.roster import Roster
+from fedclip.deploy.site.config import PolicyConfig, SiteConfig, load_site
+from fedclip.deploy.site.policy import Against, check_adapter, check_clock, check_job, preflight
+from fedclip.deploy.site.private_state import PrivateState
 from fedclip.errors import TrainingFailed, UsageError
-from fedclip.experiment import run
+from fedclip.experiment.build import model_seed
+from fedclip.experiment.run import run
 from fedclip.models.clip import create_clip_model
-from fedclip.wire import replies
-from fedclip.wire.envelope import Envelope, read_header
 from tests.machines_help import (
     NAMES,
     FakeMail,
@@ -336,7 +336,7 @@ def test_classes_that_the_run_does_not_know_stay_at_the_site(images: Path, tmp_p
 def test_the_rounds_wait_for_the_folder_of_a_killed_coordinator(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedclip.runs import RunFolder
+    from fedclip.experiment.folder import RunFolder
 
     monkeypatch.setattr(server_run, "LOCK_PATIENCE", 0.0)
     config = config_from_dict(tree(images))

@@ -19,9 +19,9 @@ import psutil
 import pytest
 import yaml
 
-from fedclip.deploy import keys
 from fedclip.deploy.addresses import free_port
-from fedclip.experiment import run
+from fedclip.deploy.keys import folder as keys
+from fedclip.experiment.run import run
 from tests.machines_help import NAMES, SIZES, sequential, tree, write_images
 
 pytestmark = pytest.mark.federation

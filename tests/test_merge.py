@@ -16,15 +16,16 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 import fedclip as package
-from fedclip import base_folder, weight_search
+from fedclip import base_folder
+from fedclip.adapters import merge_search as weight_search
+from fedclip.adapters.inspect import evaluate
+from fedclip.adapters.merge import merge, read_adapters
+from fedclip.adapters.merge_search import Validation
 from fedclip.errors import UsageError
-from fedclip.inspection import evaluate
-from fedclip.merge import merge, read_adapters
-from fedclip.models.adapter_layers import folded_model, read_lora
+from fedclip.models.adapter_merge import check_recipe, combine
+from fedclip.models.adapter_updates import folded_model, read_lora
 from fedclip.models.clip import create_clip_model
-from fedclip.recipes import check_recipe, combine
 from fedclip.reports.progress import Listener
-from fedclip.weight_search import Validation
 from tests.conftest import Command
 from tests.models_help import FULL, NAMES, shaken, some_pixels
 from tests.runs_help import with_

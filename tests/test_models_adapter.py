@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from fedclip import base_folder
+from fedclip import folder_files as whole_folder
 from fedclip.errors import UsageError
-from fedclip.models import whole_folder
-from fedclip.models.base import load_base
 from fedclip.models.clip import CLIPLoRAWrapper, adapter_sha256, create_clip_model
+from fedclip.models.pretrained import load_base
 from tests.models_help import NAMES, shaken
 
 BOTH = {"vision_encoder": ["q_proj", "fc1"], "text_encoder": ["v_proj"]}
@@ -226,7 +226,7 @@ def test_a_failed_write_leaves_the_old_adapter(
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedclip.models.adapter_files.save_file", full_disk)
+    monkeypatch.setattr("fedclip.models.adapter_folder.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         model.save_adapter(tmp_path / "adapter")
     assert files(tmp_path / "adapter") == before
@@ -237,7 +237,7 @@ KILLED = """
 import sys
 import time
 from pathlib import Path
-from fedclip.models.whole_folder import write_folder
+from fedclip.files import write_folder
 for count in range(10**9):
     if count == 1:
         print("ready", flush=True)

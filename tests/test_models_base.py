@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 
 from fedclip.errors import UsageError
 from fedclip.models.architectures import OPENAI_CLIP, openai_config
-from fedclip.models.base import base_folder, load_base, load_pixels
-from fedclip.models.tokens import Tokens, remapped
+from fedclip.models.pretrained import base_folder, load_base, load_pixels
+from fedclip.models.tokenizer import Tokens, remapped
 
 
 def small_config(folder: Path, **text: int) -> Path:

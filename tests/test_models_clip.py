@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fedclip.errors import FedclipWarning, UsageError
-from fedclip.models.base import load_base
 from fedclip.models.clip import CLIPLoRAWrapper, adapter_sha256, create_clip_model
+from fedclip.models.pretrained import load_base
 from tests.models_help import BOTH, FULL, NAMES, shaken, some_pixels
 
 

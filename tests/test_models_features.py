@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedclip.models.base import load_base
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
-from fedclip.models.text import encode_texts, prompts
+from fedclip.models.pretrained import load_base
+from fedclip.models.text_head import encode_texts, prompts
 from tests.models_help import BOTH, NAMES, shaken, some_pixels
 
 

@@ -18,10 +18,10 @@ from transformers import CLIPModel
 
 from fedclip import base_folder
 from fedclip.errors import UsageError
-from fedclip.layer_names import check_hits, factor_of, first_hit, owners, pattern_regex
-from fedclip.models.base import load_base
+from fedclip.lora.layer_patterns import check_hits, factor_of, first_hit, owners, pattern_regex
 from fedclip.models.clip import CLIPLoRAWrapper, adapter_sha256, create_clip_model
-from fedclip.models.lora import lora_layers, scaling_of
+from fedclip.models.peft_lora import lora_layers, scaling_of
+from fedclip.models.pretrained import load_base
 from tests.models_help import NAMES, shaken, some_pixels
 
 VISION = "vision_model.encoder.layers"

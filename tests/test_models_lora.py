@@ -8,11 +8,11 @@ from peft import get_peft_model_state_dict
 from torch import nn
 
 from fedclip.errors import UsageError
-from fedclip.models.base import load_base
 from fedclip.models.clip import create_clip_model
 from fedclip.models.dropout import KeyedDropout, keep_scale, kept
-from fedclip.models.lora import base_parameters, lora_parameters, tower_of
-from fedclip.models.lora_plan import target_regex
+from fedclip.models.lora_settings import target_regex
+from fedclip.models.peft_lora import base_parameters, lora_parameters, tower_of
+from fedclip.models.pretrained import load_base
 
 QKVO = ["q_proj", "k_proj", "v_proj", "out_proj"]
 LAYER = "base_model.model.vision_model.encoder.layers.0.self_attn.q_proj"

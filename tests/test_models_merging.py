@@ -9,8 +9,8 @@ import torch
 
 from fedclip.errors import UsageError
 from fedclip.models.clip import CLIPLoRAWrapper, adapter_sha256, create_clip_model
-from fedclip.models.lora import base_parameters
-from fedclip.models.stacked import StackedClients
+from fedclip.models.peft_lora import base_parameters
+from fedclip.models.stacked.clients import StackedClients
 from tests.models_help import BOTH, FULL, NAMES, shaken, some_pixels
 
 

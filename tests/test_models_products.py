@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from fedclip.models import products
-from fedclip.models.products import times_transposed
+from fedclip.models.stacked import frozen_matmul as products
+from fedclip.models.stacked.frozen_matmul import times_transposed
 
 SIZES = st.integers(1, 40)
 

@@ -6,7 +6,7 @@ import torch
 
 from fedclip.errors import UsageError
 from fedclip.models.clip import create_clip_model
-from fedclip.models.lora import lora_layers
+from fedclip.models.peft_lora import lora_layers
 
 DIGITS, CLOTHES = ["zero", "one", "two"], ["shirt", "coat"]
 

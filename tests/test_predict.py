@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedclip import inspection
+from fedclip.adapters import inspect as inspection
+from fedclip.adapters.find_images import find_images
+from fedclip.adapters.predict import Predictor, predictions
+from fedclip.adapters.prediction_files import as_csv, as_json, as_jsonl
 from fedclip.errors import UsageError
-from fedclip.use.files import find_images
-from fedclip.use.output import as_csv, as_json, as_jsonl
-from fedclip.use.predictor import Predictor, predictions
 from tests.conftest import Command
 
 

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import fedclip
-from fedclip.compute import resolve_device
-from fedclip.engines import memory
-from fedclip.engines.processes import Processes, ShardedEngine
-from fedclip.engines.sequential import SequentialEngine
+from fedclip.device import resolve_device
 from fedclip.errors import UsageError
-from fedclip.federated.aggregation import RunningMean
+from fedclip.experiment.folder import RunFolder
 from fedclip.federated.client import LocalSettings
-from fedclip.federated.server import run_rounds
+from fedclip.federated.engines import memory
+from fedclip.federated.engines.sequential import SequentialEngine
+from fedclip.federated.engines.sharded import Processes, ShardedEngine
+from fedclip.federated.rounds import run_rounds
+from fedclip.federated.running_mean import RunningMean
 from fedclip.federated.strategies import create_strategy
 from fedclip.records import RunState
-from fedclip.runs import RunFolder
 from tests.runs_help import StopAfter, with_
 from tests.toys import CPU, Toy, toy_data
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from fedclip.deploy import certificates, keys, registry
-from fedclip.deploy.control import ControlRefused, Node
+from fedclip.deploy.coordinator import registry
+from fedclip.deploy.coordinator.control import ControlRefused, Node
+from fedclip.deploy.keys import certificates
+from fedclip.deploy.keys import folder as keys
 from fedclip.errors import UsageError
 
 

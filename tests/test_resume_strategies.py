@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fedclip
-from fedclip.experiment import resume
+from fedclip.experiment.run import resume
 from fedclip.federated.strategies import STRATEGIES
 from fedclip.records import RunState
 from tests.runs_help import StopAfter

@@ -16,16 +16,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fedclip
-from fedclip import inspection
-from fedclip.assembly import assemble
-from fedclip.config_io import config_from_dict
-from fedclip.engines.processes import Processes
+from fedclip.adapters import inspect as inspection
+from fedclip.config.loading import config_from_dict
 from fedclip.errors import UsageError
-from fedclip.experiment import resume
-from fedclip.models.base import base_folder
+from fedclip.experiment.build import assemble
+from fedclip.experiment.run import resume
+from fedclip.experiment.strategy import setting_of
+from fedclip.federated.engines.sharded import Processes
 from fedclip.models.clip import create_clip_model
+from fedclip.models.pretrained import base_folder
 from fedclip.reports.progress import Listener
-from fedclip.strategy_choice import setting_of
 from tests.runs_help import StopAfter
 
 SMALL = {
@@ -201,7 +201,7 @@ def test_ranks_by_memory_are_measured_once_and_kept(
     def measured(*args: object, **kw: object) -> int:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("fedclip.strategy_choice.activation_bytes", measured)
+    monkeypatch.setattr("fedclip.experiment.strategy.activation_bytes", measured)
     resume(tmp_path / "run")
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedclip import atomic
-from fedclip.checkpoint import Checkpoint
+from fedclip import files
 from fedclip.errors import FedclipError, UsageError
-from fedclip.runs import METRICS, TIMING, RunFolder, next_folder
+from fedclip.experiment.checkpoint import Checkpoint
+from fedclip.experiment.folder import METRICS, TIMING, RunFolder, next_folder
 
 
 @pytest.fixture
@@ -145,14 +145,14 @@ def test_a_full_disk_keeps_the_last_good_state(
     with pytest.raises(FedclipError, match=r"metrics\.jsonl cannot be written: No space left"):
         folder.append_metrics({"server_round": 2})
     with pytest.raises(FedclipError, match="adapter cannot be"), folder.writing("adapter") as path:
-        atomic.write_synced(path, b"")
+        files.write_synced(path, b"")
     (folder.path / "adapter").unlink()
     assert {name: (folder.path / name).read_bytes() for name in names(folder.path)} == before
 
 
 HOLDER = """
 import sys, time
-from fedclip.runs import RunFolder
+from fedclip.experiment.folder import RunFolder
 with RunFolder.open(sys.argv[1]).exclusive():
     print("held", flush=True)
     time.sleep(60)
@@ -168,7 +168,7 @@ def test_one_process_at_a_time_and_a_killed_one_is_no_obstacle(folder: RunFolder
             pass
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    (folder.path / f"{atomic.PART}left").write_text("by the killed one")
+    (folder.path / f"{files.PART}left").write_text("by the killed one")
     with folder.exclusive():
         assert names(folder.path) == [".lock", "config.yaml"]
 

@@ -21,9 +21,9 @@ from tests.conftest import Command
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
-from fedclip.use import uploads  # noqa: E402
-from fedclip.use.predictor import Predictor  # noqa: E402
-from fedclip.use.server import MAX_LABELS, create_app  # noqa: E402
+from fedclip.adapters.predict import Predictor  # noqa: E402
+from fedclip.adapters.serve import uploads  # noqa: E402
+from fedclip.adapters.serve.app import MAX_LABELS, create_app  # noqa: E402
 
 MEGABYTE = 1_000_000
 

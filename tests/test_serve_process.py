@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedclip import inspection
+from fedclip.adapters import inspect as inspection
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("fastapi")

@@ -7,18 +7,18 @@ from peft import PeftModel
 from transformers import CLIPModel
 
 from fedclip import base_folder
-from fedclip.assembly import assemble
-from fedclip.config_io import config_from_dict
-from fedclip.engine_choice import create_engine
-from fedclip.federated.server import run_rounds
+from fedclip.config.loading import config_from_dict
+from fedclip.experiment.build import assemble
+from fedclip.experiment.engine import create_engine
+from fedclip.experiment.folder import RunFolder
+from fedclip.experiment.save_adapters import save_adapters
+from fedclip.experiment.strategy import choose_strategy
+from fedclip.federated.rounds import run_rounds
 from fedclip.federated.strategies import STRATEGIES
-from fedclip.models.base import load_base
 from fedclip.models.clip import create_clip_model
+from fedclip.models.pretrained import load_base
 from fedclip.records import RunState
 from fedclip.reports.progress import Listener
-from fedclip.runs import RunFolder
-from fedclip.saving import save_adapters
-from fedclip.strategy_choice import choose_strategy
 from tests.runs_help import with_
 
 TARGETS = {"vision_encoder": ["q_proj", "fc1"], "text_encoder": ["v_proj"]}

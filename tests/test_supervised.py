@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from fedclip.deploy.addresses import Address
-from fedclip.deploy.processes import Command
-from fedclip.deploy.supervised import FOR_NODES, BackOff, ProcessFailed, Supervised
+from fedclip.deploy.flower.commands import Command
+from fedclip.deploy.flower.supervisor import FOR_NODES, BackOff, ProcessFailed, Supervised
 
 QUICK = BackOff(first=0.01, most=0.02)
 
@@ -162,7 +162,7 @@ def test_it_waits_until_its_port_is_left(tmp_path: Path) -> None:
 
 
 def test_a_long_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedclip.deploy.supervised.LARGEST_LOG", 10)
+    monkeypatch.setattr("fedclip.deploy.flower.supervisor.LARGEST_LOG", 10)
     (tmp_path / "log").write_text("x" * 11)
     with Supervised(python(WORK), tmp_path / "log", ready, QUICK) as process:
         assert process.wait(10)

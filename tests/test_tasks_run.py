@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import fedclip
-from fedclip import experiment, inspection
-from fedclip.assembly import with_absolute_paths
-from fedclip.config_io import config_from_dict
+from fedclip.adapters import inspect as inspection
+from fedclip.adapters.export import export
+from fedclip.config.loading import config_from_dict
 from fedclip.errors import UsageError
-from fedclip.export import export
-from fedclip.models.adapter_layers import read_lora
-from fedclip.runs import RunFolder
+from fedclip.experiment import run as experiment
+from fedclip.experiment.build import with_absolute_paths
+from fedclip.experiment.folder import RunFolder
+from fedclip.models.adapter_updates import read_lora
 from tests.runs_help import StopAfter
 
 NUMERI = ["zero", "uno", "due", "tre", "quattro", "cinque", "sei", "sette", "otto", "nove"]

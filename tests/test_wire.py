@@ -13,12 +13,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedclip.deploy.messages import replies, requests, results
+from fedclip.deploy.messages.codec import (
+    decode,
+    digest,
+    encode,
+    layout_from_json,
+    layout_of,
+    rank_map,
+)
+from fedclip.deploy.messages.envelope import BadMessage, Envelope, pack_header, read_header
+from fedclip.deploy.messages.replies import Refused, read_update, too_large
+from fedclip.deploy.messages.requests import Exchange, Ticket
 from fedclip.records import ClientReport, RunState, TrainRequest
-from fedclip.wire import replies, requests, results
-from fedclip.wire.codec import decode, digest, encode, layout_from_json, layout_of, rank_map
-from fedclip.wire.envelope import BadMessage, Envelope, pack_header, read_header
-from fedclip.wire.replies import Refused, read_update, too_large
-from fedclip.wire.requests import Exchange, Ticket
 
 A, B = "layer.lora_A.weight", "layer.lora_B.weight"
 TICKET = Ticket("run", "job", 3, "nonce", "base")

@@ -18,13 +18,13 @@ from peer_task import write_outcome
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.peer_jobs.workload import open_for_fedclip
-from fedclip.compute import keep_freed_memory, product_dtype, resolve_device, resolve_precision
-from fedclip.engines.batched import BatchedEngine
-from fedclip.engines.side_by_side import on_all_threads
-from fedclip.federated.server import run_rounds
+from fedclip.device import keep_freed_memory, product_dtype, resolve_device, resolve_precision
+from fedclip.federated.engines.batched import BatchedEngine
+from fedclip.federated.engines.threads import on_all_threads
+from fedclip.federated.rounds import run_rounds
 from fedclip.federated.strategies import FedAvg
-from fedclip.models.inputs import PixelInputs
-from fedclip.models.stacked import StackedClients
+from fedclip.models.stacked.clients import StackedClients
+from fedclip.models.stacked.prefix_cache import PixelInputs
 from fedclip.records import RunState
 
 

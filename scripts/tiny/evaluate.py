@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from fedclip.data.prompts import PROMPTS
-from fedclip.data.sources_builtin import FASHION_FOLDER as FASHION
+from fedclip.data.sources.builtin import FASHION_FOLDER as FASHION
 
 from .model import IMAGE_SIZE
 

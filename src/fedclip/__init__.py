@@ -10,18 +10,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedclip.experiment import Run, run
-    from fedclip.models.base import base_folder
+    from fedclip.experiment.run import Run, run
     from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
+    from fedclip.models.pretrained import base_folder
 
 __version__ = version("fedclip")
 
 _HOMES = {
     "CLIPLoRAWrapper": "fedclip.models.clip",
-    "Run": "fedclip.experiment",
-    "base_folder": "fedclip.models.base",
+    "Run": "fedclip.experiment.run",
+    "base_folder": "fedclip.models.pretrained",
     "create_clip_model": "fedclip.models.clip",
-    "run": "fedclip.experiment",
+    "run": "fedclip.experiment.run",
 }
 
 __all__ = ["CLIPLoRAWrapper", "Run", "__version__", "base_folder", "create_clip_model", "run"]

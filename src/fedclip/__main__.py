@@ -1,6 +1,6 @@
 """`python -m fedclip`: the command where its script is not on the path."""
 
-from fedclip.cli import main
+from fedclip.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -20,7 +20,7 @@ from fedclip.data.splits import ClientData, Indices
 from fedclip.errors import FedclipWarning, UsageError
 
 if TYPE_CHECKING:
-    from fedclip.data.federation import FederatedData
+    from fedclip.data.federated_data import FederatedData
 
 
 @dataclass(frozen=True)

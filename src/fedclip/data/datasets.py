@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedclip.data import sources_builtin
-from fedclip.data.hub import hub
-from fedclip.data.imagefolder import imagefolder
-from fedclip.data.pairs import pairs
 from fedclip.data.prompts import check_templates, clean_class_name
 from fedclip.data.source import ImageSource, some
+from fedclip.data.sources import builtin as sources_builtin
+from fedclip.data.sources.hub import hub
+from fedclip.data.sources.imagefolder import imagefolder
+from fedclip.data.sources.pairs import pairs
 from fedclip.errors import UsageError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedclip.config import Config, DataConfig
-from fedclip.config_io import config_from_dict
+from fedclip.config.loading import config_from_dict
 from fedclip.errors import UsageError
 from fedclip.models.clip import CLIPLoRAWrapper, adapter_sha256
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedclip.compute import at_least_fp32, autocast
+from fedclip.device import at_least_fp32, autocast
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

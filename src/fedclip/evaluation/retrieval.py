@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedclip.compute import at_least_fp32, autocast
-from fedclip.data.federation import FederatedData
+from fedclip.data.federated_data import FederatedData
+from fedclip.device import at_least_fp32, autocast
 from fedclip.evaluation.accuracy import Images, spread
-from fedclip.evaluation.federated import at_most, measured
+from fedclip.evaluation.per_client import at_most, measured
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from fedclip.compute import autocast, float64_home
-from fedclip.data.augment import affine
+from fedclip.device import autocast, float64_home
 from fedclip.errors import TrainingFailed
-from fedclip.federated.objectives import Objective, classification
-from fedclip.layer_names import factor_of
+from fedclip.federated.augment import affine
+from fedclip.federated.losses import Objective, classification
+from fedclip.lora.layer_patterns import factor_of
 from fedclip.records import State
 from fedclip.seeding import seed_for
 
@@ -55,7 +55,7 @@ class TrainableModel(Protocol):
 class LocalSettings:
     """How every client trains; the optimizer starts afresh each round.
 
-    `rate_pattern` has factors on the learning rate, by patterns as `fedclip.layer_names` has them.
+    `rate_pattern` has factors on the learning rate, by patterns of `fedclip.lora.layer_patterns`.
     An epoch's last batch joins the one before it where it has fewer than `smallest_batch` examples.
     """
 

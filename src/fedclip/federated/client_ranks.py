@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fedclip.config_ranks import HIGHEST_RANK, is_distribution, shares_by_rank
+from fedclip.config.federation import HIGHEST_RANK, is_distribution, shares_by_rank
 from fedclip.errors import UsageError
 from fedclip.federated.traffic import Layer
 from fedclip.seeding import seed_for

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fedclip.federated.aggregation import Combine, RunningMean
+from fedclip.federated.running_mean import Combine, RunningMean
 from fedclip.records import ClientReport, Cohort, State, TrainRequest
 
 Weigh = Callable[[ClientReport], float]

@@ -7,9 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from fedclip.config import LoraConfig, ModelConfig
-from fedclip.config_io import validate_model
-from fedclip.models.base import load_base
-from fedclip.models.lora_plan import LoraSettings
+from fedclip.config.loading import validate_model
+from fedclip.models.lora_settings import LoraSettings
+from fedclip.models.pretrained import load_base
 from fedclip.models.state import adapter_sha256
 from fedclip.models.wrapper import CLIPLoRAWrapper
 

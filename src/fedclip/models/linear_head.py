@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedclip.errors import FedclipWarning
-from fedclip.models.lora_plan import LoraSettings
+from fedclip.models.lora_settings import LoraSettings
 from fedclip.seeding import seed_for
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedclip.errors import UsageError
-from fedclip.models.merging import MergeableLora
-from fedclip.models.text import TextHead
+from fedclip.models.text_head import TextHead
+from fedclip.models.weight_delta import MergeableLora
 
 if TYPE_CHECKING:
     import torch

@@ -16,23 +16,25 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPModel
 
-from fedclip.compute import at_least_fp32
+from fedclip.device import at_least_fp32
 from fedclip.errors import UsageError
-from fedclip.models import adapter_files, facts, ranks
-from fedclip.models.base import Base, enable_checkpointing, load_base
+from fedclip.models import adapter_folder as adapter_files
+from fedclip.models import change_rank as ranks
+from fedclip.models import summary as facts
 from fedclip.models.dropout import set_dropout_key
 from fedclip.models.linear_head import head_parameters, new_classifier, warn_of_idle_text
-from fedclip.models.lora import (
+from fedclip.models.lora_settings import LoraSettings, planned, restated
+from fedclip.models.peft_lora import (
     add_lora,
     base_parameters,
     scaled_for_rank,
     tower_of,
     trained_body,
 )
-from fedclip.models.lora_plan import LoraSettings, planned, restated
+from fedclip.models.pretrained import Base, enable_checkpointing, load_base
 from fedclip.models.state import checked_state, replaced, write
 from fedclip.models.tasks import ManyTasks
-from fedclip.models.text import TextHead, checked_classes
+from fedclip.models.text_head import TextHead, checked_classes
 from fedclip.records import State
 
 

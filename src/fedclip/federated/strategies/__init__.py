@@ -9,9 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedclip.errors import FedclipError, UsageError
-from fedclip.federated.strategies.base import Setting, Strategy
-from fedclip.federated.strategies.cores import FedSB
-from fedclip.federated.strategies.means import (
+from fedclip.federated.strategies.averaging import (
     FFA,
     FedAvg,
     FedIT,
@@ -20,8 +18,10 @@ from fedclip.federated.strategies.means import (
     QFedAvg,
     RoLoRA,
 )
-from fedclip.federated.strategies.products import FedSVD, FlexLoRA, HetLoRA, LoraFair
-from fedclip.federated.strategies.shifts import FedEx, FLoRA
+from fedclip.federated.strategies.base import Setting, Strategy
+from fedclip.federated.strategies.fed_sb import FedSB
+from fedclip.federated.strategies.product_space import FedSVD, FlexLoRA, HetLoRA, LoraFair
+from fedclip.federated.strategies.weight_folding import FedEx, FLoRA
 
 __all__ = ["STRATEGIES", "FedAvg", "Setting", "Strategy", "create_strategy"]
 

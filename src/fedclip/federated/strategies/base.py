@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 
 from fedclip.errors import UsageError
-from fedclip.federated.algebra import StackedLora
 from fedclip.federated.updates import Updates
-from fedclip.low_rank import Factors
+from fedclip.lora.aggregate import StackedLora
+from fedclip.lora.factors import Factors
 from fedclip.records import Cohort, RunState, State, TrainRequest
 from fedclip.seeding import seed_for
 

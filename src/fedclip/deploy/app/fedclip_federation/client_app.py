@@ -3,8 +3,8 @@
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedclip.deploy.handover import hand_over
-from fedclip.engines.flower_record import bytes_of, record_of
+from fedclip.deploy.flower.record import bytes_of, record_of
+from fedclip.deploy.site.handover import hand_over
 
 app = ClientApp()
 

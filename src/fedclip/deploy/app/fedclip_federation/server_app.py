@@ -5,7 +5,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedclip.deploy.server_run import carry
+from fedclip.deploy.coordinator.rounds import carry
 
 app = ServerApp()
 

@@ -1,0 +1,193 @@
+"""The model card of a finished run, in the hub's format: what was trained, how, and how well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from fedclip.adapters.load import finished, public_name
+from fedclip.config import Config
+from fedclip.config.loading import load_config
+from fedclip.experiment.folder import CONFIG, PARTITION, SUMMARY
+from fedclip.models.adapter_card import loading
+from fedclip.models.adapter_folder import AdapterNotes, read_adapter
+from fedclip.models.pretrained import EMBEDDED, RANDOM
+from fedclip.reports.tables import retrieval_rows
+
+
+def run_card(folder: str | Path, repo_id: str | None = None) -> str:
+    """The card of a run's last adapter, as Markdown with the hub's front matter.
+
+    It names neither clients nor folders of this machine. `repo_id` is where readers will find the
+    adapter; None leaves a gap for a folder.
+    """
+    run = finished(folder)
+    config = load_config(run.path / CONFIG)
+    summary = run.read_json(SUMMARY)
+    _, notes, peft_config = read_adapter(run.path / "adapter")
+    base = public_name(config.model.model_name)
+    name = repo_id or f"clip-{_data_name(config)}-{summary['strategy']}"
+    card = ModelCardData(
+        base_model=base if _on_the_hub(config.model.model_name) else None,
+        library_name="peft" if peft_config else "fedclip",
+        tags=["clip", "federated-learning", "fedclip", *(["lora"] if peft_config else [])],
+        datasets=[_data_name(config)] if _hub_data(config) else None,
+        metrics=["recall" if config.task == "contrastive" else "accuracy"],
+        model_name=name.split("/")[-1],
+        pipeline_tag="zero-shot-image-classification" if notes.head == "text" else None,
+        eval_results=_results(config, summary),
+    )
+    body = [
+        f"# {name.split('/')[-1]}",
+        f"{'A LoRA adapter' if peft_config else 'Fine-tuned weights'} for CLIP (`{base}`), trained "
+        "with fedclip in a federation: sites exchanged parameters, never images.",
+        *_section("Results", [*_accuracies(summary), *_recalls(summary)]),
+        *_section("Data", _data(config, run.read_json(PARTITION), notes)),
+        *_section("Training", _training(config, summary)),
+        *_section("Traffic", _traffic(summary)),
+        "## How to load",
+        "\n".join(
+            [
+                "```python",
+                *loading(base, lora=peft_config is not None, place=repo_id or "<this folder>"),
+                "```",
+            ]
+        ),
+        *_section("Limits", _limits(notes)),
+    ]
+    return str(ModelCard(f"---\n{card.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"))
+
+
+def _on_the_hub(model_name: str) -> bool:
+    local = model_name in EMBEDDED or model_name.startswith(RANDOM)
+    return not local and not Path(model_name).is_absolute()
+
+
+def _hub_data(config: Config) -> bool:
+    data = config.data
+    return data.name == "hub" and data.path is not None and not Path(data.path).is_absolute()
+
+
+def _data_name(config: Config) -> str:
+    if _hub_data(config):
+        return str(config.data.path).partition("?")[0]  # options follow a question mark
+    return config.data.name
+
+
+def _results(config: Config, summary: Mapping[str, Any]) -> list[EvalResult]:
+    data = _data_name(config)
+    captions = config.task == "contrastive"
+    what = "image-to-text recall@1" if captions else "accuracy"
+    values = {
+        f"{what} on the central test set": summary["accuracy"],
+        f"lowest {what} of a client": (summary["client_accuracy"] or {}).get("min"),
+    }
+    return [
+        EvalResult(
+            task_type="image-to-text" if captions else "image-classification",
+            dataset_type=data,
+            dataset_name=data,
+            metric_type="recall" if captions else "accuracy",
+            metric_name=name,
+            metric_value=value,
+        )
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def _accuracies(summary: Mapping[str, Any]) -> list[str]:
+    what = "image-to-text recall@1" if "retrieval" in summary else "accuracy"
+    lines = [
+        f"| {what} | |",
+        "|---|---|",
+        f"| before training (zero-shot) | {_number(summary['zero_shot_accuracy'])} |",
+        f"| trained | {_number(summary['accuracy'])} |",
+    ]
+    for key, words in (("mean", "mean over clients"), ("min", "lowest client"), ("max", "highest")):
+        if summary["client_accuracy"]:
+            lines.append(f"| {words} | {_number(summary['client_accuracy'][key])} |")
+    for data, found in (summary.get("forgetting") or {}).items():
+        change = f"{_number(found['zero_shot'])} before, {_number(found['accuracy'])} after"
+        lines.append(f"| {data}, not trained | {change} |")
+    return lines
+
+
+def _recalls(summary: Mapping[str, Any]) -> list[str]:
+    """All recalls of a run on captions, before and after; nothing of another run."""
+    rows = retrieval_rows(summary)
+    if not rows:
+        return []
+    lines = [
+        f"| {row['recall']} | {_number(row['zero_shot'])} | {_number(row['trained'])} |"
+        for row in rows
+    ]
+    return ["", "| recall | zero-shot | trained |", "|---|---|---|", *lines]
+
+
+def _data(config: Config, partition: Mapping[str, Any], notes: AdapterNotes) -> list[str]:
+    sizes = [client["train"]["num_examples"] for client in partition["clients"]]
+    words = (
+        f"- Data set: {_data_name(config)}, divided by `{partition['partition']['name']}`.",
+        f"- {len(sizes)} clients with {min(sizes):,} to {max(sizes):,} training examples each "
+        f"(median {median(sizes):,.0f}, {sum(sizes):,} in all).",
+        f"- {partition['test']['num_examples']:,} test examples.",
+    )
+    classes = f"- {len(notes.class_names)} classes: {', '.join(notes.class_names)}."
+    prompts = "- Prompts: " + ", ".join(f"`{text}`" for text in notes.templates) + "."
+    return [
+        *words,
+        *([classes] if notes.class_names else []),
+        *([prompts] if notes.templates else []),
+    ]
+
+
+def _training(config: Config, summary: Mapping[str, Any]) -> list[str]:
+    lora = config.model.lora
+    towers = f"rank {lora.r}, alpha {lora.lora_alpha:g}" if lora.enabled else "all weights"
+    return [
+        f"- Strategy `{summary['strategy']}`, {summary['rounds']} rounds, "
+        f"{summary['clients_per_round']} of {summary['clients']} clients in each.",
+        f"- {towers}: {summary['trainable_parameters']:,} trained parameters of "
+        f"{summary['total_parameters']:,}.",
+        f"- Learning rate {config.optimizer.learning_rate:g}, {config.client.local_epochs} local "
+        f"epochs, batches of {config.data.batch_size}, seed {summary['seed']}, "
+        f"{summary['precision']}.",
+        "- Versions: " + ", ".join(f"{k} {v}" for k, v in summary["versions"].items()) + ".",
+    ]
+
+
+def _traffic(summary: Mapping[str, Any]) -> list[str]:
+    up, down = (summary[f"bytes_{way}_per_client_round"] for way in ("up", "down"))
+    all_bytes = (up + down) * summary["rounds"] * summary["clients_per_round"]
+    return [
+        f"A client sent {up / 1e6:.3f} MB and received {down / 1e6:.3f} MB in a round; "
+        f"all of them together {all_bytes / 1e6:.1f} MB."
+    ]
+
+
+def _limits(notes: AdapterNotes) -> list[str]:
+    head = (
+        "- Other class names may be asked for, but what was not trained was not measured either."
+        if notes.head == "text"
+        else "- The head knows the classes above and no others."
+    )
+    return [
+        "- Measured on the data above only; other cameras or sites may give other figures.",
+        head,
+        "- Parameters that are exchanged can tell something about the training images: federated "
+        "training alone is no guarantee of privacy.",
+        "- The licences of the base model and of the data hold for what was made of them.",
+    ]
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    return [f"## {title}", "\n".join(lines)]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,69 @@
+"""What a run has learned, in forms that others read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fedclip.adapters.load import adapter_folder, in_run, run_and_adapter
+from fedclip.config.loading import load_config
+from fedclip.errors import UsageError
+from fedclip.experiment.build import model_seed
+from fedclip.experiment.folder import CONFIG, RunFolder
+from fedclip.files import write_folder
+from fedclip.models.adapter_folder import FILES, read_adapter
+from fedclip.models.adapter_updates import folded_model
+from fedclip.models.export.onnx import save_onnx
+from fedclip.models.export.transformers_folder import save_plain
+from fedclip.models.wrapper import CLIPLoRAWrapper
+
+
+def export(source: str | Path, to: str, output: str | Path | None = None) -> dict[str, Any]:
+    """Writes a run's last adapter, or an adapter folder, as a folder for other programs.
+
+    `to` is "peft" (the adapter itself), "merged" (a plain transformers `CLIPModel`) or "onnx" (both
+    towers). `output` is by default `<source>-<to>`. Returns what was written, and where. Raises
+    `UsageError` for what cannot be had in that form.
+    """
+    if to not in FORMS:
+        raise UsageError(f"--to must be one of {', '.join(FORMS)}, got {to!r}")
+    path = Path(source)
+    place = path.resolve()
+    folder = Path(output) if output is not None else place.with_name(f"{place.name}-{to}")
+    FORMS[to](path, folder)
+    return {"source": str(source), "to": to, "output": str(folder)}
+
+
+def _peft(source: Path, folder: Path) -> None:
+    adapter = adapter_folder(source)
+    _, _, config = read_adapter(adapter)
+    if config is None:
+        raise UsageError(
+            f"{source} is a fully fine-tuned model, which has no adapter; use --to merged"
+        )
+    found = [adapter / name for name in FILES if (adapter / name).is_file()]
+
+    def write(fresh: Path) -> None:
+        for file in found:
+            shutil.copyfile(file, fresh / file.name)
+
+    if adapter.resolve() == folder.resolve():
+        raise UsageError(f"--output {folder} is the adapter folder itself; name another one")
+    write_folder(folder, FILES, write)
+
+
+def _open(source: Path) -> CLIPLoRAWrapper:
+    """The model with everything in its weights; a run's configuration tells the base and seed."""
+    if not RunFolder(source).is_run() and not in_run(source):
+        return folded_model(source)
+    run, adapter = run_and_adapter(source)
+    config = load_config(run.path / CONFIG)
+    return folded_model(adapter, base_model=config.model.model_name, seed=model_seed(config))
+
+
+FORMS = {
+    "peft": _peft,
+    "merged": lambda source, folder: save_plain(_open(source), folder),
+    "onnx": lambda source, folder: save_onnx(_open(source), folder),
+}

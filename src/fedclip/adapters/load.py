@@ -1,0 +1,69 @@
+"""A finished run's model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedclip.config.loading import load_config
+from fedclip.errors import UsageError
+from fedclip.experiment.build import model_config, model_seed
+from fedclip.experiment.folder import CONFIG, RunFolder
+from fedclip.models.adapter_folder import read_adapter
+from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
+
+
+def finished(folder: str | Path) -> RunFolder:
+    """The folder of a run that came to its end; UsageError for any other."""
+    run_folder = RunFolder.open(folder)
+    if not run_folder.is_finished():
+        raise UsageError(
+            f"{folder}: this run is not finished; go on with it by `fedclip run --resume {folder}`"
+        )
+    return run_folder
+
+
+def run_and_adapter(path: str | Path) -> tuple[RunFolder, Path]:
+    """A finished run and one of its adapters: the run's folder means `adapter/`.
+
+    A path inside the run, such as `RUN/adapter_of/digits`, means that adapter.
+    """
+    around = in_run(path)
+    if around is not None:
+        return finished(around), Path(path)
+    return finished(path), Path(path) / "adapter"
+
+
+def in_run(path: str | Path) -> Path | None:
+    """The run that a folder is an adapter of; None where it is a run itself, or in none."""
+    path = Path(path)
+    if RunFolder(path).is_run() or not path.is_dir():
+        return None
+    return next((p for p in path.resolve().parents[:2] if RunFolder(p).is_run()), None)
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """The adapter folder that a path means: a finished run's `adapter/`, or the path itself."""
+    return finished(path).path / "adapter" if RunFolder(Path(path)).is_run() else Path(path)
+
+
+def load_run_model(folder: str | Path) -> CLIPLoRAWrapper:
+    """A finished run's model, with the last round's adapter and its classes, on the CPU.
+
+    `folder` may also be one adapter inside a run, such as `RUN/adapter_of/digits`.
+    """
+    run_folder, adapter = run_and_adapter(folder)
+    config = load_config(run_folder.path / CONFIG)
+    _, notes, _ = read_adapter(adapter)
+    model = create_clip_model(
+        model_config(config),
+        class_names=notes.class_names or None,
+        templates=notes.templates or None,
+        seed=model_seed(config),
+    )
+    model.load_adapter(adapter)
+    return model
+
+
+def public_name(model_name: str) -> str:
+    """A base model's name without the folders of the machine that trained on it."""
+    return Path(model_name).name if Path(model_name).is_absolute() else model_name

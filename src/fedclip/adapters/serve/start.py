@@ -1,0 +1,61 @@
+"""What `fedclip serve` does."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fedclip.errors import UsageError
+
+_EXTRA = ("fastapi", "starlette", "uvicorn")
+
+
+def serve(
+    folder: Path,
+    *,
+    host: str,
+    port: int,
+    max_mb: float,
+    labels: Sequence[str] | None,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> None:
+    """Serve a run's model by HTTP until Ctrl-C; port 0 takes a free one.
+
+    UsageError where the extra packages are missing, the run does not fit, or the address is taken.
+    """
+    try:
+        import uvicorn
+
+        from fedclip.adapters.serve.app import create_app
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        raise UsageError(
+            f"fedclip serve needs the package {error.name}; install it by "
+            "`pip install 'fedclip[serve]'` (in a checkout `pip install -e '.[serve]'`)"
+        ) from None
+    from fedclip.adapters.predict import Predictor
+    from fedclip.device import return_freed_memory
+
+    return_freed_memory()  # between requests nobody needs it
+    with _listening(host, port) as listener:  # a taken port is reported before the model is loaded
+        app = create_app(Predictor.of_run(folder, labels), max_bytes=int(max_mb * 1e6))
+        place = f"[{host}]" if ":" in host else host
+        say(f"{folder} at http://{place}:{listener.getsockname()[1]} (interface at /docs)")
+        if host not in ("127.0.0.1", "::1", "localhost"):
+            warn(f"whoever reaches {host} can use this model: the server asks for no password")
+        config = uvicorn.Config(app, log_level="warning", lifespan="off")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        raise UsageError(
+            f"--host {host} --port {port}: {error.strerror or error}; choose another, or 0 for "
+            "any free port"
+        ) from None

@@ -1,0 +1,1 @@
+"""Registry of every name a configuration may use: where its code is, what it composes with."""

@@ -1,0 +1,88 @@
+"""The commands of federations over several machines: each calls one function."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedclip.errors import UsageError
+
+Arguments = Annotated[list[str], typer.Argument(metavar="CONFIG [KEY=VALUE]...", hidden=True)]
+
+
+def coordinate(
+    arguments: Arguments,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The run folder [default: runs/<config>]."),
+    ] = None,
+) -> None:
+    """Train an adapter over sites on other machines.
+
+    CONFIG is a YAML file with a deploy section; KEY=VALUE changes a key of it. The same command
+    goes on with a run that was stopped or killed.
+    """
+    from fedclip.cli.console import needs_flower, say
+
+    file, changes = _file_and_changes(arguments, "coordinate")
+    needs_flower()
+    from fedclip.config.loading import load_config
+    from fedclip.deploy.coordinator.coordinate import coordinate as carry_out
+
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    folder = output or Path("runs") / file.stem
+    try:
+        run = carry_out(load_config(file, changes), folder, say)
+    except KeyboardInterrupt:
+        say(f"stopped; the same command goes on from the last finished round in {folder}")
+        raise typer.Exit(130) from None
+    accuracy = run.summary["accuracy"]
+    tested = "" if accuracy is None else f"accuracy {accuracy:.3f} "
+    typer.echo(f"{tested}after {run.summary['rounds']} rounds\nrun folder: {run.folder}")
+
+
+def site(
+    config: Annotated[Path, typer.Option("--config", help="The site's configuration file.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", hidden=True)
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check everything, and do not join.")
+    ] = False,
+) -> None:
+    """Take part in a federation with a folder of images.
+
+    The images stay here. It goes on until it is stopped, and joins again after whatever happens.
+    """
+    from fedclip.cli.console import needs_flower, say
+    from fedclip.deploy.site.config import load_site
+
+    loaded = load_site(config, changes or ())
+    if check:
+        from fedclip.cli.console import show
+        from fedclip.deploy.site.policy import preflight
+
+        show(preflight(loaded), False)
+        return
+    needs_flower()
+    from fedclip.deploy.site.run import run_site
+
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        run_site(loaded, say)
+    except KeyboardInterrupt:
+        say(f"site {loaded.name} has stopped")
+
+
+def _file_and_changes(arguments: list[str], command: str) -> tuple[Path, list[str]]:
+    files = [text for text in arguments if "=" not in text or Path(text).exists()]
+    if len(files) != 1:
+        raise UsageError(f"fedclip {command} takes one CONFIG, got {', '.join(files) or 'none'}")
+    return Path(files[0]), [text for text in arguments if text not in files]
+
+
+def _as_interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt

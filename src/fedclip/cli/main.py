@@ -1,0 +1,255 @@
+"""The `fedclip` command: each subcommand calls one function.
+
+What a command needs is imported inside it, so that `fedclip --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedclip.cli import adapters as cli_adapters
+from fedclip.cli import deploy as cli_deploy
+from fedclip.cli import inference as cli_use
+from fedclip.cli import keys as cli_keys
+from fedclip.cli.inference import AsJson
+from fedclip.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedclip.config import Config
+
+app = typer.Typer(
+    name="fedclip",
+    help="Federated LoRA fine-tuning of CLIP: sites exchange small adapters, never images.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    suggest_commands=False,
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key; the same as a bare key=value."),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"fedclip {version('fedclip')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="CONFIG [KEY=VALUE]...", hidden=True),
+    ] = None,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The run folder [default: runs/<config>-<number>]."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped."),
+    ] = None,
+) -> None:
+    """Train an adapter over the federation.
+
+    CONFIG is a YAML file; KEY=VALUE changes a key of it, such as federation.rounds=5. The result
+    is a run folder: the adapter, its figures, and all that it takes to go on after a stop.
+    """
+    if resume is not None:
+        if arguments or overrides or output:
+            raise UsageError(
+                "--resume takes only the run folder: a resumed run keeps its configuration "
+                f"({resume}/config.yaml) and its place"
+            )
+        from fedclip.cli.console import resume_run
+
+        resume_run(resume)
+        return
+    files, changes = _sorted_out(arguments, overrides)
+    config = _load(_only(files, "run"), changes)
+    from fedclip.cli.console import new_run
+
+    new_run(config, Path(files[0]).stem, output)
+
+
+@app.command()
+def validate(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(metavar="CONFIG... [KEY=VALUE]...", hidden=True),
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Check configurations; report every error.
+
+    KEY=VALUE changes a key in each of them.
+    """
+    files, changes = _sorted_out(arguments, overrides)
+    if not files:
+        raise UsageError("fedclip validate needs a CONFIG file, such as configs/quickstart.yaml")
+    problems = []
+    for file in files:
+        try:
+            _load(file, changes)
+            typer.echo(f"{file}: valid")
+        except UsageError as error:
+            problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+@app.command()
+def info(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(metavar="CONFIG|RUN [KEY=VALUE]...", hidden=True),
+    ],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show parameters and what travels.
+
+    For a CONFIG (a YAML file) or a RUN (a folder that `fedclip run` made): parameters, the
+    trainable share, and megabytes per client and round against full fine-tuning.
+    """
+    targets, changes = _sorted_out(arguments, overrides)
+    target = Path(_only(targets, "info"))
+    if target.is_dir() and changes:
+        raise UsageError(f"{target} is a run, whose configuration cannot be changed any more")
+    from fedclip.adapters.inspect import info as describe
+    from fedclip.cli.console import show
+
+    show(describe(target, changes), as_json)
+
+
+for _command in (cli_use.evaluate, cli_use.predict, cli_use.serve, cli_use.card, cli_use.push):
+    app.command()(_command)
+
+
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(metavar="GRID", hidden=True)] = None,
+    grid: Annotated[
+        Path | None, typer.Option("--grid", metavar="FILE", help="A grid file of your own.")
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            "--work", metavar="DIR", help="Folder of the runs [default: runs/bench/GRID]."
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", help="Runs at a time [default: as cores and memory allow]."),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="With what the grid has under full.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="ARM", help="Only this arm; repeatable.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="A,B,C", help="Other seeds, comma-separated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs; run none.")] = False,
+    as_json: AsJson = False,
+    result: Annotated[
+        Path | None, typer.Option("--result", metavar="FILE", help="Also write the result here.")
+    ] = None,
+) -> None:
+    """Compare strategies or ranks fairly.
+
+    GRID is strategies, ranks, or a grid file. Each arm of the grid gets its learning rate by
+    validation accuracy, then runs all seeds. Finished runs are read, started ones resumed: the
+    same command goes on after a stop.
+    """
+    if (name is None) == (grid is None):
+        raise UsageError(
+            "fedclip bench takes one grid: strategies, ranks, or a file by --grid FILE"
+        )
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {jobs}")
+    chosen = [] if seeds is None else seeds.split(",")
+    if not all(seed.strip().isdecimal() for seed in chosen):
+        raise UsageError(f'--seeds must be whole numbers separated by commas, got "{seeds}"')
+    from fedclip.experiment.bench import command
+
+    file = grid or command.find_grid(str(name))
+    code = command.bench(
+        file,
+        work or Path("runs/bench") / file.stem,
+        jobs=jobs,
+        full=full,
+        only=only or (),
+        seeds=[int(seed) for seed in chosen],
+        dry_run=dry_run,
+        as_json=as_json,
+        result_file=result,
+    )
+    raise typer.Exit(code)
+
+
+app.command()(cli_adapters.export)
+app.command()(cli_adapters.merge)
+app.command()(cli_deploy.coordinate)
+app.command()(cli_deploy.site)
+app.add_typer(cli_keys.app)
+
+
+def _sorted_out(
+    arguments: list[str] | None, overrides: list[str] | None
+) -> tuple[list[str], list[str]]:
+    """Files and `key=value` texts apart; a file whose name has a `=` in it is a file."""
+    arguments = arguments or []
+    files = [text for text in arguments if "=" not in text or Path(text).exists()]
+    return files, [text for text in arguments if text not in files] + (overrides or [])
+
+
+def _only(files: list[str], command: str) -> str:
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise UsageError(
+            f"fedclip {command} takes one CONFIG, got {', '.join(files)}; "
+            "keys are changed by key=value"
+        )
+    raise UsageError(f"fedclip {command} needs a CONFIG file, such as configs/quickstart.yaml")
+
+
+def _load(file: str, overrides: list[str]) -> Config:
+    from fedclip.config.loading import load_config
+
+    return load_config(Path(file), overrides)
+
+
+def main() -> None:
+    """Run the command line, and end the process with the exit code that fits."""
+    from fedclip.cli.console import exit_code_of
+    from fedclip.device import keep_freed_memory
+
+    keep_freed_memory()  # before the first threads
+    raise SystemExit(exit_code_of(lambda: app(standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The configuration: typed sections, checks across keys, and reading YAML with overrides."""
+
+from fedclip.config.data import DataConfig, PartitionConfig, TaskConfig
+from fedclip.config.deploy import DeployConfig
+from fedclip.config.federation import (
+    DynamicRankConfig,
+    FederationConfig,
+    ServerOptimizerConfig,
+    SharingConfig,
+)
+from fedclip.config.loading import load_config
+from fedclip.config.model import LoraConfig, ModelConfig, TargetModules
+from fedclip.config.training import ClientConfig, EngineConfig, EvaluationConfig, OptimizerConfig
+from fedclip.config.tree import Config
+
+__all__ = [
+    "ClientConfig",
+    "Config",
+    "DataConfig",
+    "DeployConfig",
+    "DynamicRankConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "FederationConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PartitionConfig",
+    "ServerOptimizerConfig",
+    "SharingConfig",
+    "TargetModules",
+    "TaskConfig",
+    "load_config",
+]

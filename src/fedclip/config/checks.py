@@ -1,0 +1,296 @@
+"""Checks that concern more than one key of a configuration.
+
+They read plain mappings, where any value may still be missing or of a wrong type (which is
+reported elsewhere), so that they can speak in the same breath as the checks of single keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedclip.config.checks_data import caption_problems
+from fedclip.config.checks_tasks import sharing_problems, task_problems, task_views
+from fedclip.config.section import CrossProblem, lookup, number
+
+__all__ = ["CrossProblem", "cross_problems", "lookup"]
+
+MAY_HAVE_SITES = {"icons", "imagefolder", "hub", "pairs"}
+"""Data sets that may come with sites, whose number then stands in for `num_clients`."""
+
+
+def cross_problems(values: Mapping[str, Any]) -> list[CrossProblem]:
+    """Say what does not fit together in a configuration given as nested mappings."""
+    problems = [problem for check in CHECKS for problem in check(values)]
+    if not lookup(values, "tasks"):
+        return problems + [problem for check in DATA_CHECKS for problem in check(values)]
+    problems += task_problems(values)
+    for name, view in task_views(values):
+        own = f"tasks.{name}."
+        for problem in (problem for check in DATA_CHECKS for problem in check(view)):
+            key, text = (words.replace("data.", own) for words in (problem.key, problem.text))
+            problems.append(CrossProblem(key, text))
+    return problems
+
+
+def _learning_rates(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    client = number(values, "client.learning_rate")
+    optimizer = number(values, "optimizer.learning_rate")
+    if client is not None and optimizer is not None and client != optimizer:
+        yield CrossProblem(
+            "client.learning_rate",
+            f"client.learning_rate is {client!r} and optimizer.learning_rate is {optimizer!r}, "
+            "but both mean the local learning rate; give one of them, or the same value twice",
+        )
+
+
+def _something_left_to_train_on(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    validation = number(values, "data.validation_fraction")
+    test = number(values, "data.test_fraction")
+    if validation is not None and test is not None and validation < 1 and test < 1:
+        if validation + test < 1:
+            return
+        yield CrossProblem(
+            "data.validation_fraction",
+            f"data.validation_fraction ({validation!r}) and data.test_fraction ({test!r}) leave "
+            "nothing to train on; their sum must be less than 1",
+        )
+
+
+def _cohort_fits(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    drawn = number(values, "federation.clients_per_round")
+    clients = number(values, "federation.num_clients")
+    partition = lookup(values, "data.partition.name")
+    may_be_natural = partition == "natural" or (
+        partition == "auto" and lookup(values, "data.name") in MAY_HAVE_SITES
+    )
+    if drawn is not None and clients is not None and drawn > clients and not may_be_natural:
+        yield CrossProblem(
+            "federation.clients_per_round",
+            f"federation.clients_per_round must be at most federation.num_clients ({clients}), "
+            f"got {drawn}",
+        )
+
+
+def _captions(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    for key, text in caption_problems(lambda key: lookup(values, key)):
+        yield CrossProblem(key, text)
+
+
+def _classes_agree(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    names = lookup(values, "data.class_names")
+    if not isinstance(names, list | tuple) or not names:
+        return
+    count = number(values, "model.num_classes")
+    if count is not None and count != len(names):
+        yield CrossProblem(
+            "model.num_classes",
+            f"model.num_classes is {count}, but data.class_names has {len(names)} names; "
+            "leave num_classes out or make them agree",
+        )
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        yield CrossProblem(
+            "data.class_names", f"data.class_names names a class twice: {', '.join(twice)}"
+        )
+
+
+def _images_that_stay(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    kept = lookup(values, "engine.prefix_cache")
+    augment = lookup(values, "data.augment")
+    if kept in ("memory", "disk") and isinstance(augment, str) and augment != "none":
+        yield CrossProblem(
+            "engine.prefix_cache",
+            f"engine.prefix_cache: {kept} keeps what frozen layers make of each image, but with "
+            f"data.augment: {augment} images differ each time; use engine.prefix_cache: auto or "
+            "off, or data.augment: none",
+        )
+
+
+LORA_STRATEGIES = {
+    "fedit",
+    "ffa",
+    "rolora",
+    "fedsa",
+    "flora",
+    "flexlora",
+    "hetlora",
+    "fedex",
+    "fedsvd",
+    "lora_fair",
+    "fed_sb",
+}
+"""Strategies that work on the factors A and B."""
+
+MEANS = {"fedavg", "fedit", "ffa", "rolora"}
+
+
+def _strategies_compose(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    """What can go around which strategy, and what cannot, with the reason."""
+    strategy = lookup(values, "federation.strategy")
+    own = isinstance(strategy, str) and ".py:" in strategy
+    if not isinstance(strategy, str) or own:
+        return
+    if strategy in LORA_STRATEGIES and lookup(values, "model.lora.enabled") is False:
+        yield CrossProblem(
+            "federation.strategy",
+            f"federation.strategy: {strategy} combines LoRA factors, but model.lora.enabled is "
+            "false; use fedavg, or train an adapter",
+        )
+    dora_fits = MEANS | {"fedsa", "qfedavg", "local", "centralised"}
+    if lookup(values, "model.lora.use_dora") is True and strategy not in dora_fits:
+        yield CrossProblem(
+            "model.lora.use_dora",
+            f"model.lora.use_dora: {strategy} works on the product B A, which is not the whole of "
+            f"a DoRA update; use it with {', '.join(sorted(dora_fits))}",
+        )
+    if lookup(values, "federation.scaffold") is True and strategy not in MEANS:
+        yield CrossProblem(
+            "federation.scaffold",
+            f"federation.scaffold corrects gradients of tensors that are averaged one by one, "
+            f"which {strategy} does not do; use it with {', '.join(sorted(MEANS))}",
+        )
+    if number(values, "federation.ditto_mu") is not None:
+        fits = MEANS | {"lora_fair", "qfedavg"}
+        if strategy not in fits:
+            yield CrossProblem(
+                "federation.ditto_mu",
+                "federation.ditto_mu pulls personal factors to shared ones, which must keep their "
+                f"meaning from round to round; {strategy} does not share any that do; use it with "
+                f"{', '.join(sorted(fits))}",
+            )
+    if lookup(values, "federation.dynamic_ranks.enabled") is True:
+        around = [
+            key
+            for key, given in (
+                ("federation.scaffold", lookup(values, "federation.scaffold") is True),
+                ("federation.ditto_mu", number(values, "federation.ditto_mu") is not None),
+            )
+            if given
+        ]
+        if around:
+            yield CrossProblem(
+                around[0],
+                f"{around[0]} needs factors that keep their meaning from round to round, but "
+                "federation.dynamic_ranks turns them; use one of the two",
+            )
+    server = lookup(values, "federation.server_optimizer.name")
+    fits = MEANS | {"fedsa", "lora_fair"}
+    dynamic = lookup(values, "federation.dynamic_ranks.enabled") is True
+    if isinstance(server, str) and server != "none" and (strategy not in fits or dynamic):
+        yield CrossProblem(
+            "federation.server_optimizer.name",
+            f"federation.server_optimizer.name: {server} steps from the old tensors towards the "
+            f"proposed ones, which {strategy} proposes in other coordinates or not at all; use it "
+            f"with {', '.join(sorted(fits))}, without dynamic ranks",
+        )
+
+
+def _gradients_can_be_recovered(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    """What SCAFFOLD asks of the optimizer, around whichever strategy."""
+    if lookup(values, "federation.scaffold") is not True:
+        return
+    if lookup(values, "optimizer.rate_pattern"):
+        yield CrossProblem(
+            "federation.scaffold",
+            "federation.scaffold recovers gradients by one learning rate for all tensors; "
+            "leave out optimizer.rate_pattern",
+        )
+    optimizer = lookup(values, "optimizer.name")
+    if isinstance(optimizer, str) and optimizer != "sgd":
+        yield CrossProblem(
+            "federation.scaffold",
+            "federation.scaffold recovers gradients from the way that plain SGD has gone, "
+            f"which {optimizer}'s steps do not tell; set optimizer.name: sgd",
+        )
+
+
+def _one_source_of_ranks(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    dynamic = lookup(values, "federation.dynamic_ranks.enabled") is True
+    sources = [f"federation.{key}" for key in ("client_ranks", "client_memory_mb")]
+    given = [key for key in sources if lookup(values, key) is not None]
+    if dynamic:
+        given.append("federation.dynamic_ranks.enabled")
+    if len(given) > 1:
+        yield CrossProblem(
+            given[0],
+            f"{' and '.join(given)} cannot be used together, as each says what the ranks are; "
+            "keep one of them",
+        )
+    if given and lookup(values, "model.lora.enabled") is False:
+        yield CrossProblem(
+            given[0], f"{given[0]} needs an adapter, but model.lora.enabled is false"
+        )
+    if given and lookup(values, "model.lora.use_dora") is True:
+        yield CrossProblem(
+            given[0],
+            f"{given[0]} changes the rank of the product B A, which is not the whole of a DoRA "
+            "update; leave it out, or model.lora.use_dora",
+        )
+    mixing = {"flexlora", "hetlora", "flora"}
+    strategy = lookup(values, "federation.strategy")
+    named = isinstance(strategy, str)  # what is no text is reported elsewhere
+    if dynamic and named and strategy not in ("fedit", "flexlora", "fedavg"):
+        yield CrossProblem(
+            "federation.dynamic_ranks.enabled",
+            "federation.dynamic_ranks cuts the mean of the round's updates, which goes with "
+            f"federation.strategy fedit or flexlora, not with {strategy}",
+        )
+    mixed = set(given) & set(sources)
+    if mixed and named and strategy not in mixing and ".py:" not in str(strategy):
+        yield CrossProblem(
+            given[0],
+            f"{given[0]} makes clients of different ranks, which {strategy} cannot mix; set "
+            f"federation.strategy to {', '.join(sorted(mixing))}",
+        )
+    r, minimum = number(values, "model.lora.r"), number(values, "federation.dynamic_ranks.minimum")
+    budget = number(values, "federation.dynamic_ranks.budget")
+    if not dynamic or r is None or minimum is None or budget is None or minimum <= budget * r:
+        return
+    if lookup(values, "model.lora.rank_pattern"):
+        return  # how many layers have which rank, the model says
+    yield CrossProblem(
+        "federation.dynamic_ranks.minimum",
+        f"federation.dynamic_ranks.minimum ({minimum}) exceeds the mean rank that "
+        f"federation.dynamic_ranks.budget allows, {budget} of model.lora.r ({r}); lower the one or "
+        "raise the other",
+    )
+
+
+def _classes_can_change(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    other = lookup(values, "evaluation.other_data")
+    if lookup(values, "model.head") == "linear":
+        keys = ("evaluation.other_data", "data.train_classes")
+        for key in (key for key in keys if lookup(values, key)):
+            yield CrossProblem(
+                key,
+                f"{key} needs a classifier that takes other classes; use model.head: text, or "
+                f"leave {key} out",
+            )
+    name = lookup(values, "data.name")
+    if isinstance(other, list | tuple) and name in other:
+        yield CrossProblem(
+            "evaluation.other_data",
+            f"evaluation.other_data: {name} is what is trained on; name other data sets",
+        )
+
+
+def _sharing_fits(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    return sharing_problems(values, MEANS)
+
+
+CHECKS = (
+    _one_source_of_ranks,
+    _learning_rates,
+    _strategies_compose,
+    _gradients_can_be_recovered,
+    _sharing_fits,
+    _classes_can_change,
+)
+DATA_CHECKS = (  # of `data`, or of each task in its place
+    _something_left_to_train_on,
+    _cohort_fits,
+    _captions,
+    _classes_agree,
+    _images_that_stay,
+)

@@ -1,0 +1,140 @@
+"""Checks of several tasks in one federation, and of who shares an adapter with whom."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from fedclip.config.section import CrossProblem, lookup, number
+
+_PERSONAL = {"fedsa", "local"}
+
+
+def task_views(values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """By task, the configuration as if its data were the only ones."""
+    tasks, common = lookup(values, "tasks"), lookup(values, "data")
+    for name, own in tasks.items() if isinstance(tasks, Mapping) else ():
+        if isinstance(own, Mapping) and isinstance(common, Mapping):
+            data = {**common, **own}
+            federation = lookup(values, "federation")
+            if isinstance(federation, Mapping) and own.get("num_clients") is not None:
+                # The draw of a round is from the clients of all tasks.
+                federation = {**federation, "clients_per_round": None}
+            yield str(name), {**values, "data": data, "federation": federation}
+
+
+def task_problems(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    """What several tasks do not go with."""
+    tasks = lookup(values, "tasks")
+    if not isinstance(tasks, Mapping):
+        return
+    if len(tasks) == 1:
+        yield CrossProblem(
+            "tasks", f"tasks names one task, {next(iter(tasks))}; name two or more, or use data"
+        )
+    if lookup(values, "model.lora.enabled") is False:
+        yield CrossProblem(
+            "tasks", "tasks share adapters, but model.lora.enabled is false; train an adapter"
+        )
+    if lookup(values, "model.head") == "linear" or number(values, "model.num_classes") is not None:
+        key = "head" if lookup(values, "model.head") == "linear" else "num_classes"
+        yield CrossProblem(
+            f"model.{key}",
+            f"model.{key} makes one linear classifier, but every task has classes of its own; use "
+            "model.head: text, and leave model.num_classes out",
+        )
+    if lookup(values, "task") == "contrastive":
+        yield CrossProblem(
+            "tasks",
+            "tasks are told apart by classes, but task is contrastive; leave one of them out",
+        )
+    if lookup(values, "federation.strategy") == "centralised":
+        yield CrossProblem(
+            "federation.strategy",
+            "federation.strategy: centralised has one client, which belongs to no task; run it on "
+            "each task's data alone",
+        )
+    if lookup(values, "evaluation.other_data"):
+        yield CrossProblem(
+            "evaluation.other_data",
+            "evaluation.other_data is for one task; with several, every adapter is measured on "
+            "every task; leave it out",
+        )
+    for name, view in task_views(values):
+        if lookup(view, "data.train_classes") is not None:
+            yield CrossProblem(
+                f"tasks.{name}.train_classes",
+                f"tasks.{name}.train_classes: base-to-new is measured with one task only; leave it "
+                "out, or use data instead of tasks",
+            )
+
+
+def sharing_problems(values: Mapping[str, Any], means: Collection[str]) -> Iterator[CrossProblem]:
+    """What the ways of sharing need; `means` are the strategies that average tensors."""
+    sharing = lookup(values, "federation.sharing")
+    mode, strategy = lookup(sharing, "mode"), lookup(values, "federation.strategy")
+    for key, owner in (
+        ("shared_rank", "shared+task"),
+        ("clusters", "clusters"),
+    ):
+        if number(values, f"federation.sharing.{key}") is not None and mode != owner:
+            yield CrossProblem(
+                f"federation.sharing.{key}",
+                f"federation.sharing.{key} belongs to federation.sharing.mode: {owner}; the mode "
+                f"is {mode}",
+            )
+    if mode not in ("per_task", "shared+task", "clusters"):
+        return
+    where, named = "federation.sharing.mode", f"federation.sharing.mode: {mode}"
+    if mode != "clusters" and not lookup(values, "tasks"):
+        yield CrossProblem(where, f"{named} needs several tasks; name them under tasks")
+    if lookup(values, "model.lora.enabled") is False:
+        yield CrossProblem(where, f"{named} needs an adapter, but model.lora.enabled is false")
+    if strategy in _PERSONAL or number(values, "federation.ditto_mu") is not None:
+        what = strategy if strategy in _PERSONAL else "federation.ditto_mu"
+        yield CrossProblem(
+            where,
+            f"{named} makes a model for each group of clients, {what} one for each client; use "
+            "one of the two",
+        )
+    if lookup(values, "model.lora.use_dora") is True:
+        yield CrossProblem(
+            where,
+            f"{named} ends with a merge of adapters, which DoRA's are not fit for; leave "
+            "model.lora.use_dora out",
+        )
+    if mode == "per_task":
+        return
+    allowed = {"fedavg", "fedit"} if mode == "shared+task" else set(means)
+    if isinstance(strategy, str) and strategy not in allowed:
+        yield CrossProblem(
+            where,
+            f"{named} goes with strategies that average tensors: {', '.join(sorted(allowed))}; "
+            f"federation.strategy is {strategy}",
+        )
+    others = {
+        "federation.scaffold": lookup(values, "federation.scaffold") is True,
+        "federation.dynamic_ranks.enabled": lookup(values, "federation.dynamic_ranks.enabled")
+        is True,
+        "federation.server_optimizer.name": lookup(values, "federation.server_optimizer.name")
+        not in (None, "none"),
+    }
+    for key in (key for key, given in others.items() if given):
+        yield CrossProblem(where, f"{named} does not go with {key}; leave one of them out")
+    r, shared = number(values, "model.lora.r"), number(values, "federation.sharing.shared_rank")
+    if mode == "shared+task" and r is not None and (r < 2 or (shared or 1) >= r):
+        yield CrossProblem(
+            "federation.sharing.shared_rank",
+            f"{named} divides model.lora.r ({r}) in a shared part and one for each task; "
+            "federation.sharing.shared_rank must be less than it, and model.lora.r at least 2",
+        )
+    found, rounds = (
+        number(values, "federation.sharing.cluster_round"),
+        number(values, "federation.rounds"),
+    )
+    if mode == "clusters" and found is not None and rounds is not None and found >= rounds:
+        yield CrossProblem(
+            "federation.sharing.cluster_round",
+            f"federation.sharing.cluster_round ({found}) must come before the last round "
+            f"(federation.rounds: {rounds}), or the groups would not be trained",
+        )

@@ -1,0 +1,137 @@
+"""The sections `data` and `tasks`: images, classes and their division over clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from fedclip.config.section import AsTuple, Section, Text
+
+Template = Annotated[str, Field(pattern=r"^(?:[^{]|\{[^}])*\{\}(?:[^{]|\{[^}])*$")]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class PartitionConfig(Section):
+    """How one data set is divided over clients."""
+
+    name: Literal["auto", "iid", "dirichlet", "pathological", "shard", "natural", "size"] = Field(
+        "auto",
+        description="`auto` is `natural` (one client a site) where the data has sites, "
+        "else `dirichlet`.",
+    )
+    alpha: float = Field(
+        0.5, gt=0, description="Dirichlet concentration: the smaller, the more unlike the clients."
+    )
+    min_size: int = Field(2, ge=1, description="Fewest examples a client may get (dirichlet).")
+    classes_per_client: int = Field(2, ge=1, description="Classes a client sees (pathological).")
+    shards_per_client: int = Field(2, ge=1, description="Shards a client gets (shard).")
+    size_skew: Literal["linear", "square", "exponential"] = Field(
+        "linear", description="How sizes grow from client to client (size)."
+    )
+
+
+class DataConfig(Section):
+    """The images, their classes and their division."""
+
+    name: Literal["digits", "fashion_mnist", "icons", "imagefolder", "hub", "pairs"] = Field(
+        "digits", description="Data set; `pairs` are images with captions."
+    )
+    path: Text | None = Field(
+        None,
+        description="The folder of `imagefolder`; the hub id or local path of `hub`; the table "
+        "(.csv, .tsv, .jsonl) or .tar shards of `pairs`.",
+    )
+    layout: Literal["auto", "classes", "sites"] = Field(
+        "auto", description="What the folder's first level means (imagefolder)."
+    )
+    class_names: Annotated[tuple[Text, ...], AsTuple] | None = Field(
+        None, min_length=1, description="Class names; `null` takes the data set's own."
+    )
+    templates: Annotated[tuple[Template, ...], AsTuple] | None = Field(
+        None,
+        min_length=1,
+        description="Prompts with `{}` for the class name; `null` takes the data set's own.",
+    )
+    batch_size: int = Field(32, ge=1, description="Examples in one forward pass.")
+    accumulation_steps: int = Field(
+        1, ge=1, description="Batches whose gradients make one optimizer step: memory is spared."
+    )
+    augment: Literal["none", "affine"] = Field(
+        "none", description="`affine`: training images moved, turned and scaled a little."
+    )
+    max_train_examples: int | None = Field(
+        None,
+        ge=1,
+        description="Train on about this many examples at most, over all clients.",
+    )
+    train_classes: (
+        Annotated[float, Field(gt=0, lt=1)]
+        | Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)]
+        | None
+    ) = Field(
+        None,
+        description="Train on these classes only, and test the others too (base to new): a share, "
+        "the first ones in order, or names; `null` takes all.",
+        json_schema_extra={
+            "expected": "a share between 0 and 1, a list of class names, or null (all)"
+        },
+    )
+    test_sites: (
+        Annotated[float, Field(gt=0, lt=1)]
+        | Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)]
+        | None
+    ) = Field(
+        None,
+        description="Sites that nobody trains on, and whose images are the central test set: a "
+        "share, the last ones in order, or names; `null` holds none out.",
+        json_schema_extra={"expected": "a share between 0 and 1, a list of sites, or null (none)"},
+    )
+    shots: int | None = Field(
+        None,
+        ge=1,
+        description="Few-shot learning: train on this many images of each class, over all "
+        "clients, and keep at most 4 of each for validation; `null` takes all.",
+    )
+    validation_fraction: Fraction = Field(
+        0.1, description="Share of a client's examples kept for tuning and choosing."
+    )
+    test_fraction: Fraction = Field(0.2, description="Share of a client's examples kept for tests.")
+    on_bad_image: Literal["error", "skip"] = Field(
+        "skip", description="What an unreadable image does; it is reported by path either way."
+    )
+    on_empty_site: Literal["error", "skip"] = Field(
+        "error", description="What a site without images does."
+    )
+    memory_gb: float = Field(
+        4.0, ge=0, description="Decoded images above this go to a memory-mapped cache on disk."
+    )
+    partition: PartitionConfig = Field(PartitionConfig(), description="Division over clients.")
+
+
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""A task's name: part of client ids and of folder names."""
+
+
+class TaskConfig(DataConfig):
+    """One task of several: its images, its classes, and who has them."""
+
+    num_clients: int | None = Field(
+        None,
+        ge=1,
+        description="Clients of this task; `null` takes `federation.num_clients`. Clients of the "
+        "same name in several tasks are one site.",
+    )
+
+
+def laid_over(common: Mapping[str, Any], own: Any) -> Any:
+    """A task's keys over those of `data`; sections inside them likewise."""
+    if not isinstance(own, Mapping):
+        return own
+    both = {
+        key: laid_over(value, own[key])
+        for key, value in common.items()
+        if isinstance(value, Mapping) and isinstance(own.get(key), Mapping)
+    }
+    return {**common, **own, **both}

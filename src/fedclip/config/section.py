@@ -1,0 +1,53 @@
+"""What the sections share: their base class, patterns, and lookups in unchecked mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from fedclip.lora.layer_patterns import pattern_regex
+
+Text = Annotated[str, Field(min_length=1)]
+# A list in YAML is a tuple here, so that no two parts of a run can share one list and change it.
+AsTuple = Field(strict=False)
+
+
+def _pattern(text: str) -> str:
+    pattern_regex(text)
+    return text
+
+
+Pattern = Annotated[Text, AfterValidator(_pattern)]
+"""A pattern of layers: see `fedclip.lora.layer_patterns`."""
+
+
+class Section(BaseModel):
+    """One mapping of the configuration: typed, closed to unknown keys, unchangeable."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class CrossProblem:
+    """Keys that do not fit together: the one to blame first, and what to say."""
+
+    key: str
+    text: str
+
+
+def lookup(values: Any, key: str) -> Any:
+    """Value at `a.b.c`, or None where the way there ends."""
+    for part in key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return None
+        values = values[part]
+    return values
+
+
+def number(values: Mapping[str, Any], key: str) -> float | None:
+    """The number at a key; None for anything else."""
+    value = lookup(values, key)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

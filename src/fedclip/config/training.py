@@ -1,0 +1,99 @@
+"""The sections `client`, `optimizer`, `engine` and `evaluation`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedclip.config.section import AsTuple, Pattern, Section
+
+DEFAULT_LEARNING_RATE = 1e-3
+
+
+class ClientConfig(Section):
+    """What one client does in one round."""
+
+    local_epochs: int = Field(1, ge=1, description="Passes over a client's examples in a round.")
+    learning_rate: float = Field(
+        DEFAULT_LEARNING_RATE,
+        gt=0,
+        description="Local learning rate; the same quantity as `optimizer.learning_rate`.",
+    )
+    proximal_mu: float = Field(
+        0.0, ge=0, description="Weight of FedProx's pull towards the round's global state."
+    )
+
+
+class OptimizerConfig(Section):
+    """The optimizer inside a client; its state starts anew each round."""
+
+    name: Literal["adamw", "sgd"] = Field("adamw", description="Optimizer.")
+    learning_rate: float = Field(
+        DEFAULT_LEARNING_RATE,
+        gt=0,
+        description="Local learning rate; the same quantity as `client.learning_rate`.",
+    )
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled for adamw, L2 for sgd.")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="Gradients are clipped to this norm; `null` does not clip."
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="How the learning rate falls over the rounds of the run."
+    )
+    rate_pattern: dict[Pattern, Annotated[float, Field(ge=0)]] = Field(
+        {},
+        description="Factors on the learning rate, by patterns of layers or of tensors (`lora_A`, "
+        "`lora_B`, `head`); the first that fits counts.",
+    )
+
+
+class EngineConfig(Section):
+    """What carries a round out."""
+
+    name: Literal["batched", "sequential"] = Field(
+        "batched",
+        description=(
+            "`batched`: many clients in one pass over the shared weights; `sequential`: one after "
+            "another, the readable reference (full fine-tuning, DoRA and captions always take it)."
+        ),
+    )
+    group_size: int | None = Field(
+        None, ge=1, description="Clients in one pass (batched); `null`: as many as memory allows."
+    )
+    memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Memory for a group of clients, and as much for the prefix cache (batched); "
+        "`null`: a quarter of all there is, for each.",
+    )
+    prefix_cache: Literal["auto", "off", "memory", "disk"] = Field(
+        "auto",
+        description="Keep what the layers below the first adapted one make of each image "
+        "(batched): in memory, or in a memory-mapped file; `auto`: in memory where it fits.",
+    )
+    prefix_dtype: Literal["fp32", "fp16"] = Field(
+        "fp32", description="Format of the prefix cache; `fp16` takes half the space."
+    )
+    compile: bool = Field(
+        False,
+        description="Compile the encoder layers (batched): a minute or so once, then faster steps "
+        "where it pays; see the page on speed.",
+    )
+
+
+class EvaluationConfig(Section):
+    """When and on how much the global model is measured."""
+
+    every: int = Field(1, ge=1, description="Evaluate every so many rounds, and after the last.")
+    max_examples: int | None = Field(
+        None, ge=1, description="Use at most this many examples of each set; `null` takes all."
+    )
+    other_data: Annotated[tuple[Literal["digits", "fashion_mnist", "icons"], ...], AsTuple] = Field(
+        (),
+        description="After the run, also measure on these data sets, which were not trained: what "
+        "was forgotten.",
+    )
+    keep_best: bool = Field(
+        False, description="Also keep the best round by validation, in `adapter_best/`."
+    )

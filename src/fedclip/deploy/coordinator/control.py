@@ -1,0 +1,143 @@
+"""Control of a running SuperLink: its sites and its runs.
+
+Only the SuperLink's own machine can do this (`guard`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedclip.deploy.addresses import Address, check
+from fedclip.deploy.flower.commands import Setting
+from fedclip.errors import FedclipError
+
+if TYPE_CHECKING:
+    from flwr.supercore.control import ControlHttpClient
+
+
+class ControlRefused(FedclipError):
+    """The SuperLink did not do what it was asked for."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A site as the SuperLink knows it; status is registered, online, offline or unregistered.
+
+    `public_key` is in PEM; `node_id` is Flower's, new with each registration.
+    """
+
+    node_id: int
+    name: str
+    status: str
+    public_key: bytes
+
+
+class Control:
+    """A connection to a SuperLink; a context manager.
+
+    `authority` is the ca.crt that its certificate is signed by, None for an insecure one.
+    Raises UsageError or Unreachable, in plain words, if it is not there or not the right one.
+    """
+
+    def __init__(self, address: Address, authority: Path | None) -> None:
+        check(address, authority)
+        from flwr.supercore.control import ControlHttpClient
+        from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+
+        self._client: ControlHttpClient = ControlHttpClient.from_server_address(
+            server_address=str(address),
+            insecure=authority is None,
+            root_certificates=None if authority is None else authority.read_bytes(),
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def nodes(self) -> list[Node]:
+        """All sites that are registered, and those that have been."""
+        from flwr.proto.control_pb2 import ListNodesRequest
+
+        answer = _ask(self._client.ListNodes, ListNodesRequest())
+        return [
+            Node(node.node_id, node.name, node.status, node.public_key)
+            for node in answer.nodes_info
+        ]
+
+    def register(self, public_key: bytes, name: str) -> int:
+        """Admit a site by its public key in PEM; gives its node id."""
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+
+        request = RegisterNodeRequest(public_key=public_key, name=name)
+        return int(_ask(self._client.RegisterNode, request).node_id)
+
+    def unregister(self, node_id: int) -> None:
+        """Take a site's admission away, also while it is online."""
+        from flwr.proto.control_pb2 import UnregisterNodeRequest
+
+        _ask(self._client.UnregisterNode, UnregisterNodeRequest(node_id=node_id))
+
+    def start_run(self, app: Path, settings: Mapping[str, Setting] | None = None) -> int:
+        """Send an app's folder to the SuperLink and start it; gives the run's number.
+
+        `settings` replace values of the app's own configuration.
+        """
+        from flwr.cli.build import build_fab_from_disk
+        from flwr.common.serde import fab_to_proto, user_config_to_proto
+        from flwr.proto.control_pb2 import StartRunRequest
+        from flwr.supercore.fab import Fab
+
+        with warnings.catch_warnings():  # of libraries that Flower uses in an older way
+            warnings.simplefilter("ignore", DeprecationWarning)
+            content = build_fab_from_disk(app)
+        bundle = Fab(hashlib.sha256(content).hexdigest(), content, {})
+        request = StartRunRequest(
+            fab=fab_to_proto(bundle), override_config=user_config_to_proto(dict(settings or {}))
+        )
+        answer = _ask(self._client.StartRun, request)
+        if not answer.HasField("run_id"):
+            raise ControlRefused("Flower did not start the run; the coordinator's log says why")
+        return int(answer.run_id)
+
+    def run_status(self, run: int) -> tuple[str, str, str]:
+        """A run's status and, once it is finished, how it ended, and details."""
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        answer = _ask(self._client.ListRuns, ListRunsRequest(run_id=run))
+        status = answer.run_dict[run].status
+        return status.status, status.sub_status, status.details
+
+    def stop_run(self, run: int) -> bool:
+        """Stop a run; False if it could not be stopped."""
+        from flwr.proto.control_pb2 import StopRunRequest
+
+        return bool(_ask(self._client.StopRun, StopRunRequest(run_id=run)).success)
+
+
+def _ask(method: Callable[[Any], Any], request: Any) -> Any:
+    import httpx
+
+    try:
+        return method(request)
+    except httpx.HTTPStatusError as error:
+        raise ControlRefused(_reason(error.response)) from None
+    except httpx.HTTPError as error:
+        raise ControlRefused(f"the coordinator does not answer: {error}") from None
+
+
+def _reason(response: Any) -> str:
+    from flwr.supercore.error import FlowerError
+
+    error = FlowerError.from_json(response.text)
+    if error is None:
+        return f"the coordinator refused: {response.text.strip() or response.status_code}"
+    details = f" ({error.public_details})" if error.public_details else ""
+    return f"the coordinator refused: {error.message}{details}"

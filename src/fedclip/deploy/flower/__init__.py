@@ -1,0 +1,1 @@
+"""Flower: its processes, its messages, its guard."""

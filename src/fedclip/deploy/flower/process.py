@@ -1,0 +1,47 @@
+"""What a SuperLink or SuperNode runs in: `python -m fedclip.deploy.flower.process superlink ...`.
+
+The process ends when the one that started it is gone, so that nothing is left behind by a `kill -9`
+of a coordinator or a site; and a SuperLink keeps its control to its own machine (`guard`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+LOOK_EVERY = 1.0
+GRACE = 8.0
+
+
+def main() -> None:
+    """Run the Flower process that the first argument names, with the other arguments."""
+    what, *options = sys.argv[1:]
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    sys.argv = [f"flower-{what}", *options]
+    if what == "superlink":
+        from flwr.superlink.cli import flower_superlink
+
+        from fedclip.deploy.flower import guard
+
+        guard.install()
+        flower_superlink()
+    else:
+        from flwr.supernode.cli import flower_supernode
+
+        flower_supernode()
+
+
+def end_with(parent: int) -> None:
+    """End this process politely, then firmly, once its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_EVERY)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

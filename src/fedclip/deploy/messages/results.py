@@ -1,0 +1,50 @@
+"""The end of a run: every site is given what came out, and says how well it does there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedclip.deploy.messages.envelope import BadMessage, Envelope
+from fedclip.deploy.messages.replies import TESTED, Refused, check_answer, count_of
+from fedclip.deploy.messages.requests import RESULT, Ticket
+from fedclip.records import RunState
+
+_RANK = "rank/"
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A site's own test examples, and how many of them its model has right; 0 of 0 if untold."""
+
+    tests: int = 0
+    correct: int = 0
+
+
+def result(state: RunState, site: str, ticket: Ticket) -> bytes:
+    """What a run ended with, for one site: the shared tensors and what belongs to them."""
+    ranks = {name: t for name, t in state.server.items() if name.startswith(_RANK)}
+    whole = RunState(state.shared, shift=state.shift, server=ranks).laid_out()
+    return Envelope({"kind": RESULT, "site": site, **ticket.header()}, whole.flat()).pack()
+
+
+def read_result(envelope: Envelope) -> RunState:
+    """The state in a message; raises BadMessage where there is none."""
+    try:
+        return RunState.from_flat(envelope.tensors)
+    except KeyError as error:
+        raise BadMessage(f"the result holds something unknown: {error}") from None
+
+
+def tested(ticket: Ticket, site: str, found: Tested) -> bytes:
+    """A site's answer to a result."""
+    header = {"kind": TESTED, "site": site, **ticket.header()}
+    return Envelope(header | {"tests": found.tests, "correct": found.correct}).pack()
+
+
+def read_tested(data: bytes, ticket: Ticket, site: str, largest: int) -> Tested:
+    """What a site says of its tests; raises Refused, naming the site."""
+    header = check_answer(data, TESTED, ticket, site, largest).header
+    found = Tested(*(count_of(header, key, site, least=0) for key in ("tests", "correct")))
+    if found.correct > found.tests:
+        raise Refused(f"{site} says that {found.correct} of {found.tests} tests are right")
+    return found

@@ -1,0 +1,1 @@
+"""The engine whose clients are other machines."""

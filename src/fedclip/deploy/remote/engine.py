@@ -1,0 +1,235 @@
+"""The engine whose clients are other machines: messages out, answers in, until a deadline.
+
+It knows nothing of networks: a `Mail` carries bytes. `flower.py` has the one over Flower.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from fedclip.deploy.messages import replies, requests, results
+from fedclip.deploy.messages.codec import Format
+from fedclip.deploy.messages.replies import Refused, Update
+from fedclip.deploy.messages.requests import Exchange, Ticket
+from fedclip.deploy.messages.results import Tested
+from fedclip.deploy.remote.roster import Answer, Mail, Patience, Roster, Wait
+from fedclip.errors import TrainingFailed
+from fedclip.records import Cohort, RunState, TrainRequest
+
+__all__ = ["Formats", "Mail", "Patience", "RemoteEngine", "Roster", "Traffic"]
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Numbers on the wire, and the limits of what is taken from a site."""
+
+    down: Format = "fp32"
+    up: Format = "fp32"
+    largest_message: int = 2**28
+    largest_update: float = 20.0
+
+
+@dataclass
+class Traffic:
+    """Bytes of the messages, as they were handed to the mail and came from it."""
+
+    up: int = 0
+    down: int = 0
+    results: int = 0  # both ways, at the end of the run
+
+
+@dataclass
+class _Round:
+    """What is under way for one request: whom was asked what, and what has come."""
+
+    request: TrainRequest
+    exchanges: dict[str, tuple[Ticket, Exchange]] = field(default_factory=dict)
+    updates: dict[str, Update] = field(default_factory=dict)
+    out: set[str] = field(default_factory=set)  # refused or failed: not asked again
+
+    @property
+    def open(self) -> list[str]:
+        """Sites that have neither answered nor dropped out."""
+        ids = self.request.client_ids
+        return [site for site in ids if site not in self.updates and site not in self.out]
+
+
+class RemoteEngine:
+    """Trains the sites of a round at once, and goes on with those that answered in time."""
+
+    def __init__(
+        self,
+        mail: Mail,
+        roster: Roster,
+        patience: Patience,
+        formats: Formats,
+        *,
+        say: Callable[[str], None],
+        on_wait: Wait | None = None,
+        traffic: Traffic | None = None,
+    ) -> None:
+        """`say` gets a line about each site's part; `on_wait` is called instead of sleeping."""
+        self._mail = mail
+        self._roster = roster
+        self._patience = patience
+        self._formats = formats
+        self._say = say
+        self._wait: Wait = on_wait or time.sleep
+        self._usual: float | None = None  # the norm of updates so far
+        self.traffic = traffic or Traffic()
+
+    def train(self, request: TrainRequest) -> Iterator[Cohort]:
+        """Yields a cohort of one per site that answered, in the order of `request.client_ids`.
+
+        Only what was asked for is in it: what a site keeps does not come here. Raises
+        TrainingFailed, naming the sites that are missing, if there are too few in every attempt.
+        """
+        work = _Round(request)
+        needed = self._patience.needed(len(request.client_ids))
+        for attempt in range(1, self._patience.attempts + 1):
+            self._attempt(work)
+            self._drop_outliers(work)
+            if len(work.updates) >= needed:
+                break
+            missing = ", ".join(s for s in request.client_ids if s not in work.updates)
+            text = (
+                f"round {request.server_round}: {len(work.updates)} of "
+                f"{len(request.client_ids)} sites have answered, {needed} are needed; "
+                f"missing: {missing}"
+            )
+            if attempt == self._patience.attempts:
+                raise TrainingFailed(f"{text}; the last finished round is kept")
+            self._say(f"{text}; asked again")
+            work.out.clear()
+        if work.updates:
+            changes = [update.change for update in work.updates.values()]
+            self._usual = median(changes)
+        for site in request.client_ids:
+            if site in work.updates:
+                update = work.updates[site]
+                tensors = {n: t[None] for n, t in update.tensors.items()}
+                yield Cohort((update.report,), tensors)
+
+    def give_results(self, state: RunState, server_round: int) -> dict[str, Tested]:
+        """Gives every site that is there what the run ended with; what they say of it, by site.
+
+        A site that is silent until the deadline, or refuses, is left out.
+        """
+        end = time.monotonic() + self._patience.deadline
+        self._roster.greet(time.monotonic(), lambda: True)
+        tickets = {
+            site: self._roster.ticket(server_round, secrets.token_hex(8))
+            for site in sorted(self._roster.nodes)
+        }
+        letters = {site: results.result(state, site, own) for site, own in tickets.items()}
+        self.traffic.results += sum(map(len, letters.values()))
+        found: dict[str, Tested] = {}
+
+        def take(site: str, answer: Answer) -> None:
+            if answer.data is None:
+                self._say(f"{site} has not taken the result: {answer.error}")
+                return
+            self.traffic.results += len(answer.data)
+            largest = self._formats.largest_message
+            try:
+                found[site] = results.read_tested(answer.data, tickets[site], site, largest)
+            except Refused as refused:
+                self._say(f"the result: {refused}")
+
+        for site in self._talk(letters, end, take):
+            self._say(f"{site} has not answered to the result")
+        return found
+
+    def _attempt(self, work: _Round) -> None:
+        """Asks all that are there, and takes in answers until all have come or time is up."""
+        started = time.monotonic()
+        end = started + self._patience.deadline
+        number = work.request.server_round
+        needed = self._patience.needed(len(work.request.client_ids))
+        self._roster.greet(until=end, enough=lambda: self._present(work) >= needed)
+        here = [site for site in work.open if site in self._roster.nodes]
+        for site in [s for s in work.open if s not in here]:
+            self._say(f"round {number}: {site} is not there")
+        for site in self._talk(
+            self._letters(work, here),
+            end,
+            lambda site, answer: self._take(work, site, answer.data, answer.error, started),
+        ):
+            self._say(
+                f"round {number}: {site} has not answered within "
+                f"{self._patience.deadline:g} s; the round goes on without it"
+            )
+
+    def _talk(
+        self, letters: Mapping[str, bytes], end: float, take: Callable[[str, Answer], None]
+    ) -> list[str]:
+        """Sends to sites and hands on their answers until the clock says `end`; who is silent."""
+        nodes = [(self._roster.nodes[site], data) for site, data in letters.items()]
+        asked = dict(zip(self._mail.post(nodes), letters, strict=True))
+        while asked and time.monotonic() < end:
+            for answer in self._mail.collect(list(asked)):
+                if answer.ticket in asked:
+                    take(asked.pop(answer.ticket), answer)
+            if asked:
+                self._wait(self._patience.look)
+        self._mail.forget(list(asked))
+        return list(asked.values())
+
+    def _present(self, work: _Round) -> int:
+        return len(work.updates) + sum(site in self._roster.nodes for site in work.open)
+
+    def _letters(self, work: _Round, sites: Sequence[str]) -> dict[str, bytes]:
+        """The request to each of the sites."""
+        letters = {}
+        for site in sites:
+            ticket = self._roster.ticket(work.request.server_round, secrets.token_hex(8))
+            data, exchange = requests.train(
+                work.request, site, ticket, self._formats.down, self._formats.up
+            )
+            work.exchanges[site] = ticket, exchange
+            self.traffic.down += len(data)
+            letters[site] = data
+        return letters
+
+    def _take(
+        self, work: _Round, site: str, data: bytes | None, error: str, started: float
+    ) -> None:
+        number = work.request.server_round
+        if data is None:
+            work.out.add(site)
+            self._say(f"round {number}: {site} has failed: {error}")
+            return
+        self.traffic.up += len(data)
+        ticket, exchange = work.exchanges[site]
+        try:
+            work.updates[site] = replies.read_update(
+                data,
+                ticket,
+                site,
+                exchange,
+                self._formats.up,
+                num_examples=self._roster.examples[site],
+                largest=self._formats.largest_message,
+            )
+        except Refused as refused:
+            work.out.add(site)
+            self._say(f"round {number}: left out: {refused}")
+            if refused.code == "job":  # it has started anew, and must be told again
+                self._roster.forget(site)
+            return
+        self._say(
+            f"round {number}: {site} has answered after {time.monotonic() - started:.1f} s "
+            f"({len(work.updates)} of {len(work.request.client_ids)})"
+        )
+
+    def _drop_outliers(self, work: _Round) -> None:
+        changes = {site: update.change for site, update in work.updates.items()}
+        limit = self._formats.largest_update
+        for site, why in replies.too_large(changes, limit, self._usual).items():
+            del work.updates[site]
+            work.out.add(site)
+            self._say(f"round {work.request.server_round}: left out: {why}")

@@ -1,0 +1,107 @@
+"""A site's own configuration: who it is, where its images are, and what it takes part in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedclip.config.data import DataConfig
+from fedclip.config.loading import Source, deep_merge, parse_overrides, read_yaml, validated
+from fedclip.config.section import AsTuple, Section, Text
+
+
+class SiteDataConfig(Section):
+    """The site's images, which never leave it."""
+
+    path: Text = Field("images", description="A folder `<class>/*`.")
+    classes: dict[Text, Text] = Field(
+        {}, description="Which class of the run a folder is, where that is not its name."
+    )
+    on_bad_image: Literal["error", "skip"] = Field(
+        "skip", description="What an unreadable image does."
+    )
+    memory_gb: float = Field(4.0, ge=0, description="Decoded images above this go to a cache file.")
+
+
+class PolicyConfig(Section):
+    """What the site takes part in; it refuses everything else, and says why."""
+
+    strategies: Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)] | None = Field(
+        None, description="Strategies that are allowed, `scaffold` and `ditto` among them."
+    )
+    largest_adapter_mb: float = Field(
+        1000.0, gt=0, description="Largest adapter that it trains, in megabytes of fp32."
+    )
+    most_rounds: int | None = Field(None, ge=1, description="Most rounds of a run.")
+    most_local_epochs: int | None = Field(None, ge=1, description="Most epochs of a round.")
+    tell_accuracy: bool = Field(
+        True, description="Say at the end how many of its own test images are recognised."
+    )
+    largest_epsilon: float | None = Field(
+        None,
+        gt=0,
+        description="The least privacy: takes part only in runs that promise differential "
+        "privacy with an epsilon of at most this; `null` asks for no promise.",
+    )
+
+
+class SiteConfig(Section):
+    """A site of a federation."""
+
+    name: Text = Field("site", description="The name under which its key is registered.")
+    coordinator: Text = Field("127.0.0.1:8000", description="The coordinator's host and port.")
+    keys: Text | None = Field(
+        None, description="The folder that `fedclip keys site` made; `null`: on one machine alone."
+    )
+    state: Text = Field(
+        "site-state", description="A folder for what the site keeps: private state, logs."
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = Field(
+        "auto", description="Where it trains."
+    )
+    model: Text | None = Field(
+        None, description="The base model's folder here; `null`: by the name that the run has."
+    )
+    port: int | None = Field(
+        None, ge=1, le=65535, description="A port of this machine for Flower; `null`: a free one."
+    )
+    resident: bool = Field(
+        True, description="Keep the model in memory; `false` loads it anew for each message."
+    )
+    free_disk_gb: float = Field(1.0, ge=0, description="Space that must be free at the start.")
+    free_memory_gb: float = Field(1.0, ge=0, description="Memory that must be free at the start.")
+    data: SiteDataConfig = Field(SiteDataConfig(), description="Images.")
+    policy: PolicyConfig = Field(PolicyConfig(), description="Policy.")
+
+    @property
+    def as_data(self) -> DataConfig:
+        """The images as a data set of one site."""
+        return DataConfig.model_validate(
+            {
+                "name": "imagefolder",
+                "path": self.data.path,
+                "layout": "classes",
+                "on_bad_image": self.data.on_bad_image,
+                "memory_gb": self.data.memory_gb,
+                "partition": {"name": "natural"},
+            }
+        )
+
+
+def load_site(path: Path, overrides: Sequence[str] = ()) -> SiteConfig:
+    """A site's configuration file, with `key=value` changes; its paths are relative to it."""
+    values, lines = read_yaml(path)
+    changes, typed = parse_overrides(overrides)
+    config = validated(SiteConfig, deep_merge(values, changes), Source(str(path), lines, typed))
+    here = path.parent.absolute()
+    return config.model_copy(
+        update={
+            "keys": None if config.keys is None else str(here / config.keys),
+            "state": str(here / config.state),
+            "model": None if config.model is None else str(here / config.model),
+            "data": config.data.model_copy(update={"path": str(here / config.data.path)}),
+        }
+    )

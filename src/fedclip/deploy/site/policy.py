@@ -1,0 +1,113 @@
+"""What a site takes part in, and what it checks before it joins."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fedclip.config import Config
+from fedclip.data.sources.imagefolder import imagefolder
+from fedclip.deploy.job import EPSILON
+from fedclip.deploy.site.config import PolicyConfig, SiteConfig
+from fedclip.errors import UsageError
+from fedclip.records import State
+
+CLOCKS_APART = 240.0
+"""Seconds by which clocks may differ; Flower refuses a site from 300 on."""
+
+
+class Against(UsageError):
+    """What a site does not take part in; the text goes to the coordinator."""
+
+
+def check_job(policy: PolicyConfig, job: Mapping[str, Any], config: Config) -> None:
+    """Raises Against for a job that the site's policy forbids."""
+    for name in str(job.get("strategy")).split("+"):
+        if policy.strategies is not None and name not in policy.strategies:
+            raise Against(
+                f"its policy does not allow {name} (allowed: {', '.join(policy.strategies)})"
+            )
+    limits = (
+        ("rounds", config.federation.rounds, policy.most_rounds),
+        ("local epochs", config.client.local_epochs, policy.most_local_epochs),
+    )
+    for what, asked, most in limits:
+        if most is not None and asked > most:
+            raise Against(f"its policy allows {most} {what}, the run has {asked}")
+    promised: Any = job.get(EPSILON)
+    largest, number = policy.largest_epsilon, math.inf
+    if type(promised) in (int, float):
+        number = promised
+    if largest is not None and not number <= largest:
+        raise Against(
+            f"its policy asks for differential privacy with an epsilon of at most {largest:g}, "
+            f"the run promises {'none' if promised is None else f'{promised}'}"
+        )
+
+
+def check_adapter(policy: PolicyConfig, trained: State) -> None:
+    """Raises Against for more trained values than the site's policy allows."""
+    megabytes = sum(4 * tensor.numel() for tensor in trained.values()) / 1e6
+    if megabytes > policy.largest_adapter_mb:
+        raise Against(
+            f"its policy allows an adapter of {policy.largest_adapter_mb:g} MB, this one has "
+            f"{megabytes:.1f} MB"
+        )
+
+
+def check_clock(theirs: float, now: float | None = None) -> None:
+    """Raises Against where the coordinator's clock is too far from this one."""
+    apart = (time.time() if now is None else now) - theirs
+    if abs(apart) > CLOCKS_APART:
+        raise Against(f"its clock differs from the coordinator's by {apart:.0f} s")
+
+
+def preflight(config: SiteConfig) -> dict[str, Any]:
+    """Checks what can be checked before joining; gives the facts, raises UsageError with all else.
+
+    Model and classes are compared with the coordinator's when it says which they are, before the
+    first round.
+    """
+    troubles = []
+    facts: dict[str, Any] = {"site": config.name}
+    try:
+        source = imagefolder(config.data.path, "classes")
+        facts |= {"images": len(source), "classes": list(source.class_names)}
+        first = [int((source.labels == label).argmax()) for label in sorted(set(source.labels))]
+        for index in first:
+            source.images.open(index).close()
+    except UsageError as error:
+        troubles.append(str(error))
+    except OSError as error:
+        troubles.append(f"data.path: an image of {config.data.path} cannot be read: {error}")
+    state = Path(config.state)
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(state, os.W_OK):
+            raise PermissionError("it is not writable")
+        facts["free_disk_gb"] = round(shutil.disk_usage(state).free / 1e9, 1)
+        if facts["free_disk_gb"] < config.free_disk_gb:
+            troubles.append(
+                f"state: {facts['free_disk_gb']} GB are free at {state}, free_disk_gb asks for "
+                f"{config.free_disk_gb:g}"
+            )
+    except OSError as error:
+        troubles.append(f"state: {state} cannot be used: {error}")
+    facts["free_memory_gb"] = round(psutil.virtual_memory().available / 1e9, 1)
+    if facts["free_memory_gb"] < config.free_memory_gb:
+        troubles.append(
+            f"{facts['free_memory_gb']} GB of memory are free, free_memory_gb asks for "
+            f"{config.free_memory_gb:g}"
+        )
+    if config.model is not None and not Path(config.model).is_dir():
+        troubles.append(f"model: there is no folder {config.model}")
+    if troubles:
+        raise UsageError("\n".join(troubles))
+    return facts

@@ -1,0 +1,219 @@
+"""A site's trainer: a request in, an answer out. It holds the model and the site's images.
+
+Nothing but what `wire.replies` writes leaves it: tensors, counts and losses.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedclip import files
+from fedclip.data.federated_data import load_federated
+from fedclip.data.sources.site import site_source
+from fedclip.deploy.job import base_sha256, job_config
+from fedclip.deploy.messages import replies, requests, results
+from fedclip.deploy.messages.envelope import BadMessage, Envelope
+from fedclip.deploy.messages.requests import HELLO, RESULT, TRAIN, Ticket
+from fedclip.deploy.messages.results import Tested
+from fedclip.deploy.site import policy
+from fedclip.deploy.site.config import SiteConfig
+from fedclip.deploy.site.private_state import PrivateState, drop_other_runs
+from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError
+from fedclip.experiment.build import assemble
+from fedclip.experiment.context import Parts
+from fedclip.experiment.engine import create_engine
+from fedclip.experiment.evaluate import evaluate_parts
+from fedclip.experiment.save_adapters import save_adapter
+from fedclip.federated.rounds import Engine
+from fedclip.models.pretrained import load_pixels
+from fedclip.reports.progress import Listener
+
+if TYPE_CHECKING:
+    import torch
+
+KEPT, RESIDUAL = "kept/", "residual/"
+JOB, ADAPTER = "job.json", "adapter"
+PURPOSES = ("client", "personal")
+"""What a site trains for; what it keeps of the second, Ditto's, is laid over that of the first."""
+OWN_LOG = "its data or settings do not fit this run; its own log says how"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job that the site has taken up: the engine that trains it, and what it is about."""
+
+    digest: str
+    parts: Parts
+    engine: Engine
+    base: str
+    num_examples: int
+
+    def check_base(self, ticket: Ticket) -> None:
+        """Raises Against where the coordinator has another base model."""
+        if self.base != ticket.base:
+            raise policy.Against(
+                f"it has another base model ({self.base[:12]}) than the coordinator "
+                f"({ticket.base[:12]})"
+            )
+
+
+class SiteTrainer:
+    """Answers a coordinator's messages for one site; one job at a time."""
+
+    def __init__(self, config: SiteConfig, say: Callable[[str], None] = print) -> None:
+        """`say` gets lines for the site's own log."""
+        self.config = config
+        self._say = say
+        self._work: Work | None = None
+
+    def answer(self, data: bytes) -> bytes:
+        """The answer to a message; whatever goes wrong becomes a refusal without details."""
+        ticket, site = None, self.config.name
+        try:
+            envelope = Envelope.unpack(data)
+            ticket = Ticket.of(envelope.header)
+            if envelope.header.get("site") not in ("", site):
+                raise policy.Against(f"this is {site}, the message is for another site")
+            if envelope.kind == HELLO:
+                return self._hello(envelope, ticket)
+            if envelope.kind == TRAIN:
+                return self._train(envelope, ticket)
+            if envelope.kind == RESULT:
+                return self._result(envelope, ticket)
+            raise BadMessage(f"an unknown kind of message, {envelope.kind!r}")
+        except (policy.Against, BadMessage, TrainingFailed) as error:
+            self._say(f"refused: {error}")
+            return replies.refusal(ticket, site, "refused", str(error))
+        except UnknownJob:
+            return replies.refusal(ticket, site, "job", "it has not been told what the run is")
+        except FedclipError as error:
+            self._say(f"refused: {error}")  # may name files and classes, so it stays here
+            return replies.refusal(ticket, site, "refused", OWN_LOG)
+        except Exception as error:
+            self._say(f"failed: {''.join(traceback.format_exception(error))}")
+            why = f"an unforeseen {type(error).__name__}; its own log says more"
+            return replies.refusal(ticket, site, "failed", why)
+
+    def _hello(self, envelope: Envelope, ticket: Ticket) -> bytes:
+        job = envelope.header.get("description")
+        if not isinstance(job, Mapping) or requests.job_digest(job) != ticket.job:
+            raise BadMessage("the description of the run has not arrived whole")
+        theirs = envelope.header.get("time")
+        if isinstance(theirs, int | float):
+            policy.check_clock(theirs)
+        work = self._taken_up(job)
+        folder = Path(self.config.state)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.replace_file(folder / JOB, json.dumps(job).encode(), mode=0o600)
+        drop_other_runs(folder / "private", ticket.run)
+        software = {name: version(name) for name in ("fedclip", "torch")}
+        own = replace(ticket, base=work.base)
+        return replies.ready(own, self.config.name, work.num_examples, software)
+
+    def _train(self, envelope: Envelope, ticket: Ticket) -> bytes:
+        work, site = self._known(ticket.job), self.config.name
+        work.check_base(ticket)
+        request, exchange, form = requests.read_train(envelope, site)
+        folder = Path(self.config.state) / "private"
+        private = PrivateState(folder, ticket.run, request.purpose)
+        before = private.before(request.server_round)
+        kept = {name: before[KEPT + name] for name in exchange.kept if KEPT + name in before}
+        if not request.shift:
+            work.parts.shift({})  # an earlier run of the same job may have left one
+        (cohort,) = work.engine.train(replace(request, starts={site: kept}))
+        tensors = {name: stacked[0] for name, stacked in cohort.tensors.items()}
+        residual = {
+            n.removeprefix(RESIDUAL): t for n, t in before.items() if n.startswith(RESIDUAL)
+        }
+        data, lost = replies.update(ticket, cohort.reports[0], tensors, exchange, form, residual)
+        after = {KEPT + name: tensors[name] for name in exchange.kept}
+        after |= {RESIDUAL + name: tensor for name, tensor in lost.items()}
+        if after:
+            private.save(request.server_round, after)
+        self._say(
+            f"round {request.server_round}: loss {cohort.reports[0].loss:.3f}, "
+            f"{cohort.reports[0].seconds:.1f} s, {len(data)} bytes sent"
+        )
+        return data
+
+    def _result(self, envelope: Envelope, ticket: Ticket) -> bytes:
+        """Keeps the run's adapter, with the site's own factors in it, and tests it here."""
+        work, site = self._known(ticket.job), self.config.name
+        work.check_base(ticket)
+        state, folder = results.read_result(envelope), Path(self.config.state)
+        own: dict[str, torch.Tensor] = {}
+        for purpose in PURPOSES:
+            after = PrivateState(folder / "private", ticket.run, purpose).before(
+                ticket.server_round + 1
+            )
+            own |= {n.removeprefix(KEPT): t for n, t in after.items() if n.startswith(KEPT)}
+        state = replace(state, private={site: own})
+        work.parts.put(state)
+        figures = evaluate_parts(work.parts, personal=state)
+        save_adapter(work.parts, state, state.of(site), folder / ADAPTER)
+        tests, accuracy = figures["test_examples"], figures["accuracy"]
+        found = Tested(tests, round(tests * accuracy)) if tests else Tested()
+        self._say(
+            f"the run has ended: {found.correct} of {tests} test images of the site are "
+            f"recognised; the adapter is in {folder / ADAPTER}"
+        )
+        return results.tested(ticket, site, found if self.config.policy.tell_accuracy else Tested())
+
+    def _known(self, digest: str) -> Work:
+        """The work of a job that was taken up, also by an earlier process."""
+        if self._work is not None and self._work.digest == digest:
+            return self._work
+        try:
+            job = json.loads((Path(self.config.state) / JOB).read_bytes())
+        except (OSError, ValueError):
+            raise UnknownJob from None
+        if requests.job_digest(job) != digest:
+            raise UnknownJob
+        return self._taken_up(job)
+
+    def _taken_up(self, job: Mapping[str, Any]) -> Work:
+        digest = requests.job_digest(job)
+        if self._work is None or self._work.digest != digest:
+            self._work = None  # one model in memory at a time
+            self._work = self._begin(job, digest)
+        return self._work
+
+    def _begin(self, job: Mapping[str, Any], digest: str) -> Work:
+        site = self.config
+        config = job_config(job, site.device, site.as_data, site.model)
+        policy.check_job(site.policy, job, config)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", FedclipWarning)
+            pixels = load_pixels(config.model.model_name)
+            data = load_federated(
+                config.data,
+                num_clients=1,
+                seed=config.seed,
+                to_pixels=pixels.to_pixels,
+                pixels_key=pixels.key,
+                source=site_source(
+                    site.data.path, site.name, job["class_names"], site.data.classes
+                ),
+            )
+        for warning in caught:
+            self._say(f"note: {warning.message}")
+        (own,) = data.clients
+        if own.client_id != site.name:
+            raise UsageError("the site's images were divided, which they must not be")
+        data = replace(data, templates=tuple(job["templates"]))
+        parts = assemble(config, Listener(), data=data)
+        policy.check_adapter(site.policy, parts.model.trainable())
+        self._say(f"took up a run: {len(own.train)} training examples")
+        base = base_sha256(parts.model)
+        return Work(digest, parts, create_engine(parts), base, len(own.train))
+
+
+class UnknownJob(Exception):
+    """A request of a run that the site has not been told about."""

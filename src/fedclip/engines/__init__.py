@@ -1,1 +1,0 @@
-"""Where local training happens: one client after another, or many in one pass."""

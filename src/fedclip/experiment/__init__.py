@@ -1,0 +1,1 @@
+"""A run, from a configuration to a finished folder; read run.py first."""

@@ -1,0 +1,214 @@
+"""From a configuration to the parts of a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from fedclip.config import Config, DataConfig, ModelConfig
+from fedclip.data.datasets import load_source
+from fedclip.data.federated_data import FederatedData, load_federated
+from fedclip.device import product_dtype, resolve_device, resolve_precision
+from fedclip.errors import UsageError
+from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.engine import settle_engine, settle_task_engines
+from fedclip.experiment.folder import PARTITION, RunFolder
+from fedclip.experiment.strategy import settle_ranks
+from fedclip.federated.engines.sharded import Processes
+from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
+from fedclip.models.pretrained import EMBEDDED, RANDOM, load_pixels
+from fedclip.models.stacked.clients import StackedClients, can_stack
+from fedclip.models.stacked.prefix_cache import PixelInputs
+from fedclip.models.text_head import each_once
+from fedclip.reports.progress import Listener
+from fedclip.seeding import seed_for
+
+Data = TypeVar("Data", bound=DataConfig)
+
+
+class Recorded(Protocol):
+    """What a partition was made of, or is."""
+
+    def partition_record(self) -> dict[str, Any]:
+        """What `partition.json` holds."""
+        ...
+
+
+def assemble_run(
+    config: Config, listener: Listener, processes: Processes | None = None
+) -> Parts | TaskParts:
+    """The parts of a run, of one task or several."""
+    put_together = assemble_tasks if config.tasks else assemble
+    return put_together(config, listener, processes)
+
+
+def assemble(
+    config: Config,
+    listener: Listener,
+    processes: Processes | None = None,
+    data: FederatedData | None = None,
+) -> Parts:
+    """Loads the base model and the data set, and builds the model that both call for.
+
+    Of several `processes`, all assemble the same parts. `data` takes the data set's place.
+    """
+    assert not config.tasks
+    for name in config.evaluation.other_data:
+        load_source(name)  # one that is missing is reported before the training
+    device = resolve_device(config.device)
+    data = data or load_data(config, listener)
+    model = create_clip_model(
+        model_config(config),
+        class_names=None if data.captioned else data.class_names,
+        templates=data.templates,
+        seed=model_seed(config),
+    )
+    model.to(device)
+    precision = resolve_precision(config.precision, device)
+    parts = Parts(
+        config=config,
+        model=model,
+        data=data,
+        device=device,
+        precision=precision,
+        images=PixelInputs(data.pixels, device),
+        stacked=None if data.captioned else _stacked(config, model, precision),
+        processes=processes or Processes(),
+    )
+    return settle_ranks(settle_engine(parts, listener))
+
+
+def assemble_tasks(
+    config: Config, listener: Listener, processes: Processes | None = None
+) -> TaskParts:
+    """The same for several tasks: the data of each, and one model for all.
+
+    Without a task set, the model knows the classes of all tasks.
+    """
+    device = resolve_device(config.device)
+    data = load_tasks(config, listener)
+    model = create_clip_model(
+        config.model,
+        class_names=each_once(own.class_names for own in data.values()),
+        templates=each_once(own.templates for own in data.values()),
+        seed=model_seed(config),
+    )
+    for name, own in data.items():
+        model.add_task(name, own.class_names, own.templates)
+    model.to(device)
+    precision = resolve_precision(config.precision, device)
+    common: dict[str, Any] = {
+        "model": model,
+        "device": device,
+        "precision": precision,
+        "stacked": _stacked(config, model, precision),
+        "processes": processes or Processes(),
+    }
+    tasks = {
+        name: Parts(
+            config=for_task(config, name),
+            data=own,
+            images=PixelInputs(own.pixels, device),
+            **common,
+        )
+        for name, own in data.items()
+    }
+    together = TaskParts(config=config, tasks=tasks, **common)
+    return settle_ranks(settle_task_engines(together, listener))
+
+
+def load_tasks(config: Config, listener: Listener) -> dict[str, FederatedData]:
+    """Loads the data set of each task, with the task's name before those of its clients."""
+    return {
+        name: _of_task(load_data(for_task(config, name), listener), name) for name in config.tasks
+    }
+
+
+def for_task(config: Config, name: str) -> Config:
+    """The configuration of one task of a run, as if it were the only one."""
+    data, federation = config.tasks[name], config.federation
+    clients = data.num_clients or federation.num_clients
+    alone = federation.sharing.model_copy(update={"mode": "shared", "shared_rank": None})
+    federation = federation.model_copy(update={"num_clients": clients, "sharing": alone})
+    return config.model_copy(update={"data": data, "federation": federation, "tasks": {}})
+
+
+def _of_task(data: FederatedData, task: str) -> FederatedData:
+    clients = (replace(c, client_id=f"{task}/{c.client_id}") for c in data.clients)
+    return replace(data, clients=tuple(clients))
+
+
+def _stacked(config: Config, model: CLIPLoRAWrapper, precision: str) -> StackedClients | None:
+    if not can_stack(model):
+        return None
+    return StackedClients(model, products=product_dtype(precision), compiled=config.engine.compile)
+
+
+def load_data(config: Config, listener: Listener) -> FederatedData:
+    """Loads a configuration's data set as its model wants it."""
+    listener.message(f"loading {config.model.model_name} and {config.data.name}")
+    pixels = load_pixels(config.model.model_name)
+    return load_federated(
+        config.data,
+        num_clients=config.federation.num_clients,
+        seed=config.seed,
+        to_pixels=pixels.to_pixels,
+        pixels_key=pixels.key,
+        progress=listener.images,
+        captions=config.task == "contrastive",
+    )
+
+
+def check_partition(data: Recorded, folder: RunFolder) -> None:
+    """Refuses data that is no longer what the run began with."""
+    if folder.read_json(PARTITION) != data.partition_record():
+        raise UsageError(
+            f"{folder.path / PARTITION}: the data or its partition has changed since the run "
+            "began; put the data back as it was, or start a new run"
+        )
+
+
+def model_config(config: Config) -> ModelConfig:
+    """The model's configuration: captions need no classifier, and leave room for any classes."""
+    if config.task == "classification":
+        return config.model
+    return config.model.model_copy(update={"head": "text"})
+
+
+def model_seed(config: Config) -> int:
+    """Seed of what is drawn when the model is made: adapter, linear head, random base weights."""
+    return seed_for(config.seed, "model")
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with local files by their full path: a run may go on from elsewhere."""
+    model = config.model
+    tasks = {name: _with_absolute_path(task) for name, task in config.tasks.items()}
+    start = RANDOM if model.model_name.startswith(RANDOM) else ""
+    name = model.model_name.removeprefix(start)
+    if name not in EMBEDDED and Path(name).is_dir():
+        model = model.model_copy(update={"model_name": f"{start}{Path(name).resolve()}"})
+    file, colon, attribute = config.federation.strategy.rpartition(":")  # a class of one's own
+    name = f"{Path(file).resolve()}:{attribute}" if colon else attribute
+    federation = config.federation.model_copy(update={"strategy": name})
+    data = _with_absolute_path(config.data)
+    keys = config.deploy.keys
+    deploy = config.deploy.model_copy(update={"keys": keys and str(Path(keys).absolute())})
+    return config.model_copy(
+        update={
+            "data": data,
+            "tasks": tasks,
+            "model": model,
+            "federation": federation,
+            "deploy": deploy,
+        }
+    )
+
+
+def _with_absolute_path(data: Data) -> Data:
+    folder, mark, options = (data.path or "").partition("?")  # as of the hub's data sets
+    shards = folder.endswith(".tar")  # one, or a pattern of them
+    if not folder or not (Path(folder).exists() or shards):
+        return data
+    return data.model_copy(update={"path": f"{Path(folder).resolve()}{mark}{options}"})

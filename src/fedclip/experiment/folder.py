@@ -1,0 +1,263 @@
+"""The run folder: every file in it appears whole or not at all, so a kill loses no finished round.
+
+A round appends its metrics and then replaces the checkpoint; a resumed run cuts the metrics back to
+the checkpoint's round. `summary.json` comes last: where it exists, the run is finished.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from fedclip import files
+from fedclip.errors import FedclipError, UsageError
+from fedclip.records import plain_json
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there, two processes on one folder go unnoticed
+    fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = "config.yaml"
+PARTITION = "partition.json"
+METRICS = "metrics.jsonl"
+TIMING = "timing.jsonl"
+SUMMARY = "summary.json"
+CHECKPOINT = "checkpoint.safetensors"
+_LOCK = ".lock"
+
+
+class RunFolder:
+    """One run's files. `create` and `open` check the folder; `exclusive` keeps others out."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Name a folder without looking at it."""
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: Path | str, config_yaml: str) -> RunFolder:
+        """Make a new run folder that holds its configuration from the first moment."""
+        cls.check_free(path)
+        folder = cls(path)
+        if folder.path.exists():  # and is empty
+            folder.write_text(CONFIG, config_yaml)
+            return folder
+        with folder._told(folder.path):
+            folder.path.parent.mkdir(parents=True, exist_ok=True)
+            with files.draft_folder(folder.path.parent) as draft:
+                files.write_synced(draft / CONFIG, config_yaml.encode())
+                draft.rename(folder.path)
+            files.sync(folder.path.parent)
+        return folder
+
+    @classmethod
+    def check_free(cls, path: Path | str) -> None:
+        """Refuse a path at which no new run can be made."""
+        folder = cls(path)
+        if folder.is_run():
+            raise UsageError(
+                f"{path} already holds a run; go on with it by "
+                f"`fedclip run --resume {path}`, or choose another --output"
+            )
+        if folder.path.exists() and not folder.path.is_dir():
+            raise UsageError(f"{path} is a file; choose another --output")
+        entries = folder.path.iterdir() if folder.path.is_dir() else ()
+        if any(not entry.name.startswith(files.PART) for entry in entries):
+            raise UsageError(f"{path} is not empty and holds no run; choose a new or empty folder")
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """Take up an existing run folder."""
+        folder = cls(path)
+        if not folder.is_run():
+            what = "has no config.yaml" if folder.path.is_dir() else "is not a folder"
+            if not folder.path.exists():
+                what = "does not exist"
+            raise UsageError(
+                f"{path} is not a run folder: it {what}; name a folder that `fedclip run` made"
+            )
+        return folder
+
+    def is_run(self) -> bool:
+        """Say whether the folder holds a run, in whatever state."""
+        return (self.path / CONFIG).is_file()
+
+    def is_finished(self) -> bool:
+        """Say whether the run came to its end."""
+        return (self.path / SUMMARY).is_file()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[RunFolder]:
+        """Keep other processes from working on this run; a killed holder is no obstacle."""
+        with self._told(self.path / _LOCK):
+            handle = (self.path / _LOCK).open("ab")
+        with handle:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UsageError(
+                        f"another process is working on {self.path}; wait for it or end it first"
+                    ) from None
+                except OSError:
+                    pass  # a file system without locks
+            files.remove_parts(self.path)
+            yield self
+
+    # Whole files
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Replace a file in one step."""
+        target = self.path / name
+        with self._told(target):
+            files.replace_file(target, data)
+        return target
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Replace a text file in one step."""
+        return self.write_bytes(name, text.encode())
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Replace a JSON file in one step; numbers that JSON cannot hold become null."""
+        text = json.dumps(plain_json(value), indent=2, ensure_ascii=False, allow_nan=False)
+        return self.write_text(name, text + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the run."""
+        try:
+            return json.loads(self._read(name))
+        except ValueError as error:
+            raise UsageError(f"{self.path / name} is damaged: {error}") from None
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Lend a path in the run to someone who writes there; a full disk becomes a message."""
+        with self._told(self.path / name):
+            yield self.path / name
+
+    # Lines by round
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add a round's metrics; the record needs `server_round`."""
+        self._append(METRICS, record)
+
+    def append_timing(self, record: Mapping[str, Any]) -> None:
+        """Add a round's durations; the record needs `server_round`."""
+        self._append(TIMING, record)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read the metrics of all finished rounds."""
+        return self._records(METRICS)
+
+    def read_timing(self) -> list[dict[str, Any]]:
+        """Read the durations of all finished rounds."""
+        return self._records(TIMING)
+
+    def truncate_metrics(self, last_round: int) -> None:
+        """Drop metrics and durations after a round (-1: all) and any half-written last line."""
+        for name in (METRICS, TIMING):
+            if (self.path / name).exists():
+                kept = [r for r in self._records(name) if r["server_round"] <= last_round]
+                data = b"".join(_line(record) for record in kept)
+                if data != self._read(name):
+                    self.write_bytes(name, data)
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        assert "server_round" in record
+        target = self.path / name
+        with self._told(target):
+            files.append_line(target, _line(record))
+
+    def _records(self, name: str) -> list[dict[str, Any]]:
+        if not (self.path / name).exists():
+            return []
+        lines = self._read(name).split(b"\n")[:-1]  # the last is empty, or was cut off
+        records = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise UsageError(f"{self.path / name}, line {number} is damaged: {error}") from None
+        return records
+
+    # The checkpoint
+
+    def save_checkpoint(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+        """Replace the checkpoint: tensors and JSON-able facts in one safetensors file."""
+        from safetensors.torch import save
+
+        # One metadata entry: several would come in an order that differs from process to process.
+        data = save(_owned(tensors), metadata={"meta": json.dumps(meta, sort_keys=True)})
+        self.write_bytes(CHECKPOINT, data)
+
+    def load_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Read the checkpoint; None before the first finished round."""
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                meta = json.loads(file.metadata()["meta"])
+                # Clones, because what is read may lie in a file mapping that a new save replaces.
+                return {name: file.get_tensor(name).clone() for name in file.keys()}, meta  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path} is not a checkpoint that can be read: {error}") from None
+
+    # Helpers
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            raise UsageError(f"{self.path} has no {name}") from None
+        except OSError as error:
+            raise FedclipError(f"{self.path / name} cannot be read: {error.strerror}") from None
+
+    @contextmanager
+    def _told(self, target: Path) -> Iterator[None]:
+        """Turn an operating system's error into a message that names the file."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            message = f"{target} cannot be written: {getattr(error, 'strerror', None) or error}"
+            if self.is_run():
+                message += (
+                    "; the last good state is kept: mend this, then go on by "
+                    f"`fedclip run --resume {self.path}`"
+                )
+            raise FedclipError(message) from error
+
+
+def next_folder(stem: str, root: Path | str = "runs") -> Path:
+    """Name the next free run folder, `runs/<stem>-<n>`."""
+    taken = [
+        int(path.name.removeprefix(f"{stem}-"))
+        for path in Path(root).glob(f"{stem}-*")
+        if path.name.removeprefix(f"{stem}-").isdecimal()
+    ]
+    return Path(root) / f"{stem}-{max(taken, default=0) + 1}"
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(plain_json(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _owned(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors on the CPU that share no memory, as safetensors wants them."""
+    owned: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous()
+        storage = flat.untyped_storage()
+        shared = storage.data_ptr() in seen or storage.nbytes() != flat.nbytes
+        owned[name] = flat.clone() if shared else flat
+        seen.add(storage.data_ptr())
+    return owned

@@ -1,0 +1,290 @@
+"""A run from start to end: build the parts, go through the rounds, write the run folder.
+
+This is the file to read first. A fresh run and one that goes on after a kill take the same path:
+the only difference is where the round loop starts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedclip.config import Config
+from fedclip.config.loading import config_from_dict, dump_config, load_config
+from fedclip.device import resolve_device
+from fedclip.errors import UsageError
+from fedclip.experiment.build import assemble_run, check_partition, with_absolute_paths
+from fedclip.experiment.checkpoint import Checkpoint
+from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.engine import create_engine
+from fedclip.experiment.evaluate import evaluate_merged, evaluate_run
+from fedclip.experiment.folder import PARTITION, SUMMARY, RunFolder, next_folder
+from fedclip.experiment.save_adapters import save_adapters
+from fedclip.experiment.strategy import choose_strategy
+from fedclip.experiment.summary import summarise
+from fedclip.federated.engines.sharded import Processes
+from fedclip.federated.rounds import Engine, RoundResult, run_rounds
+from fedclip.federated.strategies import Strategy
+from fedclip.records import ClientReport, RunState
+from fedclip.reports.curves import curves_png
+from fedclip.reports.progress import Listener
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and its figures (`summary.json`).
+
+    Of several processes on one run only the first knows the figures.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def adapter(self) -> Path:
+        """The last round's adapter, a PEFT folder."""
+        return self.folder / "adapter"
+
+
+def run(
+    config: Config | Mapping[str, Any] | str | Path,
+    *,
+    output: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Run:
+    """Runs a configuration, given as a tree, a dictionary or a YAML file, into a new folder.
+
+    `output` is the run folder, by default the next free one under `runs/`. Raises UsageError for
+    anything that the user can mend, before the folder is made.
+    """
+    name = Path(config).stem if isinstance(config, str | Path) else "run"
+    started = time.perf_counter()
+    config = with_absolute_paths(_as_config(config))
+    path = Path(output) if output else next_folder(name)
+    RunFolder.check_free(path)  # before anything slow
+    with (
+        Processes.join(resolve_device(config.device)) as processes,
+        _heard(listener, processes) as listener,
+    ):
+        parts = assemble_run(config, listener, processes)
+        strategy = choose_strategy(parts)
+        _check_measurable(parts, strategy)
+        if not processes.is_first:
+            return _follow(parts, strategy, path)
+        folder = RunFolder.create(path, dump_config(parts.config))
+        return carry_out(parts, strategy, folder, listener, started)
+
+
+def _check_measurable(parts: Parts | TaskParts, strategy: Strategy) -> None:
+    """Refuse a run that cannot be judged as it is to be."""
+    if parts.config.evaluation.keep_best and not parts.has_validation:
+        raise UsageError(
+            "evaluation.keep_best chooses by validation accuracy, but there are no validation "
+            "examples; raise data.validation_fraction, or use more data"
+        )
+    if not parts.has_client_tests and strategy.personal:
+        raise UsageError(
+            "federation.strategy: models of the clients' own are judged on their own test "
+            "examples, and no client has any; raise data.test_fraction, leave out data.shots, or "
+            "use a strategy that shares one model"
+        )
+
+
+def resume(folder: str | Path, *, listener: Listener | None = None) -> Run:
+    """Goes on with a run that was stopped; a finished one is returned as it is."""
+    run_folder = RunFolder.open(Path(folder))
+    if run_folder.is_finished():
+        return Run(run_folder.path, run_folder.read_json(SUMMARY))
+    started = time.perf_counter()
+    config = load_config(run_folder.path / "config.yaml")
+    with (
+        Processes.join(resolve_device(config.device)) as processes,
+        _heard(listener, processes) as listener,
+    ):
+        parts = assemble_run(config, listener, processes)
+        strategy = choose_strategy(parts)
+        if not processes.is_first:
+            return _follow(parts, strategy, run_folder.path)
+        return carry_out(parts, strategy, run_folder, listener, started)
+
+
+def _heard(listener: Listener | None, processes: Processes) -> Listener:
+    """The listener, in the first process; the others are silent."""
+    return listener if listener and processes.is_first else Listener()
+
+
+def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, Mapping):
+        return config_from_dict(config)
+    return load_config(Path(config))
+
+
+def carry_out(
+    parts: Parts | TaskParts,
+    strategy: Strategy,
+    folder: RunFolder,
+    listener: Listener,
+    started: float,
+    engine: Engine | None = None,
+    judge: Callable[[RoundResult], Mapping[str, Any]] | None = None,
+) -> Run:
+    """The path of every run: partition, zero-shot, rounds, adapter, summary.
+
+    The engine is the one that the configuration names, unless another is given. `judge` has figures
+    of the last round, where the clients' tests are elsewhere.
+    """
+    config, model = parts.config, parts.model
+    with folder.exclusive():
+        _record_partition(parts, folder, listener)
+        engine = engine or create_engine(parts)
+        personal = strategy.personal and parts.sites is None  # else those models are elsewhere
+        checkpoint = Checkpoint.load(folder) or Checkpoint(-1, RunState(model.get_parameters()))
+        folder.truncate_metrics(checkpoint.finished_rounds)
+        parts.processes.first_start(checkpoint.finished_rounds, checkpoint.state)
+        clock = Stopwatch(started)
+        if checkpoint.finished_rounds < 0:
+            before = _before_training(parts, checkpoint.state, personal)
+            _finish_round(parts, folder, checkpoint, clock, before, listener)
+        listener.rounds(
+            checkpoint.finished_rounds, config.federation.rounds, parts.clients_per_round
+        )
+        start = checkpoint.finished_rounds, checkpoint.state
+        for result in _rounds(parts, engine, strategy, *start, listener.client):
+            checkpoint.add(result)
+            record = _round_record(parts, result, personal)
+            if judge is not None and result.server_round == config.federation.rounds:
+                record |= judge(result)
+            _finish_round(parts, folder, checkpoint, clock, record, listener)
+        return _finish_run(parts, folder, checkpoint, clock)
+
+
+def _follow(parts: Parts | TaskParts, strategy: Strategy, path: Path) -> Run:
+    """The path of every process but the first: its share of each round, and nothing written."""
+    finished, state = parts.processes.first_start(-1, RunState({}))
+    engine = create_engine(parts)
+    for _ in _rounds(parts, engine, strategy, max(0, finished), state, lambda report: None):
+        pass
+    return Run(path, {})
+
+
+def _rounds(
+    parts: Parts | TaskParts,
+    engine: Engine,
+    strategy: Strategy,
+    finished: int,
+    state: RunState,
+    on_client: Callable[[ClientReport], None],
+) -> Iterator[RoundResult]:
+    config = parts.config
+    return run_rounds(
+        state,
+        engine,
+        strategy,
+        clients=parts.clients,
+        rounds=config.federation.rounds,
+        clients_per_round=parts.clients_per_round,
+        seed=config.seed,
+        finished_rounds=finished,
+        on_client=on_client,
+        combine=parts.processes.combine,
+    )
+
+
+class Stopwatch:
+    """Seconds from one lap to the next, the first since `started`."""
+
+    def __init__(self, started: float) -> None:
+        """Takes a reading of `time.perf_counter`."""
+        self._last = started
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+
+def _before_training(parts: Parts | TaskParts, state: RunState, personal: bool) -> dict[str, Any]:
+    """Round 0: the untrained model, and the base model with CLIP's own zero-shot classifier."""
+    figures = evaluate_run(parts, state, personal=personal)
+    zero_shot = figures["accuracy"]
+    if "retrieval" in figures:
+        figures["zero_shot_retrieval"] = figures["retrieval"]
+    if parts.model.head != "text":
+        zero_shot = evaluate_run(parts, state, base=True, personal=personal)["accuracy"]
+    return {"server_round": 0, "zero_shot_accuracy": zero_shot} | figures
+
+
+def _round_record(parts: Parts | TaskParts, result: RoundResult, personal: bool) -> dict[str, Any]:
+    record = {
+        "server_round": result.server_round,
+        "loss": result.loss,
+        "num_examples": sum(r.num_examples for r in result.reports),
+        "bytes_up": result.bytes_up,
+        "bytes_down": result.bytes_down,
+        "clients": {r.client_id: {"loss": r.loss, "steps": r.steps} for r in result.reports},
+        "seconds_by_client": {r.client_id: r.seconds for r in result.reports},
+    }
+    last = result.server_round == parts.config.federation.rounds
+    if last or result.server_round % parts.config.evaluation.every == 0:
+        record |= evaluate_run(parts, result.state, personal=personal)
+    return record
+
+
+def _finish_round(
+    parts: Parts | TaskParts,
+    folder: RunFolder,
+    checkpoint: Checkpoint,
+    clock: Stopwatch,
+    record: dict[str, Any],
+    listener: Listener,
+) -> None:
+    """Writes a round's lines and its checkpoint; times go to a file of their own."""
+    by_client = record.pop("seconds_by_client", {})
+    checkpoint.finished_rounds = record["server_round"]
+    if parts.config.evaluation.keep_best and record["server_round"] > 0:
+        checkpoint.keep_if_best(record)
+    # Lines first: on resume they are cut back to the checkpoint, and never fall behind it.
+    folder.append_metrics(record)
+    folder.append_timing(
+        {
+            "server_round": record["server_round"],
+            "seconds": clock.lap(),
+            "training_seconds": sum(by_client.values()),
+            "clients": by_client,
+        }
+    )
+    checkpoint.save(folder)
+    listener.round(record)
+
+
+def _record_partition(parts: Parts | TaskParts, folder: RunFolder, listener: Listener) -> None:
+    """Writes the partition, or checks that a resumed run still has the data it began with."""
+    if (folder.path / PARTITION).exists():
+        check_partition(parts, folder)
+    else:
+        folder.write_json(PARTITION, parts.partition_record())
+    for task in parts.tasks.values() if isinstance(parts, TaskParts) else (parts,):
+        listener.partition(*task.data.training_table())
+
+
+def _finish_run(
+    parts: Parts | TaskParts, folder: RunFolder, checkpoint: Checkpoint, clock: Stopwatch
+) -> Run:
+    """Writes adapters, curves and, last, the summary, whose presence says: finished."""
+    if checkpoint.best_state:
+        save_adapters(parts, checkpoint.best_state, folder, "adapter_best")
+    save_adapters(parts, checkpoint.state, folder, "adapter")
+    metrics = folder.read_metrics()
+    folder.write_bytes("curves.png", curves_png(metrics, metrics[0]["zero_shot_accuracy"]))
+    summary = summarise(parts, checkpoint, metrics)
+    if isinstance(parts, TaskParts) and checkpoint.state.groups:
+        summary["adapters"]["merged"] = evaluate_merged(parts, folder.path / "adapter")
+    summary["seconds"] = sum(line["seconds"] for line in folder.read_timing()) + clock.lap()
+    folder.write_json(SUMMARY, summary)
+    return Run(folder.path, summary)

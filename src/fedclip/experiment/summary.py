@@ -1,0 +1,92 @@
+"""The figures that a run ends with, as `summary.json` holds them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from fedclip.experiment.checkpoint import Checkpoint
+from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.evaluate import evaluate_matrix, evaluate_unseen
+from fedclip.models.clip import adapter_sha256
+from fedclip.records import RunState, State
+
+_RETRIEVAL = ("zero_shot_retrieval", "retrieval")  # of the first line, and of the last
+
+
+def summarise(
+    parts: Parts | TaskParts, checkpoint: Checkpoint, metrics: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """All of `summary.json` but the seconds, of the lines of `metrics.jsonl`."""
+    config, counts, last = parts.config, parts.model.get_model_summary(), metrics[-1]
+    trainings = sum(len(line.get("clients", ())) for line in metrics)
+    state = checkpoint.state
+    several = isinstance(parts, TaskParts)
+    retrieval = {key: line[key] for line in metrics for key in _RETRIEVAL if key in line}
+    return {
+        "task": config.task,
+        "model": config.model.model_name,
+        "data": ", ".join(config.tasks) if several else config.data.name,
+        "strategy": config.federation.strategy,
+        "engine": config.engine.name if parts.sites is None else "flower",
+        "seed": config.seed,
+        "rounds": config.federation.rounds,
+        "clients": len(metrics[0]["accuracy_by_client"] if parts.sites is None else parts.sites),
+        "clients_per_round": parts.clients_per_round,
+        "zero_shot_accuracy": metrics[0]["zero_shot_accuracy"],
+        "initial_accuracy": metrics[0]["accuracy"],
+        "accuracy": last["accuracy"],
+        "validation_accuracy": last["validation_accuracy"],
+        "client_accuracy": last["client_accuracy"],
+        "best": checkpoint.best,
+        "base_parameters": counts["base_parameters"],
+        "total_parameters": counts["total_parameters"],
+        "trainable_parameters": counts["trainable_parameters"],
+        "bytes_up_per_client_round": checkpoint.bytes_up / trainings,
+        "bytes_down_per_client_round": checkpoint.bytes_down / trainings,
+        "device": str(parts.device),
+        "precision": parts.precision,
+        "bad_images": parts.bad_images,
+        "adapter_sha256": adapter_sha256(_adapters(state)),
+        "state_sha256": adapter_sha256(state.flat()),
+        "versions": {
+            name: version(name) for name in ("fedclip", "torch", "transformers", "peft", "numpy")
+        },
+        **retrieval,
+        **(_tasks(parts, state, metrics) if isinstance(parts, TaskParts) else {}),
+        **({"groups": _groups(state)} if state.groups else {}),
+        **(
+            evaluate_unseen(parts, state, (metrics[0]["zero_shot_accuracy"], last["accuracy"]))
+            if isinstance(parts, Parts)
+            else {}
+        ),
+    }
+
+
+def _adapters(state: RunState) -> State:
+    """What the run has learned: the shared tensors, or those of every group."""
+    if not state.groups:
+        return state.shared
+    return {f"{g}/{n}": t for g, own in state.groups.items() for n, t in own.shared.items()}
+
+
+def _groups(state: RunState) -> dict[str, list[str]]:
+    """The clients of every group."""
+    return {g: sorted(c for c, own in state.member_of.items() if own == g) for g in state.groups}
+
+
+def _tasks(
+    parts: TaskParts, state: RunState, metrics: list[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Figures of each task, and of every adapter on every task."""
+    first, last = metrics[0], metrics[-1]
+    tasks = {
+        name: {
+            "clients": len(task.clients),
+            "zero_shot_accuracy": first["accuracy_by_task"][name],
+            "accuracy": last["accuracy_by_task"][name],
+            "validation_accuracy": last["validation_accuracy_by_task"][name],
+        }
+        for name, task in parts.tasks.items()
+    }
+    return {"tasks": tasks, "adapters": evaluate_matrix(parts, state)}

@@ -1,0 +1,1 @@
+"""Who carries the clients of a round out."""

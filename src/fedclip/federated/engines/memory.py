@@ -1,0 +1,113 @@
+"""How many clients fit into one pass: activations are measured, not guessed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from fedclip.device import torchrun_number
+from fedclip.federated.engines.protocols import Stacked
+
+# A backward pass holds gradients beside what the forward pass kept, and libraries their buffers.
+HEADROOM = 1.5
+DEFAULT_SHARE = 0.25
+_ADAMW_BYTES = 16  # a parameter, its gradient and two moments, in fp32
+
+
+def choose_group_size(
+    model: Stacked,
+    state: Mapping[str, torch.Tensor],
+    *,
+    image_size: int,
+    batch_size: int,
+    clients: int,
+    memory_gb: float | None,
+    device: torch.device,
+) -> int:
+    """As many clients as the budget allows, at least one and at most `clients`.
+
+    `state` is one client's trainable tensors. The budget is `memory_gb` (10^9 bytes), by default
+    a quarter of the device's memory.
+    """
+    activations = activation_bytes(
+        model, state, image_size=image_size, batch_size=batch_size, device=device
+    )
+    optimizer = _ADAMW_BYTES * sum(tensor.numel() for tensor in state.values())
+    budget = memory_budget(memory_gb, device)
+    return max(1, min(clients, int(budget / (HEADROOM * activations + optimizer))))
+
+
+def activation_bytes(
+    model: Stacked,
+    state: Mapping[str, torch.Tensor],
+    *,
+    image_size: int,
+    batch_size: int,
+    device: torch.device,
+) -> int:
+    """Bytes that one more client in a pass keeps for its backward pass."""
+    sizes = {
+        (stack, batch): _kept_bytes(model, state, stack, batch, image_size, device)
+        for stack in (1, 2)
+        for batch in (1, 2)
+    }
+    # What the second client adds: a fixed part (prompts) and a part for each image. What all
+    # share, such as the frozen weights, cancels out.
+    one_image, two_images = (sizes[2, batch] - sizes[1, batch] for batch in (1, 2))
+    return one_image + (two_images - one_image) * (batch_size - 1)
+
+
+def memory_budget(memory_gb: float | None, device: torch.device) -> float:
+    """Bytes that one part of a run may take: what is asked, or a quarter of the device's memory.
+
+    Processes on one machine divide it, unless each has a GPU of its own.
+    """
+    budget = memory_gb * 1e9 if memory_gb is not None else DEFAULT_SHARE * _total_bytes(device)
+    return budget if device.type == "cuda" else budget / torchrun_number("LOCAL_WORLD_SIZE", 1)
+
+
+def _kept_bytes(
+    model: Stacked,
+    state: Mapping[str, torch.Tensor],
+    stack: int,
+    batch: int,
+    image_size: int,
+    device: torch.device,
+) -> int:
+    """Bytes that a forward pass of `stack` clients with `batch` images each keeps for backward."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    stacked = {
+        name: tensor.to(device).expand(stack, *tensor.shape).clone().requires_grad_()
+        for name, tensor in state.items()
+    }
+    rows = stack * batch
+    pixels = torch.zeros(rows, 3, image_size, image_size, dtype=torch.uint8, device=device)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        # The result is held until all is counted, lest freed storages be counted twice.
+        result = model.logits(stacked, pixels, [batch] * stack, list(range(stack)))
+        total = sum(storages.values())
+        del result
+    return total
+
+
+def _total_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(machine, *_container_limits())
+
+
+def _container_limits() -> list[int]:
+    """What a container allows, where that is a number; going beyond it ends the process."""
+    files = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    texts = [Path(name).read_text().strip() for name in files if Path(name).is_file()]
+    return [int(text) for text in texts if text.isdecimal()] or [2**63]

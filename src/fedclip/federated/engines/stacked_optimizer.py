@@ -1,0 +1,136 @@
+"""Many clients' trained tensors in one flat buffer, and AdamW and SGD on it: one call for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from fedclip.lora.layer_patterns import factor_of
+from fedclip.records import State
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+class StackedParameters:
+    """Copies of a state for several clients, `[clients, numbers]`, seen as tensors by name.
+
+    Everything elementwise (optimizer, clipping, checks) is then one operation for all tensors.
+    """
+
+    def __init__(self, states: Sequence[State], names: Sequence[str]) -> None:
+        """Takes each client's start; only the tensors in `names` are held."""
+        self._places: dict[str, tuple[int, int, torch.Size]] = {}
+        start = 0
+        for name in names:
+            shape = states[0][name].shape
+            self._places[name] = (start, start + shape.numel(), shape)
+            start += shape.numel()
+        self.values = states[0][names[0]].new_empty(0)  # the format and place of what follows
+        self.values = self.flat_rows(states)
+        self.grads = torch.zeros_like(self.values)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors, in the order of their numbers."""
+        return tuple(self._places)
+
+    def leaves(self, clients: int) -> dict[str, torch.Tensor]:
+        """The first clients' tensors `[clients, ...]`, to differentiate by."""
+        views = self.views(self.values[:clients])
+        return {name: view.detach().requires_grad_() for name, view in views.items()}
+
+    def add_gradient(self, loss: torch.Tensor, leaves: Mapping[str, torch.Tensor]) -> None:
+        """Adds the gradient of a loss by the leaves to `grads`."""
+        found = torch.autograd.grad(loss, list(leaves.values()))
+        flat = torch.cat([g.flatten(1) for g in found], dim=1)
+        self.grads[: len(flat)].add_(flat)
+
+    def anchors(self, state: State | None) -> torch.Tensor:
+        """What a proximal term pulls to, `[clients, numbers]`: a state, or each client's own."""
+        if state is None:
+            return self.values.clone()
+        return self.flat_rows([state]).expand_as(self.values)
+
+    def flat_rows(self, states: Sequence[State]) -> torch.Tensor:
+        """One state per client, laid out as `values`."""
+        rows = [torch.cat([s[name].flatten() for name in self._places]) for s in states]
+        return torch.stack(rows).to(self.values)
+
+    def spread(self, values: Mapping[str, float]) -> torch.Tensor:
+        """A value for each tensor as one for each of its numbers: `[numbers]`."""
+        parts = [
+            self.values.new_full((end - start,), values[name])
+            for name, (start, end, _) in self._places.items()
+        ]
+        return torch.cat(parts)
+
+    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A buffer `[clients, numbers]` as tensors by name."""
+        return {
+            name: flat[:, start:end].view(len(flat), *shape)
+            for name, (start, end, shape) in self._places.items()
+        }
+
+
+class StackedOptimizer:
+    """Steps flat parameters; elementwise, so clients never touch each other.
+
+    `adamw` is Loshchilov & Hutter 2019 (arXiv:1711.05101, algorithm 2) as in `torch.optim.AdamW`,
+    `sgd` plain gradient descent with the weight decay in the gradient.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        parameters: StackedParameters,
+        *,
+        weight_decay: float,
+        rate_pattern: Mapping[str, float] | None = None,
+    ) -> None:
+        """Takes the parameters, which are changed in place.
+
+        `rate_pattern` has factors on the rates of the tensors that patterns fit.
+        """
+        self._kind = kind
+        self._parameters = parameters
+        self._weight_decay = weight_decay
+        self._first = torch.zeros_like(parameters.values if kind == "adamw" else torch.empty(0))
+        self._second = torch.zeros_like(self._first)
+        self._factors: torch.Tensor | None = None
+        if rate_pattern:
+            own = {name: factor_of(rate_pattern, name) for name in parameters.names}
+            self._factors = parameters.spread(own)
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self, rates: torch.Tensor) -> None:
+        """One step of the first `len(rates)` clients, at rates `[active]`; others stay as they are.
+
+        The active clients are always those that have taken every step so far.
+        """
+        self._steps += 1
+        active = len(rates)
+        values, grads = self._parameters.values[:active], self._parameters.grads[:active]
+        rate = rates.to(values)[:, None]
+        if self._factors is not None:
+            rate = rate * self._factors
+        if self._kind == "sgd":
+            values.sub_(grads.add(values, alpha=self._weight_decay).mul_(rate))
+            return
+        first, second = self._first[:active], self._second[:active]
+        values.mul_(1 - rate * self._weight_decay)
+        first.lerp_(grads, 1 - BETA1)
+        second.mul_(BETA2).addcmul_(grads, grads, value=1 - BETA2)
+        spread = second.sqrt().div_((1 - BETA2**self._steps) ** 0.5).add_(EPSILON)
+        values.sub_(torch.div(first, spread, out=spread).mul_(rate / (1 - BETA1**self._steps)))
+
+
+@torch.no_grad()
+def clip_by_client(grads: torch.Tensor, max_norm: float) -> None:
+    """Scales each client's gradient `[clients, numbers]` to a norm of at most `max_norm`.
+
+    As `torch.nn.utils.clip_grad_norm_` does for one client, its 1e-6 included.
+    """
+    norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
+    grads.mul_((max_norm / (norms + 1e-6)).clamp(max=1.0))

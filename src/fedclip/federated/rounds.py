@@ -1,0 +1,136 @@
+"""The round loop: who takes part, what they are asked, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from fedclip.errors import UsageError
+from fedclip.federated.running_mean import Combine
+from fedclip.federated.strategies.base import Strategy
+from fedclip.federated.updates import Updates, tensor_bytes
+from fedclip.records import ClientReport, Cohort, RunState, TrainRequest
+from fedclip.seeding import seed_for
+
+
+class Engine(Protocol):
+    """Trains the clients of a round, wherever that happens."""
+
+    def train(self, request: TrainRequest) -> Iterator[Cohort]:
+        """Yields the updates as they finish, in an order that the request decides."""
+        ...
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """A finished round: the new state, what its clients reported, and what travelled.
+
+    `bytes_up` and `bytes_down` are summed over the round's clients.
+    """
+
+    server_round: int
+    state: RunState
+    reports: tuple[ClientReport, ...]
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Training loss of the round, the clients' means weighted by their examples."""
+        total = sum(r.num_examples for r in self.reports)
+        return sum(r.loss * r.num_examples for r in self.reports) / total
+
+
+def run_rounds(
+    state: RunState,
+    engine: Engine,
+    strategy: Strategy,
+    *,
+    clients: Mapping[str, int],
+    rounds: int,
+    clients_per_round: int,
+    seed: int,
+    finished_rounds: int = 0,
+    on_client: Callable[[ClientReport], None] = lambda report: None,
+    combine: Combine | None = None,
+) -> Iterator[RoundResult]:
+    """Yields one result per round, from round `finished_rounds + 1` to `rounds`.
+
+    Where other processes train some of the clients, `combine` sums tensors over all of them; it is
+    called once for each time that clients are trained. `on_client` hears of the clients that were
+    trained here.
+
+    `clients` maps client ids to numbers of training examples. A round depends on the state, the
+    seed and its own number only, so a run that starts again at a later round takes the same steps.
+    """
+    for server_round in range(finished_rounds + 1, rounds + 1):
+        asked: list[Updates] = []
+        first: list[Updates] = []  # a second training of clients, as Ditto's, is not among them
+
+        def train(
+            request: TrainRequest, asked: list[Updates] = asked, first: list[Updates] = first
+        ) -> Updates:
+            trained_before = {c for updates in first for c in updates.request.client_ids}
+            new = trained_before.isdisjoint(request.client_ids)
+            hear = on_client if new else lambda report: None
+            asked.append(Updates(request, engine.train(request), combine, hear))
+            if new:
+                first.append(asked[-1])
+            return asked[-1]
+
+        request = TrainRequest(
+            server_round=server_round,
+            client_ids=sample_clients(clients, clients_per_round, server_round, seed),
+            state=state.shared,
+            progress=(server_round - 1) / rounds,
+            round_share=1 / rounds,
+            shift=state.shift,
+        )
+        # The next round must start from what a resumed run would start from.
+        state = strategy.round(replace(state, news=None), request, train).laid_out()
+        reports = tuple(report for updates in first for report in updates.reports)
+        if not reports:
+            raise UsageError(
+                f"federation.strategy: {strategy.title} trained no client in round {server_round}; "
+                "its round() must call train, and mean() or stacked() of what train gives"
+            )
+        yield RoundResult(
+            server_round,
+            state,
+            reports,
+            bytes_up=sum(updates.bytes_up for updates in asked),
+            bytes_down=sum(bytes_down(state, updates.request) for updates in first),
+        )
+
+
+def bytes_down(state: RunState, request: TrainRequest) -> int:
+    """Bytes by which the round's clients learn the new state, those of lower rank their part."""
+    if state.groups:
+        return sum(
+            bytes_down(state.group_of(client_id), replace(request, client_ids=(client_id,)))
+            for client_id in request.client_ids
+        )
+    if state.news is not None:
+        return len(request.client_ids) * sum(t.nbytes for t in state.news.values())
+    names = request.names_sent & state.shared.keys()
+    return sum(
+        tensor_bytes(name, state.shared[name], request.ranks.get(client_id))
+        for client_id in request.client_ids
+        for name in names
+    )
+
+
+def sample_clients(
+    clients: Mapping[str, int], count: int, server_round: int, seed: int
+) -> tuple[str, ...]:
+    """Ids of the round's clients: `count` drawn without replacement, the largest first, then by id.
+
+    The order is the one in which updates are summed; largest first also keeps parallel workers
+    busy to the end.
+    """
+    rng = np.random.default_rng(seed_for(seed, "sample", server_round))
+    drawn = rng.choice(sorted(clients), size=count, replace=False)
+    return tuple(sorted((str(c) for c in drawn), key=lambda c: (-clients[c], c)))

@@ -1,0 +1,1 @@
+"""Arithmetic of low-rank updates: no models, no rounds, no files."""

@@ -1,0 +1,160 @@
+"""An adapter on disk as its layers' updates, apart from any model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedclip.errors import UsageError
+from fedclip.lora.factors import Factors
+from fedclip.lora.layer_patterns import first_hit
+from fedclip.models.adapter_folder import AdapterNotes, check_base, read_adapter, write_adapter
+from fedclip.models.lora_settings import scaling
+from fedclip.models.peft_lora import base_parameters, factor_names, layers_in
+from fedclip.models.pretrained import load_base
+from fedclip.models.state import adapter_sha256, checked_state
+from fedclip.models.wrapper import CLIPLoRAWrapper
+
+_LEFT_TO_PEFT = ("use_dora", "lora_bias", "modules_to_save", "fan_in_fan_out")
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """A LoRA adapter: A and B by the layer's path, B times the layer's scaling.
+
+    `head` holds a trained head's tensors, `config` is PEFT's configuration.
+    """
+
+    folder: Path
+    notes: AdapterNotes
+    config: Mapping[str, Any]
+    layers: Mapping[str, Factors]
+    head: Mapping[str, torch.Tensor]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a layer."""
+        return max(len(a) for a, _ in self.layers.values())
+
+
+def read_lora(folder: Path) -> LoraAdapter:
+    """Read an adapter folder, of whatever rank, also with ranks and scales by layer."""
+    tensors, notes, config = read_adapter(folder)
+    if config is None or config.get("peft_type") != "LORA":
+        kind = "a fully fine-tuned model" if config is None else f"a {config.get('peft_type')}"
+        raise UsageError(f"{folder} holds {kind}, expected a LoRA adapter")
+    for key in _LEFT_TO_PEFT:
+        if config.get(key):
+            raise UsageError(f"the adapter in {folder} uses {key}, which fedclip does not merge")
+    paths = layers_in(tensors)
+    known = {name for path in paths for name in factor_names(path)}
+    strange = [n for n in tensors if n not in known and not n.startswith("head.")]
+    if strange or not known or known - tensors.keys():
+        named = [*strange, *sorted(known - tensors.keys()), "none"][0]
+        raise UsageError(f"the adapter in {folder} does not hold one A and B by layer ({named})")
+    layers = {}
+    for path in paths:
+        a, b = (tensors[name].float() for name in factor_names(path))
+        if a.dim() != 2 or b.dim() != 2 or len(a) != b.shape[1]:
+            raise UsageError(
+                f"the adapter in {folder}: A and B of {path} do not fit, "
+                f"{list(a.shape)} and {list(b.shape)}"
+            )
+        if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+            raise UsageError(f"the adapter in {folder}: {path} holds values that are not finite")
+        layers[path] = Factors(a, b * _scaling(config, path, len(a), folder))
+    head = {name: t.float() for name, t in tensors.items() if name not in known}
+    return LoraAdapter(folder, notes, config, layers, head)
+
+
+def write_lora(folder: Path, adapter: LoraAdapter) -> None:
+    """Write an adapter whose layers all have one rank, as an adapter of scaling 1."""
+    state = dict(adapter.head)
+    for path, pair in adapter.layers.items():
+        # Owned: safetensors takes no views, and a file depends on no memory layout.
+        for name, factor in zip(factor_names(path), pair, strict=True):
+            state[name] = factor.to(torch.float32).contiguous().clone()
+    own = {"r": adapter.rank, "lora_alpha": adapter.rank, "use_rslora": False}
+    config = {**adapter.config, **own, "rank_pattern": {}, "alpha_pattern": {}}
+    write_adapter(folder, state, adapter.notes, config)
+
+
+def folded_model(folder: Path, *, base_model: str | None = None, seed: int = 0) -> CLIPLoRAWrapper:
+    """A model without adapter whose weights hold what an adapter folder holds.
+
+    The folder may be that of an adapter, of whatever rank, or of a fully fine-tuned model. The base
+    is the one that the folder names, or the same under the name `base_model`; `seed` is that of its
+    random weights.
+    """
+    tensors, notes, config = read_adapter(folder)
+    base = load_base(base_model or notes.base_model, seed=seed)
+    own = adapter_sha256(base_parameters(base.model))
+    linear = notes.head == "linear"
+    model = CLIPLoRAWrapper(
+        base,
+        lora=None,
+        head=notes.head or "auto",
+        num_classes=len(tensors["head.bias"]) if linear and "head.bias" in tensors else None,
+        class_names=notes.class_names or None,
+        templates=notes.templates or None,
+    )
+    if config is None:
+        model.load_adapter(folder)
+        return model
+    check_base(folder, notes, base_model=base.name, base_sha256=own)
+    adapter = read_lora(folder)
+    put_layers(model, adapter)
+    return model
+
+
+@torch.no_grad()
+def put_layers(model: CLIPLoRAWrapper, adapter: LoraAdapter) -> None:
+    """Add an adapter's updates to the weights of a model without adapter, and put its head in."""
+    weights = layer_weights(model, adapter)
+    for path, (a, b) in adapter.layers.items():
+        weights[path].add_((b @ a).to(weights[path]))
+    put_head(model, adapter)
+    model.text_head.forget()
+
+
+def put_head(model: CLIPLoRAWrapper, adapter: LoraAdapter) -> None:
+    """Put a trained head, if there is one, in the place of the model's."""
+    if model.classifier is None:
+        return
+    own = {f"head.{name}": value for name, value in model.classifier.state_dict().items()}
+    source = f"the adapter in {adapter.folder}"
+    head = checked_state(adapter.head, own, source=source)
+    model.classifier.load_state_dict({n.removeprefix("head."): t for n, t in head.items()})
+
+
+def layer_weights(model: CLIPLoRAWrapper, adapter: LoraAdapter) -> dict[str, torch.Tensor]:
+    """The weights `[out, in]` that an adapter's layers change, checked to be there and to fit."""
+    found = base_parameters(model.network)
+    for path, (a, b) in adapter.layers.items():
+        there = found.get(f"{path}.weight")
+        if there is None or tuple(there.shape) != (len(b), a.shape[1]):
+            has = "no such layer" if there is None else f"one of shape {list(there.shape)}"
+            raise UsageError(
+                f"the adapter in {adapter.folder} changes {path}, a layer of shape "
+                f"{[len(b), a.shape[1]]}; the model has {has}"
+            )
+    return {path: found[f"{path}.weight"] for path in adapter.layers}
+
+
+def _scaling(config: Mapping[str, Any], path: str, rank: int, folder: Path) -> float:
+    """What PEFT multiplies a layer's B A with."""
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping):
+        raise UsageError(f"the adapter in {folder}: alpha_pattern must be a mapping: {patterns!r}")
+    try:
+        alpha = first_hit(patterns, path, config.get("lora_alpha"))
+    except ValueError as error:  # a pattern that is no regular expression
+        raise UsageError(f"the adapter in {folder}: alpha_pattern: {error}") from None
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise UsageError(f"the adapter in {folder}: lora_alpha must be a number, got {alpha!r}")
+    return scaling(alpha, rank, bool(config.get("use_rslora")))

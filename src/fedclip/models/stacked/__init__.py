@@ -1,0 +1,1 @@
+"""Many clients' adapters on one CLIP, in one pass."""

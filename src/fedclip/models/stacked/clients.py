@@ -1,0 +1,270 @@
+"""One CLIP with the adapters of many clients side by side, applied in one pass.
+
+The images of all clients lie one after another as rows. What every client shares is computed once
+for all rows, and what is frozen below the first adapted layer needs no gradient, no second
+computation, and can be kept (`frozen`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from fedclip.lora.layer_patterns import PROJECTIONS
+from fedclip.models.dropout import keep_scale, kept
+from fedclip.models.peft_lora import dropout_of, factor_names, lora_layers, scaling_of, tower_of
+from fedclip.models.stacked.low_rank_linear import Factors, Mask
+from fedclip.models.stacked.towers import NO_ADAPTERS, Adapters, Tower, read_tower
+from fedclip.models.text_head import ensemble
+from fedclip.models.wrapper import CLIPLoRAWrapper
+
+State = Mapping[str, torch.Tensor]
+Prompts = tuple[tuple[str, ...], tuple[str, ...]]  # class names and templates
+
+
+def can_stack(model: CLIPLoRAWrapper) -> bool:
+    """Whether a model has an adapter whose updates are plain products, as DoRA's are not."""
+    return model.lora is not None and not model.lora.use_dora
+
+
+class StackedClients:
+    """The forward pass of several clients at once, on the weights of one wrapped CLIP."""
+
+    def __init__(
+        self,
+        model: CLIPLoRAWrapper,
+        *,
+        products: torch.dtype | None = None,
+        compiled: bool = False,
+    ) -> None:
+        """`products` is the format of matrix products, by default the weights' own."""
+        assert can_stack(model)
+        model.require_unmerged("StackedClients")
+        self._model = model
+        self._compiled = compiled
+        # The layers themselves: their ranks, and with these their scaling, may change later on.
+        self._layers = lora_layers(model.network)
+        self._products = products
+        self._vision, self._text = self._towers()
+        self._text_is_trained = model.head == "text" and any(
+            tower_of(name) == "text_encoder" for name in self._layers
+        )
+        self._prompts: dict[Prompts, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._projects = "visual_projection" in self._layers
+        self.frozen_layers = self._vision.first_adapted(list(self._layers))
+        self.device = model.device
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the tensors that get gradients: a linear head leaves the text tower idle."""
+        idle = self._model.head == "linear"
+        names = self._model.trainable()
+        return tuple(n for n in names if not (idle and tower_of(n) == "text_encoder"))
+
+    def set_shift(self, shift: State) -> None:
+        """Replaces frozen weights by their own plus a change `[out, in]`, by layer."""
+        if not shift and not self._model.is_shifted():
+            return
+        self._model.set_shift(shift)
+        self._vision, self._text = self._towers()
+        self._prompts.clear()
+
+    @torch.no_grad()
+    def frozen(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the layers below the first adapted one make of uint8 pixels `[rows, 3, size, size]`.
+
+        Hidden states `[rows, tokens, width]`; where the encoder has no adapted layer, embeddings
+        `[rows, dim]`, or `[rows, width]` if the projection is adapted. `logits` takes any of these
+        in the place of the pixels.
+        """
+        vision = self._model.clip.vision_model
+        hidden = vision.pre_layrnorm(vision.embeddings(self._model.normalised(pixels)))
+        hidden = self._vision.prefix(hidden, self.frozen_layers)
+        if self.frozen_layers < len(self._vision.layers):
+            return hidden
+        normal = self._vision.norm(hidden[:, 0])
+        return normal if self._projects else self._vision.projected(normal, NO_ADAPTERS)
+
+    def logits(
+        self,
+        state: State,
+        inputs: torch.Tensor,
+        counts: Sequence[int],
+        keys: Sequence[int],
+        ranks: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Logits `[rows, classes]` of pixels, or of what `frozen` made of them.
+
+        `state` holds the trained tensors with a leading client axis. `counts` says how many rows
+        are each client's; where they are fewer than there are rows, every client has equally many
+        and the rest of its own is padding. `keys` fixes each client's dropout. `ranks` are the
+        clients' own, where they may be lower than the layers': each is scaled by its own.
+        """
+        clients = len(counts)
+        each = None if sum(counts) < len(inputs) else counts
+        factors = self._factors(state, ranks)
+        hidden = (self.frozen(inputs) if inputs.dim() == 4 else inputs).to(self._model.dtype)
+        padded = len(inputs) // clients if each is None else None
+        adapters = self._adapters(factors, each, counts, keys, padded)
+        embedded = self._images(hidden, self._vision, adapters, compiled=self._compiled)
+        if self._model.head == "linear":
+            weight, bias = state["head.weight"], state["head.bias"]
+            return _by_client(embedded, weight, each) + _repeated(bias, each, len(embedded))
+        images = F.normalize(embedded, dim=-1)
+        scale = self._model.clip.logit_scale.exp()
+        if not self._text_is_trained:
+            return scale * images @ self._model.text_features().T
+        return scale * _by_client(images, self._text_features(factors, clients, keys), each)
+
+    def merged(self, state: State) -> MergedClassifier:
+        """A classifier with one client's tensors folded into the weights, for evaluation."""
+        with torch.no_grad():
+            stacked = {name: tensor.to(self.device)[None] for name, tensor in state.items()}
+            return MergedClassifier(self, stacked)
+
+    # --- inside ---
+
+    def _towers(self) -> tuple[Tower, Tower]:
+        clip = self._model.clip
+        vision = read_tower(clip, "vision_encoder", self._products)
+        return vision, read_tower(clip, "text_encoder", self._products)
+
+    def _factors(self, state: State, ranks: Sequence[int] | None) -> dict[str, Factors]:
+        """The layers' A and scaled B, in the format of the products."""
+        products = self._vision.layers[0].linear["q_proj"].weight.dtype
+        found = {}
+        for path, layer in self._layers.items():
+            if not all(name in state for name in factor_names(path)):
+                continue  # idle: a linear head does not use the text tower
+            down, up = (state[name] for name in factor_names(path))
+            if ranks is None:
+                scaled = up * scaling_of(layer)
+            else:
+                own = torch.tensor([scaling_of(layer, r) for r in ranks], dtype=torch.float64)
+                scaled = up * own.view(-1, 1, 1).to(up)
+            dtype = self._model.dtype if path in PROJECTIONS.values() else products
+            found[path] = Factors(down.to(dtype), scaled.to(dtype))
+        return found
+
+    def _adapters(
+        self,
+        factors: Mapping[str, Factors],
+        each: Sequence[int] | None,
+        counts: Sequence[int],
+        keys: Sequence[int],
+        padded: int | None,
+    ) -> Adapters:
+        """The updates with each client's dropout as it would be drawn for its rows alone."""
+
+        def draw(layer: str, shape: torch.Size) -> Mask | None:
+            p = dropout_of(self._layers[layer])
+            if p == 0.0 or not keys:
+                return None
+            masks = []
+            for count, key in zip(counts, keys, strict=True):
+                mask = kept(torch.Size((count, *shape[1:])), p, key, layer, self.device)
+                masks.append(mask)
+                if padded is not None:
+                    masks.append(mask.new_zeros(padded - count, *shape[1:]))
+            return Mask(torch.cat(masks), keep_scale(p))
+
+        return Adapters(factors, each, draw)
+
+    def _images(
+        self, hidden: torch.Tensor, tower: Tower, adapters: Adapters, *, compiled: bool = False
+    ) -> torch.Tensor:
+        """Image embeddings `[rows, dim]` of what `frozen` made, by one or many clients' tower."""
+        if hidden.dim() == 2:
+            return tower.projected(hidden, adapters) if self._projects else hidden
+        pooled = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+        first = self.frozen_layers
+        hidden = tower.encode(hidden, adapters, first=first, pooled=pooled, compiled=compiled)
+        return tower.embed(hidden, adapters)
+
+    def _text_features(
+        self,
+        factors: Mapping[str, Factors],
+        clients: int,
+        keys: Sequence[int],
+        tower: Tower | None = None,
+    ) -> torch.Tensor:
+        """Features `[clients, classes, dim]`, every prompt once per client, one after another."""
+        first = self._text.first_adapted(list(self._layers))
+        hidden, ends = self._frozen_prompts(first)
+        prompts = len(hidden)
+        adapters = self._adapters(factors, None, [prompts] * clients, keys, None)
+        rows = hidden.expand(clients, *hidden.shape).flatten(0, 1)
+        tower = tower or self._text
+        pooled = tower.encode(
+            rows, adapters, first=first, pooled=ends.repeat(clients), compiled=self._compiled
+        )
+        features = F.normalize(tower.embed(pooled, adapters), dim=-1)
+        classes = len(self._model.class_names)
+        return ensemble(features, clients * classes).unflatten(0, (clients, -1))
+
+    @torch.no_grad()
+    def _frozen_prompts(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the frozen layers make of the prompts, computed once, and where each one ends."""
+        head = self._model.text_head
+        known = (head.class_names, head.templates)  # of several tasks, each has its own
+        if known not in self._prompts:
+            ids, ends = head.prompt_ids()
+            embedded = self._model.clip.text_model.embeddings(input_ids=ids.to(self.device))
+            self._prompts[known] = self._text.prefix(embedded, first), ends.to(self.device)
+        return self._prompts[known]
+
+
+class MergedClassifier:
+    """Images to logits with an adapter added to the weights: one matrix product a layer."""
+
+    def __init__(self, stacked: StackedClients, state: State) -> None:
+        """Takes the trained tensors with a leading axis of one."""
+        factors = stacked._factors(state, None)
+        self._model = stacked._model
+        self._stacked = stacked
+        self._vision = stacked._vision.merged(factors)
+        self._head = state.get("head.weight"), state.get("head.bias")
+        if self._model.head == "linear":
+            self._texts = None
+        elif stacked._text_is_trained:
+            text = stacked._text.merged(factors)
+            self._texts = stacked._text_features({}, 1, (), text)[0]
+        else:
+            self._texts = self._model.text_features()
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits `[batch, classes]` of pixels, or of what `StackedClients.frozen` made of them."""
+        embedded = self._embed(inputs)
+        if self._texts is None:
+            weight, bias = self._head
+            assert weight is not None
+            assert bias is not None
+            return F.linear(embedded, weight[0], bias[0])
+        return self._model.clip.logit_scale.exp() * F.normalize(embedded, dim=-1) @ self._texts.T
+
+    def eval(self) -> None:
+        """Nothing to do: there is no dropout."""
+
+    def _embed(self, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.dim() == 4:
+            inputs = self._stacked.frozen(inputs)
+        return self._stacked._images(inputs.to(self._model.dtype), self._vision, NO_ADAPTERS)
+
+
+def _by_client(
+    rows: torch.Tensor, matrices: torch.Tensor, counts: Sequence[int] | None
+) -> torch.Tensor:
+    """Each client's rows `[rows, dim]` times its matrix `[classes, dim]`, transposed."""
+    if counts is None or len(set(counts)) == 1:
+        stacked = rows.unflatten(0, (len(matrices), -1))
+        return (stacked @ matrices.transpose(1, 2)).flatten(0, 1)
+    parts = zip(rows.split(list(counts)), matrices, strict=True)
+    return torch.cat([mine @ matrix.T for mine, matrix in parts])
+
+
+def _repeated(vectors: torch.Tensor, counts: Sequence[int] | None, rows: int) -> torch.Tensor:
+    """Each client's vector `[clients, classes]` for every row of its own: `[rows, classes]`."""
+    repeats = counts or [rows // len(vectors)] * len(vectors)
+    return vectors.repeat_interleave(torch.tensor(repeats, device=vectors.device), dim=0)

@@ -1,1 +1,0 @@
-"""A finished run put to use: predictions, a server, a card."""

@@ -1,1 +1,0 @@
-"""What travels between a coordinator and its sites, as bytes."""
