@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from fedclip.config import DataConfig
-from fedclip.data.federated_data import FederatedData, load_federated
+from fedclip.data.federated_data import FederatedData
+from fedclip.data.loading import load_federated
 from fedclip.data.source import FileImages, ImageSource
 
 SIZE = 8

@@ -4,7 +4,7 @@ import torch
 
 from fedclip.federated.rounds import run_rounds
 from fedclip.federated.strategies import Setting, create_strategy
-from fedclip.models.peft_lora import at_rank
+from fedclip.lora.names import at_rank
 from fedclip.records import ClientReport, Cohort, RunState
 from fedclip.seeding import seed_for
 

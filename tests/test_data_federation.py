@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fedclip.config import DataConfig
-from fedclip.data.federated_data import load_federated
+from fedclip.data.loading import load_federated
 from fedclip.errors import UsageError
 from tests.data_help import SIZE, all_unique, everything, load
 

@@ -14,7 +14,7 @@ from fedclip.config import DataConfig
 from fedclip.config.loading import config_from_dict
 from fedclip.data.captions import with_captions
 from fedclip.data.datasets import load_source
-from fedclip.data.federated_data import load_federated
+from fedclip.data.loading import load_federated
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.build import with_absolute_paths
 from tests.captions_help import picture, rows_of, write_pairs

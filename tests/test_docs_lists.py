@@ -15,7 +15,7 @@ from fedclip import CLIPLoRAWrapper
 from fedclip.adapters.inspect import info
 from fedclip.config import Config
 from fedclip.config.loading import config_from_dict, load_config
-from fedclip.data.federated_data import load_federated
+from fedclip.data.loading import load_federated
 from fedclip.errors import UsageError
 from fedclip.federated.strategies import STRATEGIES
 from fedclip.federated.strategies.dynamic_ranks import DynamicRanks

@@ -12,8 +12,9 @@ import torch
 from fedclip.lora import aggregate as algebra
 from fedclip.lora.aggregate import StackedLora
 from fedclip.lora.factors import Factors, norm
+from fedclip.lora.names import pair_of
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
-from fedclip.models.peft_lora import factor_names, lora_layers
+from fedclip.models.peft_lora import lora_layers
 from tests.algebra_help import distance, exact_mean, seeded
 from tests.models_help import NAMES, shaken, some_pixels
 
@@ -40,7 +41,7 @@ def cohort() -> dict[str, StackedLora]:
     states = [{name: 4 * t for name, t in shaken(model, seed).items()} for seed in range(3)]
     layers = {}
     for layer in lora_layers(model.network):
-        a, b = (torch.stack([s[name] for s in states]) for name in factor_names(layer))
+        a, b = (torch.stack([s[name] for s in states]) for name in pair_of(layer))
         layers[layer] = StackedLora(a, b, torch.tensor([5, 1, 2]), torch.full((3,), SCALING))
     return layers
 
@@ -53,7 +54,7 @@ def changed(
     state = model.get_parameters()
     for layer, module in lora_layers(model.network).items():
         if layer in adapters:
-            state |= dict(zip(factor_names(layer), adapters[layer], strict=True))
+            state |= dict(zip(pair_of(layer), adapters[layer], strict=True))
         if layer in corrections:
             module.get_base_layer().weight.data += corrections[layer]
     model.set_parameters(state)

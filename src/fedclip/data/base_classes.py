@@ -10,26 +10,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 
+from fedclip.data.federated_data import FederatedData, NewClasses
 from fedclip.data.source import some
 from fedclip.data.splits import ClientData, Indices
 from fedclip.errors import FedclipWarning, UsageError
-
-if TYPE_CHECKING:
-    from fedclip.data.federated_data import FederatedData
-
-
-@dataclass(frozen=True)
-class NewClasses:
-    """Classes that nobody trains on: their names, test rows, and labels `[n]` among them."""
-
-    class_names: tuple[str, ...]
-    test: Indices
-    labels: Indices
 
 
 def with_base_classes(data: FederatedData, chosen: float | Sequence[str]) -> FederatedData:

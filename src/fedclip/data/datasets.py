@@ -9,7 +9,7 @@ import numpy as np
 
 from fedclip.data.prompts import check_templates, clean_class_name
 from fedclip.data.source import ImageSource, some
-from fedclip.data.sources import builtin as sources_builtin
+from fedclip.data.sources import builtin
 from fedclip.data.sources.hub import hub
 from fedclip.data.sources.imagefolder import imagefolder
 from fedclip.data.sources.pairs import pairs
@@ -68,9 +68,9 @@ def _plain(name: str) -> str:
 
 
 SOURCES: dict[str, Callable[[str | None, str], ImageSource]] = {
-    "digits": sources_builtin.digits,
-    "fashion_mnist": sources_builtin.fashion_mnist,
-    "icons": sources_builtin.icons,
+    "digits": builtin.digits,
+    "fashion_mnist": builtin.fashion_mnist,
+    "icons": builtin.icons,
     "imagefolder": imagefolder,
     "hub": hub,
     "pairs": pairs,

@@ -8,7 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 from fedclip.config import Config, DataConfig, ModelConfig
 from fedclip.data.datasets import load_source
-from fedclip.data.federated_data import FederatedData, load_federated
+from fedclip.data.federated_data import FederatedData
+from fedclip.data.loading import load_federated
 from fedclip.device import product_dtype, resolve_device, resolve_precision
 from fedclip.errors import UsageError
 from fedclip.experiment.context import Parts, TaskParts

@@ -12,9 +12,10 @@ import torch
 
 from fedclip.experiment.context import Parts, TaskParts
 from fedclip.experiment.folder import RunFolder
-from fedclip.federated.strategies.base import factors, pairs
+from fedclip.federated.strategies.base import factors
 from fedclip.federated.strategies.dynamic_ranks import layer_ranks
 from fedclip.lora.factors import Factors, resize
+from fedclip.lora.names import pairs
 from fedclip.models.adapter_merge import check_recipe, combine
 from fedclip.models.adapter_updates import read_lora, write_lora
 from fedclip.models.peft_lora import scalings

@@ -12,11 +12,11 @@ from fedclip.experiment.context import Parts, TaskParts
 from fedclip.federated.client_ranks import client_ranks, ranks_for_memory
 from fedclip.federated.engines.memory import activation_bytes
 from fedclip.federated.strategies import FedAvg, Setting, Strategy, create_strategy
-from fedclip.federated.strategies.base import pairs
 from fedclip.federated.strategies.dynamic_ranks import DynamicRanks, RankPlan
 from fedclip.federated.strategies.groups import Clustered, Grouped, SharedAndTask
 from fedclip.federated.strategies.wrappers import Ditto, Scaffold, ServerOptimizer
 from fedclip.federated.traffic import ALGORITHMS, Layer, Traffic, bytes_per_round
+from fedclip.lora.names import pairs
 from fedclip.lora.rank_budget import least_ranks
 from fedclip.models.peft_lora import scalings
 from fedclip.records import State

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 
 from fedclip.federated.running_mean import Combine, RunningMean
+from fedclip.lora.names import shape_at_rank
 from fedclip.records import ClientReport, Cohort, State, TrainRequest
 
 Weigh = Callable[[ClientReport], float]
@@ -110,9 +112,4 @@ class Updates:
 
 def tensor_bytes(name: str, tensor: torch.Tensor, rank: int | None) -> int:
     """Bytes of a tensor that travels; of a factor only the rows or columns below `rank`."""
-    count = tensor.numel()
-    if rank is not None and ".lora_A." in name:
-        count = count // len(tensor) * min(rank, len(tensor))
-    elif rank is not None and ".lora_B." in name:
-        count = count // tensor.shape[-1] * min(rank, tensor.shape[-1])
-    return count * tensor.element_size()
+    return math.prod(shape_at_rank(name, tuple(tensor.shape), rank)) * tensor.element_size()

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from fedclip.errors import UsageError
+from fedclip.lora.names import layer_path
 
 LAYERS = {
     "q_proj": "self_attn.q_proj",
@@ -33,7 +34,6 @@ _BY_TOWER = re.compile(
     r"(\.layers\.(?P<first>\d{1,3})(-(?P<last>\d{1,3}))?)?"
     r"(\.(?P<name>\w+))?"
 )
-_FILE_PREFIX = re.compile(r"^base_model\.model\.")
 _OWN_ENDS = (r"\.weight$|\.bias$", r"\.lora_\w+$")
 
 Value = TypeVar("Value")
@@ -93,7 +93,7 @@ def owners(tensor: str) -> list[str]:
 
     `["vision_model...q_proj.lora_B", "vision_model...q_proj"]` of B of an adapter.
     """
-    path = _FILE_PREFIX.sub("", tensor)
+    path = layer_path(tensor)
     found = [path]
     for end in _OWN_ENDS:
         path = re.sub(end, "", path)

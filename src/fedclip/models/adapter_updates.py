@@ -13,9 +13,10 @@ import torch
 from fedclip.errors import UsageError
 from fedclip.lora.factors import Factors
 from fedclip.lora.layer_patterns import first_hit
+from fedclip.lora.names import layers_in, pair_of
 from fedclip.models.adapter_folder import AdapterNotes, check_base, read_adapter, write_adapter
 from fedclip.models.lora_settings import scaling
-from fedclip.models.peft_lora import base_parameters, factor_names, layers_in
+from fedclip.models.peft_lora import base_parameters
 from fedclip.models.pretrained import load_base
 from fedclip.models.state import adapter_sha256, checked_state
 from fedclip.models.wrapper import CLIPLoRAWrapper
@@ -52,14 +53,14 @@ def read_lora(folder: Path) -> LoraAdapter:
         if config.get(key):
             raise UsageError(f"the adapter in {folder} uses {key}, which fedclip does not merge")
     paths = layers_in(tensors)
-    known = {name for path in paths for name in factor_names(path)}
+    known = {name for path in paths for name in pair_of(path)}
     strange = [n for n in tensors if n not in known and not n.startswith("head.")]
     if strange or not known or known - tensors.keys():
         named = [*strange, *sorted(known - tensors.keys()), "none"][0]
         raise UsageError(f"the adapter in {folder} does not hold one A and B by layer ({named})")
     layers = {}
     for path in paths:
-        a, b = (tensors[name].float() for name in factor_names(path))
+        a, b = (tensors[name].float() for name in pair_of(path))
         if a.dim() != 2 or b.dim() != 2 or len(a) != b.shape[1]:
             raise UsageError(
                 f"the adapter in {folder}: A and B of {path} do not fit, "
@@ -77,7 +78,7 @@ def write_lora(folder: Path, adapter: LoraAdapter) -> None:
     state = dict(adapter.head)
     for path, pair in adapter.layers.items():
         # Owned: safetensors takes no views, and a file depends on no memory layout.
-        for name, factor in zip(factor_names(path), pair, strict=True):
+        for name, factor in zip(pair_of(path), pair, strict=True):
             state[name] = factor.to(torch.float32).contiguous().clone()
     own = {"r": adapter.rank, "lora_alpha": adapter.rank, "use_rslora": False}
     config = {**adapter.config, **own, "rank_pattern": {}, "alpha_pattern": {}}

@@ -12,12 +12,12 @@ from peft import PeftModel
 
 from fedclip.config.model import MAX_RANK
 from fedclip.errors import UsageError
-from fedclip.lora import factors as low_rank
+from fedclip.lora import factors
 from fedclip.lora.factors import Factors
 from fedclip.lora.layer_patterns import check_hits, first_hit
+from fedclip.lora.names import pair_of
 from fedclip.models.lora_settings import LayerPlan, LoraSettings, alpha_at
 from fedclip.models.peft_lora import (
-    factor_names,
     factors_of,
     lora_layers,
     plan_of,
@@ -45,7 +45,7 @@ def set_rank(
         old = Factors(*(tensor.detach().to("cpu", torch.float64) for tensor in factors_of(layer)))
         generator = torch.Generator().manual_seed(seed_for(seed, "set_rank", path, new))
         alpha = alpha_at(plan.lora_alpha, plan.r, new, settings.use_rslora)
-        put_factors(layer, low_rank.set_rank(old, new, generator=generator), alpha)
+        put_factors(layer, factors.set_rank(old, new, generator=generator), alpha)
     return restate(network, settings)
 
 
@@ -108,7 +108,7 @@ def shapes_of(
     """The trainable tensors as they would be with these ranks: shapes without values."""
     shapes = {name: tensor.to("meta") for name, tensor in trainable.items()}
     for path, plan in plans.items():
-        down, up = factor_names(path)
+        down, up = pair_of(path)
         shapes[down] = shapes[down].new_empty(plan.r, shapes[down].shape[1])
         shapes[up] = shapes[up].new_empty(shapes[up].shape[0], plan.r)
     return shapes
@@ -127,7 +127,7 @@ def adopt(
     layers = lora_layers(network)
     now = {path: plan_of(layer) for path, layer in layers.items()}
     for path, plan in told_plans(config, now, "adopt_ranks").items():
-        a, b = (state[name] for name in factor_names(path))
+        a, b = (state[name] for name in pair_of(path))
         put_factors(layers[path], Factors(a, b), plan.lora_alpha)
     defaults = {"r": config["r"], "lora_alpha": float(config["lora_alpha"])}
     return restate(network, replace(settings, **defaults))

@@ -1,10 +1,10 @@
-"""LoRA on the towers of a CLIP, through PEFT: the only file that knows PEFT's key names."""
+"""LoRA on the towers of a CLIP, through PEFT's modules."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -17,6 +17,7 @@ from transformers import CLIPModel
 
 from fedclip.lora.factors import Factors
 from fedclip.lora.layer_patterns import PROJECTIONS, TOWERS, pattern_regex
+from fedclip.lora.names import is_adapter_tensor, layer_path
 from fedclip.models.dropout import KeyedDropout
 from fedclip.models.lora_settings import (
     LayerPlan,
@@ -29,8 +30,6 @@ from fedclip.models.lora_settings import (
 from fedclip.seeding import seed_for
 
 _ADAPTER = "default"
-_FILE_PREFIX = "base_model.model."
-_TRAINED = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.")
 
 
 def add_lora(clip: CLIPModel, settings: LoraSettings, *, model_name: str, seed: int) -> PeftModel:
@@ -87,7 +86,7 @@ def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     found = {
         _file_name(name): parameter
         for name, parameter in network.named_parameters()
-        if any(part in name for part in _TRAINED)
+        if is_adapter_tensor(name)
     }
     return dict(sorted(found.items()))
 
@@ -101,9 +100,9 @@ def _file_name(name: str) -> str:
 def base_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters of the CLIP underneath, under CLIP's own names, sorted."""
     found = {
-        name.removeprefix(_FILE_PREFIX).replace(".base_layer.", "."): parameter
+        layer_path(name).replace(".base_layer.", "."): parameter
         for name, parameter in network.named_parameters()
-        if not any(part in name for part in _TRAINED)
+        if not is_adapter_tensor(name)
     }
     return dict(sorted(found.items()))
 
@@ -137,31 +136,20 @@ def adapter_config(network: PeftModel) -> dict[str, Any]:
 
 def tower_of(name: str) -> str:
     """`vision_encoder`, `text_encoder`, or "" for a parameter that belongs to neither tower."""
-    path = name.removeprefix(_FILE_PREFIX)
+    path = layer_path(name)
     for tower, module in TOWERS.items():
         if path.startswith((f"{module}.", PROJECTIONS[tower])):
             return tower
     return ""
 
 
-def rank_of(tensors: Mapping[str, Any]) -> int | None:
-    """Rank of an adapter's tensors; None when there are none or they disagree."""
-    ranks = {value.shape[0] for name, value in tensors.items() if name.endswith("lora_A.weight")}
-    return ranks.pop() if len(ranks) == 1 else None
-
-
 def lora_layers(network: nn.Module) -> dict[str, LoraLayer]:
     """The adapted layers by their path in the CLIP."""
     return {
-        name.removeprefix(_FILE_PREFIX): module
+        layer_path(name): module
         for name, module in network.named_modules()
         if isinstance(module, LoraLayer)
     }
-
-
-def factor_names(layer: str) -> tuple[str, str]:
-    """Names of a layer's A and B in `adapter_model.safetensors`."""
-    return f"{_FILE_PREFIX}{layer}.lora_A.weight", f"{_FILE_PREFIX}{layer}.lora_B.weight"
 
 
 def scaling_of(layer: LoraLayer, rank: int | None = None) -> float:
@@ -182,31 +170,9 @@ def dropout_of(layer: LoraLayer) -> float:
     return module.p if isinstance(module, KeyedDropout) else 0.0
 
 
-def at_rank(state: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
-    """The state with all but the first `rank` rows of A and columns of B set to zero.
-
-    Where both are zero neither gets a gradient: the client trains an adapter of that rank. Layers
-    of a lower rank of their own stay as they are.
-    """
-    cut = {name: tensor.clone() for name, tensor in state.items()}
-    for name, tensor in cut.items():
-        if ".lora_A." in name:
-            tensor[rank:] = 0
-        elif ".lora_B." in name:
-            tensor[:, rank:] = 0
-    return cut
-
-
 def scalings(network: nn.Module) -> dict[str, float]:
     """What each adapted layer multiplies its update with, by the layer's path."""
     return {layer: scaling_of(module) for layer, module in lora_layers(network).items()}
-
-
-def layers_in(tensors: Mapping[str, Any]) -> list[str]:
-    """Paths of the layers whose A is among an adapter's tensors, sorted."""
-    end = ".lora_A.weight"
-    names = (name.removesuffix(end) for name in tensors if name.endswith(end))
-    return sorted(name.removeprefix(_FILE_PREFIX) for name in names)
 
 
 @torch.no_grad()

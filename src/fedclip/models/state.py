@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedclip.errors import UsageError
-from fedclip.models.peft_lora import rank_of
+from fedclip.lora.names import rank_of
 from fedclip.records import State
 
 

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from fedclip.models.change_rank import ranks_by_layer
 from fedclip.models.peft_lora import base_parameters, lora_parameters
-
-if TYPE_CHECKING:
-    from fedclip.models.wrapper import CLIPLoRAWrapper
+from fedclip.models.protocols import AdapterHost
 
 
-def lora_info(model: CLIPLoRAWrapper) -> dict[str, Any]:
+def lora_info(model: AdapterHost) -> dict[str, Any]:
     """What `get_lora_info` returns; `ranks`, `alphas` and `dropouts` where layers differ."""
     facts = model.lora.facts() if model.lora else {"enabled": False}
     count = _count(lora_parameters(model.network).values())
     return {**facts, **ranks_by_layer(model.network), "trainable_parameters": count}
 
 
-def summary(model: CLIPLoRAWrapper) -> dict[str, Any]:
+def summary(model: AdapterHost) -> dict[str, Any]:
     """What `get_model_summary` returns."""
     base = _count(base_parameters(model.network).values())
     lora = _count(lora_parameters(model.network).values())

@@ -18,9 +18,8 @@ from transformers import CLIPModel
 
 from fedclip.device import at_least_fp32
 from fedclip.errors import UsageError
-from fedclip.models import adapter_folder as adapter_files
-from fedclip.models import change_rank as ranks
-from fedclip.models import summary as facts
+from fedclip.models import change_rank, summary
+from fedclip.models.adapter_io import load_adapter, save_adapter
 from fedclip.models.dropout import set_dropout_key
 from fedclip.models.linear_head import head_parameters, new_classifier, warn_of_idle_text
 from fedclip.models.lora_settings import LoraSettings, planned, restated
@@ -115,11 +114,11 @@ class CLIPLoRAWrapper(ManyTasks):
 
     def get_lora_info(self) -> dict[str, Any]:
         """Say what the adapter is, by layer where layers differ; counts concern LoRA alone."""
-        return facts.lora_info(self)
+        return summary.lora_info(self)
 
     def get_model_summary(self) -> dict[str, Any]:
         """Count parameters: the base, all (base, LoRA and head), and those that train."""
-        return facts.summary(self)
+        return summary.summary(self)
 
     # --- the trainable tensors ---
 
@@ -154,14 +153,14 @@ class CLIPLoRAWrapper(ManyTasks):
         if self.lora is None:
             raise UsageError("set_rank: full fine-tuning has no rank; set model.lora.enabled: true")
         with self.unmerged():
-            self.lora = ranks.set_rank(self._peft, self.lora, rank, seed=self._seed)
+            self.lora = change_rank.set_rank(self._peft, self.lora, rank, seed=self._seed)
         self._settle_trainable()
 
     def adopt_ranks(self, config: Mapping[str, Any], state: State) -> None:
         """Take over ranks and scales of a PEFT configuration, and factors, as loading does."""
         assert self.lora is not None
         with self.unmerged():
-            self.lora = ranks.adopt(self._peft, self.lora, config, state)
+            self.lora = change_rank.adopt(self._peft, self.lora, config, state)
         self._settle_trainable()
 
     def set_dropout_key(self, key: int | None) -> None:
@@ -245,7 +244,7 @@ class CLIPLoRAWrapper(ManyTasks):
 
     def save_adapter(self, folder: str | PathLike[str]) -> None:
         """Write the trainable tensors as a PEFT adapter folder, whole or not at all."""
-        adapter_files.save(self, Path(folder))
+        save_adapter(self, Path(folder))
 
     def load_adapter(self, folder: str | PathLike[str]) -> None:
         """Read what `save_adapter` or PEFT wrote; a misfit raises and changes nothing.
@@ -255,7 +254,7 @@ class CLIPLoRAWrapper(ManyTasks):
         them along: the model then has the adapter's ranks and lora_alpha, as `get_lora_info`
         tells. Any other must have the rank and lora_alpha that the model was made with.
         """
-        adapter_files.load(self, Path(folder))
+        load_adapter(self, Path(folder))
 
     # --- inside ---
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from fedclip.deploy.messages.envelope import BadMessage
+from fedclip.lora.names import factor_of, shape_at_rank
 from fedclip.records import State
 
 Format = Literal["fp32", "fp16", "int8"]
@@ -31,20 +32,12 @@ class Field(NamedTuple):
     @property
     def group(self) -> str:
         """Which flat array it is in."""
-        if ".lora_A." in self.name:
-            return "A"
-        if ".lora_B." in self.name:
-            return "B"
-        return "head" if "head" in self.name else "other"
+        return factor_of(self.name) or ("head" if "head" in self.name else "other")
 
     @property
     def sent_shape(self) -> tuple[int, ...]:
         """The shape of what travels."""
-        if self.rank is None or self.group not in "AB":
-            return self.shape
-        if self.group == "A":
-            return (min(self.rank, self.shape[0]), *self.shape[1:])
-        return (*self.shape[:-1], min(self.rank, self.shape[-1]))
+        return shape_at_rank(self.name, self.shape, self.rank)
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -66,7 +59,7 @@ def layout_of(
     """The layout of a state's tensors, sorted by name; `cut` has ranks by name."""
     cut = cut or {}
     return tuple(
-        Field(name, tuple(state[name].shape), cut.get(name, rank) if _has_rank(name) else None)
+        Field(name, tuple(state[name].shape), cut.get(name, rank) if factor_of(name) else None)
         for name in sorted(state)
     )
 
@@ -192,10 +185,6 @@ def _whole(f: Field, part: torch.Tensor) -> torch.Tensor:
     whole = torch.zeros(f.shape)
     whole[tuple(slice(size) for size in f.sent_shape)] = part
     return whole
-
-
-def _has_rank(name: str) -> bool:
-    return ".lora_A." in name or ".lora_B." in name
 
 
 def _numel(shape: Sequence[int]) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedclip import files
-from fedclip.data.federated_data import load_federated
+from fedclip.data.loading import load_federated
 from fedclip.data.sources.site import site_source
 from fedclip.deploy.job import base_sha256, job_config
 from fedclip.deploy.messages import replies, requests, results

@@ -16,7 +16,7 @@ import torch
 from fedclip.errors import TrainingFailed, out_of_memory
 from fedclip.federated.client import LocalSettings, LocalTask, TrainableModel, local_train
 from fedclip.federated.losses import Objective, classification
-from fedclip.models.peft_lora import at_rank
+from fedclip.lora.names import at_rank
 from fedclip.records import ClientReport, Cohort, State, TrainRequest
 from fedclip.seeding import seed_for
 

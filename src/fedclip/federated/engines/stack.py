@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from fedclip.federated.engines.stacked_optimizer import StackedParameters
-from fedclip.models.peft_lora import at_rank
+from fedclip.lora.names import at_rank, largest_rank
 from fedclip.records import State, TrainRequest
 
 
@@ -53,7 +53,7 @@ class Group:
             starts.append(start if rank is None else at_rank(start, rank))
         ranks = None
         if request.ranks:
-            largest = max(len(t) for name, t in shared.items() if ".lora_A." in name)
+            largest = largest_rank(shared)
             ranks = [request.ranks.get(client_id, largest) for client_id in ids]
         return cls(
             starts,

@@ -11,11 +11,11 @@ from fedclip.federated.strategies.base import (
     Strategy,
     Train,
     examples,
-    factor_names,
     kept_by,
     own_starts,
     refuse_ranks,
 )
+from fedclip.lora.names import factor_names
 from fedclip.records import RunState, TrainRequest
 
 

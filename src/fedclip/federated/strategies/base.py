@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 
@@ -14,6 +13,7 @@ from fedclip.errors import UsageError
 from fedclip.federated.updates import Updates
 from fedclip.lora.aggregate import StackedLora
 from fedclip.lora.factors import Factors
+from fedclip.lora.names import Pair, pairs
 from fedclip.records import Cohort, RunState, State, TrainRequest
 from fedclip.seeding import seed_for
 
@@ -65,28 +65,6 @@ class Strategy(ABC):
     @abstractmethod
     def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
         """The next state. `request` is for the round's clients, to be trained from `state`."""
-
-
-class Pair(NamedTuple):
-    """Names of one layer's A and B in a state."""
-
-    a: str
-    b: str
-
-
-def pairs(state: Mapping[str, object]) -> dict[str, Pair]:
-    """The factors in a state by the path of their layer."""
-    found = {}
-    for name in state:
-        if name.endswith(".lora_A.weight"):
-            stem = name.removesuffix(".lora_A.weight")
-            found[stem.removeprefix("base_model.model.")] = Pair(name, f"{stem}.lora_B.weight")
-    return found
-
-
-def factor_names(state: Mapping[str, object], which: str) -> frozenset[str]:
-    """Names of all A ("a") or all B ("b")."""
-    return frozenset(getattr(pair, which) for pair in pairs(state).values())
 
 
 def factors(state: State, pair: Pair) -> Factors:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedclip.federated.strategies.base import (
-    Pair,
     Setting,
     Strategy,
     Train,
@@ -16,12 +15,12 @@ from fedclip.federated.strategies.base import (
     factors,
     layer_updates,
     others,
-    pairs,
     refuse_ranks,
 )
 from fedclip.federated.strategies.weight_folding import fresh_factors
 from fedclip.lora.aggregate import StackedLora, mean_of_factors, stack, truncated_mean
 from fedclip.lora.factors import Factors, resize, svd
+from fedclip.lora.names import Pair, pairs
 from fedclip.lora.rank_budget import Importance, allocate, cubic_budget, importance, is_due
 from fedclip.records import RunState, State, TrainRequest
 

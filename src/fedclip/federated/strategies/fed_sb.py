@@ -13,11 +13,11 @@ from fedclip.federated.strategies.base import (
     examples,
     layer_updates,
     others,
-    pairs,
     refuse_ranks,
 )
 from fedclip.lora.aggregate import stack
 from fedclip.lora.factors import singular_frame
+from fedclip.lora.names import pairs
 from fedclip.records import RunState, TrainRequest
 
 

@@ -11,9 +11,10 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from fedclip.federated.strategies.base import Setting, Strategy, Train, pairs
+from fedclip.federated.strategies.base import Setting, Strategy, Train
 from fedclip.federated.updates import Updates
 from fedclip.lora.aggregate import StackedLora, gram
+from fedclip.lora.names import first_ranks, pairs
 from fedclip.records import ClientReport, Cohort, RunState, State, TrainRequest
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def with_common_ranks(
     names = [n for pair in pairs(next(iter(groups.values())).shared).values() for n in pair]
     for name in names:
         parts = [
-            _first_ranks(name, groups[group].shared[name], shared_rank).double() * (weight / total)
+            first_ranks(name, groups[group].shared[name], shared_rank).double() * (weight / total)
             for group, weight in weights.items()
         ]
         common[name] = torch.stack(parts).sum(dim=0)
@@ -162,14 +163,9 @@ def with_common_ranks(
         shared = dict(state.shared)
         for name in names:
             shared[name] = shared[name].clone()
-            _first_ranks(name, shared[name], shared_rank).copy_(common[name])
+            first_ranks(name, shared[name], shared_rank).copy_(common[name])
         renewed[group] = replace(state, shared=shared)
     return renewed
-
-
-def _first_ranks(name: str, factor: torch.Tensor, count: int) -> torch.Tensor:
-    """A view of a factor's first ranks: rows of A, columns of B."""
-    return factor[:count] if ".lora_A." in name else factor[:, :count]
 
 
 def similarities(setting: Setting, start: State, updates: Cohort) -> torch.Tensor:

@@ -19,7 +19,6 @@ from fedclip.federated.strategies.base import (
     held,
     layer_updates,
     others,
-    pairs,
     refuse_ranks,
 )
 from fedclip.lora.aggregate import (
@@ -33,6 +32,7 @@ from fedclip.lora.aggregate import (
     update_norms,
 )
 from fedclip.lora.factors import Factors, ordered_rows, orthonormal_rows
+from fedclip.lora.names import pairs
 from fedclip.records import Cohort, RunState, TrainRequest
 
 

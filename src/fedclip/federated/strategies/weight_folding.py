@@ -17,11 +17,11 @@ from fedclip.federated.strategies.base import (
     held,
     layer_updates,
     others,
-    pairs,
     refuse_ranks,
 )
 from fedclip.lora.aggregate import StackedLora, mean_of_factors, residual, stack
 from fedclip.lora.factors import Factors
+from fedclip.lora.names import pairs
 from fedclip.records import RunState, State, TrainRequest
 
 

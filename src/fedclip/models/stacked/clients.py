@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from fedclip.lora.layer_patterns import PROJECTIONS
+from fedclip.lora.names import pair_of
 from fedclip.models.dropout import keep_scale, kept
-from fedclip.models.peft_lora import dropout_of, factor_names, lora_layers, scaling_of, tower_of
+from fedclip.models.peft_lora import dropout_of, lora_layers, scaling_of, tower_of
 from fedclip.models.stacked.low_rank_linear import Factors, Mask
 from fedclip.models.stacked.towers import NO_ADAPTERS, Adapters, Tower, read_tower
 from fedclip.models.text_head import ensemble
@@ -136,9 +137,9 @@ class StackedClients:
         products = self._vision.layers[0].linear["q_proj"].weight.dtype
         found = {}
         for path, layer in self._layers.items():
-            if not all(name in state for name in factor_names(path)):
+            if not all(name in state for name in pair_of(path)):
                 continue  # idle: a linear head does not use the text tower
-            down, up = (state[name] for name in factor_names(path))
+            down, up = (state[name] for name in pair_of(path))
             if ranks is None:
                 scaled = up * scaling_of(layer)
             else:
