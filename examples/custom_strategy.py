@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 
 from fedclip.federated.strategies import Strategy
-from fedclip.federated.strategies.base import Train, factor_names
+from fedclip.federated.strategies.base import Train
+from fedclip.lora.names import factor_names
 from fedclip.records import RunState, TrainRequest
 
 CUT = 0.2

@@ -55,7 +55,7 @@ class Experiment(types.ModuleType):
     @classmethod
     def put_in_place(cls, monkeypatch: pytest.MonkeyPatch) -> Experiment:
         fake = cls()
-        for name in ("experiment", "inspection"):
+        for name in ("experiment.run", "adapters.inspect"):
             monkeypatch.setitem(sys.modules, f"fedclip.{name}", fake)
             monkeypatch.setattr(f"fedclip.{name}", fake, raising=False)
         return fake

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import fedclip as package
+from fedclip import files
 from fedclip.errors import UsageError
 from fedclip.experiment.folder import RunFolder
 from fedclip.models.clip import create_clip_model
@@ -165,7 +165,7 @@ def test_a_diverging_run_names_the_client_and_ends_with_1(
 def test_a_full_disk_ends_with_1_and_loses_nothing(
     fedclip: Command, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append_line = package.runs.atomic.append_line  # type: ignore[attr-defined]
+    append_line = files.append_line
 
     def full(target: Path, line: bytes) -> None:
         if b'"server_round": 2' in line:

@@ -204,7 +204,7 @@ def test_the_window_is_flowers() -> None:
 def test_a_flower_process_ends_with_its_parent(tmp_path: Path) -> None:
     child = (
         "import threading, os, time\n"
-        "from fedclip.deploy import flower_process as f\n"
+        "from fedclip.deploy.flower import process as f\n"
         "f.LOOK_EVERY = 0.05\n"
         "threading.Thread(target=f.end_with, args=(os.getppid(),), daemon=True).start()\n"
         "print(os.getpid(), flush=True)\ntime.sleep(60)\n"
