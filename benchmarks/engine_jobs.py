@@ -78,7 +78,6 @@ def engine(
     *,
     group_size: int | None = None,
     cached: bool = False,
-    compiled: bool = False,
     sequential: bool = False,
     owned: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> Any:
@@ -95,7 +94,7 @@ def engine(
     common: Any = {"seed": 0, "device": DEVICE}
     if sequential:
         return SequentialEngine(model, pixels, labels, owned, settings, **common)
-    stacked = StackedClients(model, products=product_dtype(PRECISION), compiled=compiled)
+    stacked = StackedClients(model, products=product_dtype(PRECISION))
     inputs: Any = PixelInputs(pixels, DEVICE)
     if cached:
         inputs = FrozenInputs(stacked.frozen, pixels, device=DEVICE)
@@ -108,7 +107,7 @@ def engine(
             settings,
             images=inputs,
             group_size=group_size or clients,
-            padded=compiled or DEVICE.type != "cpu",
+            padded=DEVICE.type != "cpu",
             **common,
         )
     )

@@ -4,7 +4,7 @@ LoRA r=8 in both towers, ten classes, AdamW, random weights. The recipe is PEFT 
 they stand, with prompts padded to 77 tokens; the serial loop is the same with prompts trimmed to
 the longest, as ours are. The floor is twice the forward pass's FLOP (activations' gradients, no
 weights') at the rate of a large matrix product, measured in the same run. On a GPU, where such
-small steps are all launches of kernels, there are also 8 clients of 32 images, and compiled layers.
+small steps are all launches of kernels, there are also 8 clients of 32 images.
 
     python benchmarks/floor.py      about two minutes on 2 cores
 """
@@ -99,12 +99,9 @@ def main(repeats: int = 7) -> None:
     }
     if DEVICE.type == "cuda":
         large, eight_large = engine(ours, 8, 32, 32), Recipe(256, None)
-        compiled = engine(ours, 8, 32, 32, compiled=True)
         arms["serial_8x32"] = lambda: eight_large.round(8)
         arms["ours_8x32"] = lambda: train_round(large, ours, 8)
-        arms["ours_8x32_compiled"] = lambda: train_round(compiled, ours, 8)
         pairs["b32_8x32_vs_serial_peft"] = ("ours_8x32", "serial_8x32")
-        pairs["b32_8x32_vs_serial_peft_compiled"] = ("ours_8x32_compiled", "serial_8x32")
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     rates, plain_rates = [], []
     for turn in range(repeats + 1):

@@ -14,7 +14,6 @@ serial loop run alone: the other peers' environments hold torch for CPUs.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -41,16 +40,14 @@ STEADY = 2  # rounds before this one hold what happens once
 ON_GPU = torch.cuda.is_available()
 # How far adapters may lie apart; in bf16 AdamW's first steps may turn a small gradient's sign.
 SAME = 0.5 if ON_GPU else 1e-3
-FEDCLIP, COMPILED = "fedclip", "fedclip compiled"
+FEDCLIP = "fedclip"
 SHAPES = {"large": LARGE, "small": SMALL}
 
 # figure: shape, our program, theirs, and what of them
 RATIOS = {
-    "round_vs_flower": ("large", COMPILED, "flower", "rounds"),
-    "round_vs_flower_cached": ("large", COMPILED, "flower cached", "rounds"),
-    "round_vs_flower_cached_eager": ("large", FEDCLIP, "flower cached", "rounds"),
+    "round_vs_flower": ("large", FEDCLIP, "flower", "rounds"),
+    "round_vs_flower_cached": ("large", FEDCLIP, "flower cached", "rounds"),
     "job_vs_flower_cached": ("large", FEDCLIP, "flower cached", "jobs"),
-    "round_vs_flower_eager": ("large", FEDCLIP, "flower", "rounds"),
     "round_vs_serial_peft": ("large", FEDCLIP, SERIAL, "rounds"),
     "small_batches_vs_serial_peft": ("small", FEDCLIP, SERIAL, "rounds"),
     "job_vs_flower": ("large", FEDCLIP, "flower", "jobs"),
@@ -60,8 +57,6 @@ RATIOS = {
     "small_batches_job_vs_pfl": ("small", FEDCLIP, "pfl", "jobs"),
     "small_batches_vs_flower": ("small", FEDCLIP, "flower", "rounds"),
     "round_vs_nvflare": ("large", FEDCLIP, "nvflare", "rounds"),
-    "round_vs_serial_peft_compiled": ("large", COMPILED, SERIAL, "rounds"),
-    "small_batches_vs_serial_peft_compiled": ("small", COMPILED, SERIAL, "rounds"),
 }
 
 
@@ -116,11 +111,7 @@ def _arms() -> list[Arm]:
     """Every peer's program after fedclip's own."""
     own = [sys.executable, str(Path(__file__).parent / "peer_jobs" / "fedclip_batched.py")]
     peers = {name: [str(python_of(name)), str(script)] for name, script in SCRIPTS.items()}
-    here = [
-        Arm(SERIAL, peers[SERIAL]),
-        Arm(FEDCLIP, own),
-        Arm(COMPILED, [*own, "--compile"]),
-    ]
+    here = [Arm(SERIAL, peers[SERIAL]), Arm(FEDCLIP, own)]
     if ON_GPU:
         return here
     return [
@@ -136,15 +127,12 @@ def _measure(arm: Arm, workload: Path) -> None:
     """One run, from the start of the process to its end."""
     output = workload / f"{arm.name.replace(' ', '-')}.json"
     options = arm.command[2:]
-    # Nothing compiled by an earlier run is reused: the whole job counts a cold compilation.
-    environment = os.environ | {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     started = time.perf_counter()
     ran = subprocess.run(
         [*arm.command[:2], str(workload), str(output), *options],
         capture_output=True,
         text=True,
         check=False,
-        env=environment,
     )
     arm.jobs.append(time.perf_counter() - started)
     if ran.returncode:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import pytest
 
 from fedclip.config import Config, LoraConfig, OptimizerConfig
-from fedclip.config.loading import config_from_dict, dump_config, load_config, validate_model
+from fedclip.config.loading import (
+    Source,
+    config_from_dict,
+    dump_config,
+    load_config,
+    validate_model,
+    validated,
+)
+from fedclip.config.section import Removed, Section
 from fedclip.config.wording import known_keys, section_of
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.engine import ENGINES
@@ -165,8 +173,45 @@ def test_an_unknown_key_names_the_nearest_known_one(key: str, meant: str) -> Non
 def test_an_unknown_key_unlike_any_other_lists_the_known_ones() -> None:
     assert problem("engine.xyzzy", 1) == (
         "unknown key engine.xyzzy; known keys under engine: name, group_size, "
-        "memory_gb, prefix_cache, prefix_dtype, compile (a.yaml)"
+        "memory_gb, prefix_cache, prefix_dtype (a.yaml)"
     )
+
+
+def test_a_removed_key_at_its_default_is_passed_over() -> None:
+    for config in (
+        config_from_dict({"engine": {"compile": False}}),
+        load_config(None, ["engine.compile=false"]),
+        Config(engine={"compile": False}),
+    ):
+        assert config == Config()
+        assert "compile" not in dump_config(config)
+
+
+@pytest.mark.parametrize("value", [True, None, 0, "false", [False], {"x": False}])
+def test_another_value_of_a_removed_key_is_refused_with_what_replaces_it(value: object) -> None:
+    text = problem("engine.compile", value)
+    assert text.startswith(
+        "engine.compile was removed: the eager engine is as fast; leave the key out (got "
+    )
+    assert text.endswith(" (a.yaml)")
+
+
+def test_a_removed_key_is_told_with_the_other_errors() -> None:
+    with pytest.raises(UsageError) as error:
+        load_config(None, ["engine.compile=true", "federation.rounds=0"])
+    assert "engine.compile was removed" in str(error.value)
+    assert "federation.rounds must be" in str(error.value)
+    assert "(command line: engine.compile=true)" in str(error.value)
+
+
+def test_every_section_can_have_removed_keys() -> None:
+    class Old(Section):
+        removed_keys: ClassVar = {"share": Removed(1.5, "use `part`")}
+        part: float = 1.0
+
+    assert validated(Old, {"share": 1.5}, Source("a.yaml")) == Old()
+    with pytest.raises(UsageError, match="share was removed: use `part`"):
+        validated(Old, {"share": 2.5}, Source("a.yaml"))
 
 
 def test_all_errors_come_at_once() -> None:

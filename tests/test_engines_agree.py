@@ -1,6 +1,5 @@
 """The engines do the same work: factors, losses and steps agree, whatever the grouping."""
 
-import shutil
 import warnings
 from dataclasses import replace
 
@@ -13,9 +12,7 @@ from fedclip.errors import FedclipWarning, TrainingFailed
 from fedclip.federated.client import LocalSettings
 from fedclip.federated.engines.batched import BatchedEngine
 from fedclip.federated.engines.memory import choose_group_size
-from fedclip.models.stacked import low_rank_linear as projections
 from fedclip.models.stacked.clients import StackedClients
-from fedclip.models.stacked.low_rank_linear import Factors, Mask, Shared
 from fedclip.records import TrainRequest
 from tests.engines_help import (
     BOTH,
@@ -139,25 +136,6 @@ def test_ranks_may_change_under_a_stacked_model():
             merged = stacked.merged(model.trainable())(images)
         for found in (together, merged):
             assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-
-
-@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore")  # torch's own
-def test_compiled_gradients_with_dropout_are_the_same():
-    def gradients(project):
-        draw = torch.Generator().manual_seed(0)
-        x, weight, down, up, bias = (
-            torch.randn(shape, generator=draw, requires_grad=True)
-            for shape in ((6, 5), (4, 5), (2, 3, 5), (2, 4, 3), (4,))
-        )
-        mask = Mask(torch.rand(6, 5, generator=draw) > 0.3, 1.4)
-        shared = [Shared(weight.detach(), None), Shared(weight.detach() / 2, bias.detach())]
-        ys = project(x, shared, [Factors(down, up), None], None, [mask, None])
-        return torch.autograd.grad(sum(y.square().sum() for y in ys), (x, down, up))
-
-    plain, compiled = gradients(projections.project), gradients(torch.compile(projections.project))
-    for mine, theirs in zip(compiled, plain, strict=True):
-        torch.testing.assert_close(mine, theirs)
 
 
 def test_thirty_steps_of_adamw_agree_in_float32():

@@ -1,9 +1,9 @@
 """The job on fedclip's batched engine, through its Python API.
 
-    python fedclip_batched.py <workload folder> <output json> [--compile]
+    python fedclip_batched.py <workload folder> <output json>
 
 One process, on a GPU where there is one; on a CPU torch uses as many threads as there are cores,
-its default. With `--compile` the encoder layers are compiled first, as by `engine.compile: true`.
+its default.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fedclip.models.stacked.prefix_cache import PixelInputs
 from fedclip.records import RunState
 
 
-def main(folder: Path, output: Path, *, compiled: bool) -> None:
+def main(folder: Path, output: Path) -> None:
     """Run all rounds, all clients of a round in one group."""
     keep_freed_memory()  # as the command line does
     job = open_for_fedclip(folder)
@@ -37,7 +37,7 @@ def main(folder: Path, output: Path, *, compiled: bool) -> None:
     model = job.model.to(device)
     engine = on_all_threads(
         BatchedEngine(
-            StackedClients(model, products=product_dtype(precision), compiled=compiled),
+            StackedClients(model, products=product_dtype(precision)),
             job.pixels,
             job.labels,
             job.clients,
@@ -46,7 +46,7 @@ def main(folder: Path, output: Path, *, compiled: bool) -> None:
             group_size=len(job.clients),
             seed=job.seed,
             device=device,
-            padded=compiled or device.type != "cpu",
+            padded=device.type != "cpu",
         )
     )
     round_seconds = []
@@ -67,4 +67,4 @@ def main(folder: Path, output: Path, *, compiled: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), compiled="--compile" in sys.argv)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

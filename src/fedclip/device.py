@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
-_returned = False
+_own_process = False
 
 
 def torchrun_number(name: str, alone: int) -> int:
@@ -94,22 +94,23 @@ def keep_freed_memory() -> None:
     """Lets the process keep freed tensors of up to 32 MB for the next ones, and threads share them.
 
     glibc otherwise hands much of it back to the system, and each large tensor is then new to the
-    process, page by page; and it gives each thread a heap of its own. Elsewhere nothing happens,
-    nor after `return_freed_memory`. To be called before the first threads start.
+    process, page by page; and it gives each thread a heap of its own. Elsewhere nothing happens.
+    For whoever starts a process, before its first threads: a library leaves the allocator alone.
     """
-    if not _returned:
-        _set_malloc({_M_ARENA_MAX: 1, _M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**31 - 1})
+    global _own_process
+    _own_process = True
+    _set_malloc({_M_ARENA_MAX: 1, _M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**31 - 1})
 
 
 def return_freed_memory() -> None:
     """Lets freed tensors of a megabyte and more go back to the system at once, from now on.
 
     glibc otherwise raises its limit with each large block that is freed and then keeps such blocks
-    on a heap that fragments: half a gigabyte in training ViT-B/32. Elsewhere nothing happens.
+    on a heap that fragments: half a gigabyte in training ViT-B/32. Nothing happens in a process
+    that is not ours, in which nobody called `keep_freed_memory`.
     """
-    global _returned
-    _returned = True
-    _set_malloc({_M_MMAP_THRESHOLD: 2**20, _M_TRIM_THRESHOLD: 2**17})
+    if _own_process:
+        _set_malloc({_M_MMAP_THRESHOLD: 2**20, _M_TRIM_THRESHOLD: 2**17})
 
 
 def _set_malloc(values: Mapping[int, int]) -> None:

@@ -241,6 +241,9 @@ def _sentence(key: str, detail: ErrorDetails, model: type[BaseModel]) -> str:
     parent, _, name = path.rpartition(".")
     section = section_at(model, parent)
     if detail["type"] == "extra_forbidden" and section:
+        removed = getattr(section, "removed_keys", {}).get(name)
+        if removed:
+            return f"{key} was removed: {removed.instead} (got {_shown(detail['input'])})"
         hint = nearest(key, model)
         known = ", ".join(section.model_fields)
         where = f"known keys under {parent}" if parent else "known keys"

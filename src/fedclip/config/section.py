@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from fedclip.lora.layer_patterns import pattern_regex
 
@@ -24,10 +24,35 @@ Pattern = Annotated[Text, AfterValidator(_pattern)]
 """A pattern of layers: see `fedclip.lora.layer_patterns`."""
 
 
+@dataclass(frozen=True)
+class Removed:
+    """A key that was removed: the default it had, which is still read, and what replaces it."""
+
+    default: Any
+    instead: str
+
+    def keeps(self, value: Any) -> bool:
+        """Whether a value is the old default, written as it was: no 0 for false."""
+        return type(value) is type(self.default) and value == self.default
+
+
 class Section(BaseModel):
     """One mapping of the configuration: typed, closed to unknown keys, unchangeable."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    removed_keys: ClassVar[Mapping[str, Removed]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_removed_keys(cls, data: Any) -> Any:
+        """Pass over keys of older versions at their defaults; other values stay, and are refused.
+
+        So files and run folders written by older versions are still read.
+        """
+        if not isinstance(data, Mapping):
+            return data
+        removed = cls.removed_keys
+        return {k: v for k, v in data.items() if k not in removed or not removed[k].keeps(v)}
 
 
 @dataclass(frozen=True)

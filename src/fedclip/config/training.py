@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fedclip.config.section import AsTuple, Pattern, Section
+from fedclip.config.section import AsTuple, Pattern, Removed, Section
 
 DEFAULT_LEARNING_RATE = 1e-3
 
@@ -51,6 +51,10 @@ class OptimizerConfig(Section):
 class EngineConfig(Section):
     """What carries a round out."""
 
+    removed_keys: ClassVar = {
+        "compile": Removed(False, "the eager engine is as fast; leave the key out")
+    }
+
     name: Literal["batched", "sequential"] = Field(
         "batched",
         description=(
@@ -74,11 +78,6 @@ class EngineConfig(Section):
     )
     prefix_dtype: Literal["fp32", "fp16"] = Field(
         "fp32", description="Format of the prefix cache; `fp16` takes half the space."
-    )
-    compile: bool = Field(
-        False,
-        description="Compile the encoder layers (batched): a minute or so once, then faster steps "
-        "where it pays; see the page on speed.",
     )
 
 

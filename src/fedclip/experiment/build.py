@@ -143,7 +143,7 @@ def _of_task(data: FederatedData, task: str) -> FederatedData:
 def _stacked(config: Config, model: CLIPLoRAWrapper, precision: str) -> StackedClients | None:
     if not can_stack(model):
         return None
-    return StackedClients(model, products=product_dtype(precision), compiled=config.engine.compile)
+    return StackedClients(model, products=product_dtype(precision))
 
 
 def load_data(config: Config, listener: Listener) -> FederatedData:

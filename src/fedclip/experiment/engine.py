@@ -182,7 +182,7 @@ def _batched(parts: Parts) -> Engine:
             parts.stacked,
             images=parts.images,
             group_size=engine.group_size,
-            padded=engine.compile or parts.device.type != "cpu",
+            padded=parts.device.type != "cpu",
             **_common(parts),
         )
     )

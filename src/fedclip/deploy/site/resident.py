@@ -19,12 +19,14 @@ from fedclip.deploy.flower.process import end_with
 from fedclip.deploy.site.config import SiteConfig
 from fedclip.deploy.site.handover import SOCKET, TOKEN
 from fedclip.deploy.site.trainer import SiteTrainer
+from fedclip.device import keep_freed_memory
 
 READY = "the trainer is ready"
 
 
 def main() -> None:
     """Serve the site whose configuration the first argument names, until the parent is gone."""
+    keep_freed_memory()  # before the first threads
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     text = Path(sys.argv[1]).read_text(encoding="utf-8")
     trainer = SiteTrainer(SiteConfig.model_validate_json(text), _say)

@@ -55,7 +55,7 @@ class BatchedEngine:
         """Takes the images `[n, 3, size, size]`, labels `[n]` and each client's example indices.
 
         `images` gives the model's inputs where training does not change the pixels. With `padded`
-        all clients of a pass have equally many rows, which GPUs and compiled code prefer.
+        all clients of a pass have equally many rows, which GPUs prefer.
         """
         self._model = model
         self._pixels = pixels

@@ -14,7 +14,6 @@ from threading import Event
 
 import torch
 
-from fedclip.device import keep_freed_memory
 from fedclip.errors import TrainingFailed
 from fedclip.federated.engines.batched import BatchedEngine
 from fedclip.records import Cohort, TrainRequest
@@ -39,7 +38,6 @@ class SideBySide:
 
     def __init__(self, engine: BatchedEngine, threads: int) -> None:
         """`threads` are torch's, as long as nobody trains."""
-        keep_freed_memory()
         self._engine = engine
         self._per_pass = max(1, round(IMAGES / engine.batch_size))
         self._threads = threads

@@ -33,18 +33,11 @@ def can_stack(model: CLIPLoRAWrapper) -> bool:
 class StackedClients:
     """The forward pass of several clients at once, on the weights of one wrapped CLIP."""
 
-    def __init__(
-        self,
-        model: CLIPLoRAWrapper,
-        *,
-        products: torch.dtype | None = None,
-        compiled: bool = False,
-    ) -> None:
+    def __init__(self, model: CLIPLoRAWrapper, *, products: torch.dtype | None = None) -> None:
         """`products` is the format of matrix products, by default the weights' own."""
         assert can_stack(model)
         model.require_unmerged("StackedClients")
         self._model = model
-        self._compiled = compiled
         # The layers themselves: their ranks, and with these their scaling, may change later on.
         self._layers = lora_layers(model.network)
         self._products = products
@@ -109,7 +102,7 @@ class StackedClients:
         hidden = (self.frozen(inputs) if inputs.dim() == 4 else inputs).to(self._model.dtype)
         padded = len(inputs) // clients if each is None else None
         adapters = self._adapters(factors, each, counts, keys, padded)
-        embedded = self._images(hidden, self._vision, adapters, compiled=self._compiled)
+        embedded = self._images(hidden, self._vision, adapters)
         if self._model.head == "linear":
             weight, bias = state["head.weight"], state["head.bias"]
             return _by_client(embedded, weight, each) + _repeated(bias, each, len(embedded))
@@ -173,15 +166,13 @@ class StackedClients:
 
         return Adapters(factors, each, draw)
 
-    def _images(
-        self, hidden: torch.Tensor, tower: Tower, adapters: Adapters, *, compiled: bool = False
-    ) -> torch.Tensor:
+    def _images(self, hidden: torch.Tensor, tower: Tower, adapters: Adapters) -> torch.Tensor:
         """Image embeddings `[rows, dim]` of what `frozen` made, by one or many clients' tower."""
         if hidden.dim() == 2:
             return tower.projected(hidden, adapters) if self._projects else hidden
         pooled = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
         first = self.frozen_layers
-        hidden = tower.encode(hidden, adapters, first=first, pooled=pooled, compiled=compiled)
+        hidden = tower.encode(hidden, adapters, first=first, pooled=pooled)
         return tower.embed(hidden, adapters)
 
     def _text_features(
@@ -198,9 +189,7 @@ class StackedClients:
         adapters = self._adapters(factors, None, [prompts] * clients, keys, None)
         rows = hidden.expand(clients, *hidden.shape).flatten(0, 1)
         tower = tower or self._text
-        pooled = tower.encode(
-            rows, adapters, first=first, pooled=ends.repeat(clients), compiled=self._compiled
-        )
+        pooled = tower.encode(rows, adapters, first=first, pooled=ends.repeat(clients))
         features = F.normalize(tower.embed(pooled, adapters), dim=-1)
         classes = len(self._model.class_names)
         return ensemble(features, clients * classes).unflatten(0, (clients, -1))

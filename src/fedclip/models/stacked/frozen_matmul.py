@@ -30,12 +30,11 @@ def times_transposed(
             return y if factor == 1.0 else y.mul_(factor)
         add = plus.addmm_ if plus.dim() == 2 else partial(torch.addmm, plus)
         return add(x, weight.t(), alpha=factor)
-    product = _opaque if torch.compiler.is_compiling() else _by_onednn
     if factor == 1.0:
-        return product(x, weight, plus)
+        return _by_onednn(x, weight, plus)
     if len(weight) > weight.shape[1]:  # the factor goes to the narrower side
-        return product(x * factor, weight, plus)
-    return product(x, weight, None if plus is None else plus / factor).mul_(factor)
+        return _by_onednn(x * factor, weight, plus)
+    return _by_onednn(x, weight, None if plus is None else plus / factor).mul_(factor)
 
 
 def _find_onednn() -> Any:
@@ -66,17 +65,3 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor, plus: torch.Tensor | None)
     if plus is None or plus.dim() == 1:
         return _linear(x, weight, plus, "none", [], "")
     return _linear.binary(x, plus, weight, None, "add")
-
-
-# For torch.compile, whose own use of the operator wants weights that it may repack.
-_opaque = torch.library.custom_op(
-    "fedclip::times_transposed",
-    _by_onednn,
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? plus) -> Tensor",
-)
-
-
-@_opaque.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, plus: torch.Tensor | None) -> torch.Tensor:
-    return x.new_empty(len(x), len(weight))

@@ -122,7 +122,7 @@ class _Project(torch.autograd.Function):
                 _add_rows_times(x_grad, h_grad, pair.down, ctx.sizes)
             elif x_grad is not None and mask is not None:
                 back = _rows_times(h_grad, pair.down, ctx.sizes).mul_(mask).mul_(scale)
-                x_grad.add_(back)  # not add_(..., alpha=scale): torch.compile loses the alpha
+                x_grad.add_(back)
         return x_grad, None, None, None, None, None, *factor_grads
 
 

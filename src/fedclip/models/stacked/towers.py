@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -91,18 +90,17 @@ class Tower:
         *,
         first: int = 0,
         pooled: torch.Tensor | None = None,
-        compiled: bool = False,
     ) -> torch.Tensor:
         """Hidden states `[rows, tokens, width]` after the layers from `first` on.
 
         With `pooled`, the position to pool of each row `[rows]`, the result is `[rows, width]`:
         the last layer then computes nothing for the other positions.
         """
-        apply = _compiled_layer() if compiled else encoder_layer
 
         def step(hidden: torch.Tensor, index: int) -> torch.Tensor:
             last = pooled if index == len(self.layers) - 1 else None
-            return apply(hidden, _inputs(self.layers[index], self, adapters, hidden.shape, last))
+            given = _inputs(self.layers[index], self, adapters, hidden.shape, last)
+            return encoder_layer(hidden, given)
 
         for index in range(first, len(self.layers)):
             if self.checkpointing and torch.is_grad_enabled():
@@ -150,45 +148,42 @@ NO_ADAPTERS = Adapters({}, None)
 
 
 class Inputs(NamedTuple):
-    """What one layer's pass needs besides the hidden states: no paths, so that layers look alike.
+    """What one layer's pass needs besides the hidden states.
 
     `factors` and `masks` are by the linear layer's short name.
     """
 
-    norm1: Norm
-    norm2: Norm
-    linear: Mapping[str, Shared]
+    layer: Layer
+    tower: Tower
     factors: Mapping[str, Factors]
     masks: Mapping[str, Mask]
     counts: Sequence[int] | None
     pooled: torch.Tensor | None
-    heads: int
-    causal: bool
-    activation: str
 
 
 def encoder_layer(x: torch.Tensor, given: Inputs) -> torch.Tensor:
     """One layer on `[rows, tokens, width]`; with `pooled`, `[rows, 1, width]` of that position."""
-    pooled, products = given.pooled, given.linear["q_proj"].weight.dtype
-    normal = given.norm1(x).to(products)
+    layer, tower, pooled = given.layer, given.tower, given.pooled
+    products = layer.linear["q_proj"].weight.dtype
+    normal = layer.norm1(x).to(products)
     if pooled is None:
         q, k, v = _apply(("q_proj", "k_proj", "v_proj"), normal, given)
     else:
         k, v = _apply(("k_proj", "v_proj"), normal, given)
         (q,) = _apply(("q_proj",), _at(normal, pooled), given, pooled)
-    q, k, v = (t.unflatten(-1, (given.heads, -1)).transpose(1, 2) for t in (q, k, v))
-    if given.causal and pooled is not None:
+    q, k, v = (t.unflatten(-1, (tower.heads, -1)).transpose(1, 2) for t in (q, k, v))
+    if tower.causal and pooled is not None:
         seen = torch.arange(x.shape[1], device=x.device) <= pooled[:, None]  # [rows, tokens]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
     else:
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=given.causal)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=tower.causal)
     (out,) = _apply(("out_proj",), mixed.transpose(1, 2).flatten(2), given, pooled)
     x = (x if pooled is None else _at(x, pooled)) + out
-    normal = given.norm2(x).to(products)
-    if given.activation == "quick_gelu" and not given.factors.keys() & set(MLP):
-        return x + mlp(normal, given.linear["fc1"], given.linear["fc2"])
+    normal = layer.norm2(x).to(products)
+    if tower.activation == "quick_gelu" and not given.factors.keys() & set(MLP):
+        return x + mlp(normal, layer.linear["fc1"], layer.linear["fc2"])
     (wide,) = _apply(("fc1",), normal, given, pooled)
-    (narrow,) = _apply(("fc2",), ACT2FN[given.activation](wide), given, pooled)
+    (narrow,) = _apply(("fc2",), ACT2FN[tower.activation](wide), given, pooled)
     return x + narrow
 
 
@@ -210,18 +205,7 @@ def _inputs(
         mask = adapters.draw(layer.name(name), whole)
         if mask is not None:
             masks[name] = mask
-    return Inputs(
-        layer.norm1,
-        layer.norm2,
-        layer.linear,
-        factors,
-        masks,
-        adapters.counts,
-        pooled,
-        tower.heads,
-        tower.causal,
-        tower.activation,
-    )
+    return Inputs(layer, tower, factors, masks, adapters.counts, pooled)
 
 
 def _apply(
@@ -231,15 +215,9 @@ def _apply(
     masks = [given.masks.get(name) for name in names]
     if pooled is not None:
         masks = [m and m._replace(kept=_at(m.kept, pooled)) for m in masks]
-    shared = [given.linear[name] for name in names]
+    shared = [given.layer.linear[name] for name in names]
     factors = [given.factors.get(name) for name in names]
     return project(x, shared, factors, given.counts, masks)
-
-
-@cache
-def _compiled_layer() -> Callable[[torch.Tensor, Inputs], torch.Tensor]:
-    """The layer as one fused kernel chain; compiled once for layers of one shape."""
-    return torch.compile(encoder_layer)
 
 
 def _at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
