@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from fedclip.config import Config
-from fedclip.config.wording import default_words, expected, named_section_of, section_of
+from fedclip.config.wording import expected, named_section_of, section_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference-configuration.md"
 
@@ -42,7 +43,7 @@ def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
         yield "| key | values | default | meaning |\n|---|---|---|---|"
         for name, field in plain.items():
             values = expected(field).replace("|", "\\|")
-            default = default_words(field)
+            default = _default(field)
             yield f"| `{prefix}{name}` | {values} | `{default}` | {field.description} |"
         yield ""
     for name, field in model.model_fields.items():
@@ -53,6 +54,19 @@ def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
             yield from _named_section(named, f"{prefix}{name}.<name>.")
 
 
+def _default(field: FieldInfo) -> str:
+    """A field's default as YAML would have it."""
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "default" in extra:
+        return str(extra["default"])
+    default = field.get_default(call_default_factory=True)
+    if default is None or isinstance(default, bool):
+        return {None: "null", True: "true", False: "false"}[default]
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(str, default))}]"
+    return str(default)
+
+
 def _named_section(model: type[BaseModel], prefix: str) -> Iterator[str]:
     """A section that may stand several times; keys that it has from another are not repeated."""
     (base,) = model.__bases__
@@ -61,7 +75,7 @@ def _named_section(model: type[BaseModel], prefix: str) -> Iterator[str]:
     yield "| key | values | default | meaning |\n|---|---|---|---|"
     for name, field in model.model_fields.items():
         if name not in known:
-            default = default_words(field)
+            default = _default(field)
             yield f"| `{prefix}{name}` | {expected(field)} | `{default}` | {field.description} |"
     yield ""
 

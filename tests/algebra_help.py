@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from fedclip.federated.running_mean import RunningMean
 from fedclip.lora.aggregate import StackedLora
+from fedclip.lora.factors import Factors, resize
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
 SIDES = ((6, 9), (9, 6), (7, 7))  # out, in: like fc2, fc1 and q_proj
@@ -14,6 +16,22 @@ SIDES = ((6, 9), (9, 6), (7, 7))  # out, in: like fc2, fc1 and q_proj
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def weighted_mean(
+    tensors: Mapping[str, torch.Tensor], weights: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Mean over the leading client axis by `RunningMean`: tensors `[clients, ...]`."""
+    mean = RunningMean()
+    mean.add(tensors, weights)
+    return mean.result()
+
+
+def pad(factors: Sequence[Factors]) -> Factors:
+    """Adapters of different ranks stacked: A `[clients, r_max, in]`, B `[clients, out, r_max]`."""
+    rank = max(x.a.shape[0] for x in factors)
+    padded = [resize(x, rank) for x in factors]
+    return Factors(torch.stack([x.a for x in padded]), torch.stack([x.b for x in padded]))
 
 
 def cohort(

@@ -15,6 +15,7 @@ from fedclip.config import Config
 from fedclip.config.loading import config_from_dict, dump_config
 from fedclip.deploy.coordinator.rounds import DeployProgress, rounds
 from fedclip.deploy.coordinator.run_files import DeployFiles
+from fedclip.deploy.messages.replies import READY, REFUSAL, TESTED, UPDATE
 from fedclip.deploy.remote.roster import Answer
 from fedclip.deploy.site.config import SiteConfig
 from fedclip.deploy.site.trainer import SiteTrainer
@@ -23,6 +24,18 @@ from fedclip.experiment.run import Run
 
 NAMES = ("north", "south", "west")
 SIZES = {"north": 24, "south": 16, "west": 30}
+
+
+COMMON = {"version", "kind", "site", "run", "job", "round", "nonce", "base"}
+MAY_LEAVE = {
+    READY: COMMON | {"num_examples", "software"},
+    UPDATE: COMMON
+    | {"layout", "ranks", "form"}
+    | {"num_examples", "loss", "steps", "seconds", "rate_sum", "start_loss"},
+    TESTED: COMMON | {"tests", "correct"},
+    REFUSAL: COMMON | {"code", "reason"},
+}
+"""All that the header of a site's message may hold, by kind."""
 
 
 def write_images(root: Path, sizes: Mapping[str, int] = SIZES, tests: int = 20) -> Path:

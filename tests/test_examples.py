@@ -19,8 +19,8 @@ import torch
 import fedclip
 from fedclip.adapters import merge_search as weight_search
 from fedclip.federated.client import local_train
-from fedclip.federated.running_mean import weighted_mean
 from fedclip.lora.merge_methods import METHODS
+from tests.algebra_help import weighted_mean
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

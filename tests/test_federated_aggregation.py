@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip.federated.running_mean import RunningMean, weighted_mean
+from fedclip.federated.running_mean import RunningMean
+from tests.algebra_help import weighted_mean
 
 
 def test_two_clients_by_hand():

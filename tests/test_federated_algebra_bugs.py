@@ -8,8 +8,8 @@ import torch
 
 from fedclip.lora import aggregate as algebra
 from fedclip.lora.aggregate import StackedLora
-from fedclip.lora.factors import Factors, pad, truncate
-from tests.algebra_help import cohort, distance, exact_mean, seeded
+from fedclip.lora.factors import Factors, truncate
+from tests.algebra_help import cohort, distance, exact_mean, pad, seeded
 
 
 def test_the_residual_stands_as_the_weight_does() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedclip.errors import UsageError
+from fedclip.cli.options import only, sorted_out
 
 Arguments = Annotated[list[str], typer.Argument(metavar="CONFIG [KEY=VALUE]...", hidden=True)]
 
@@ -27,7 +27,8 @@ def coordinate(
     """
     from fedclip.cli.console import needs_flower, say
 
-    file, changes = _file_and_changes(arguments, "coordinate")
+    files, changes = sorted_out(arguments)
+    file = Path(only(files, "coordinate"))
     needs_flower()
     from fedclip.config.loading import load_config
     from fedclip.deploy.coordinator.coordinate import coordinate as carry_out
@@ -75,13 +76,6 @@ def site(
         run_site(loaded, say)
     except KeyboardInterrupt:
         say(f"site {loaded.name} has stopped")
-
-
-def _file_and_changes(arguments: list[str], command: str) -> tuple[Path, list[str]]:
-    files = [text for text in arguments if "=" not in text or Path(text).exists()]
-    if len(files) != 1:
-        raise UsageError(f"fedclip {command} takes one CONFIG, got {', '.join(files) or 'none'}")
-    return Path(files[0]), [text for text in arguments if text not in files]
 
 
 def _as_interrupt(*_: Any) -> None:

@@ -7,12 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from fedclip.cli.options import AsJson, RunPath
 from fedclip.errors import UsageError
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-# Arguments are explained in the texts of commands: the list that typer 0.20 makes of them loses its
-# words with newer versions of click.
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
 Labels = Annotated[
     str | None,
     typer.Option("--labels", metavar='"A,B,C"', help="Other class names, comma-separated."),

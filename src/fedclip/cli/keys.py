@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedclip.cli.adapters import AsJson
+from fedclip.cli.options import AsJson
 from fedclip.errors import FedclipWarning, UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ Where = Annotated[
         show_default=False,
     ),
 ]
-# Arguments are explained in the commands' texts (see cli_adapters).
+# Arguments are explained in the commands' texts (see `options`).
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", hidden=True)]
 Name = Annotated[str, typer.Argument(metavar="NAME", hidden=True)]
 

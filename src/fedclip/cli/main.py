@@ -14,7 +14,7 @@ from fedclip.cli import adapters as cli_adapters
 from fedclip.cli import deploy as cli_deploy
 from fedclip.cli import inference as cli_use
 from fedclip.cli import keys as cli_keys
-from fedclip.cli.inference import AsJson
+from fedclip.cli.options import AsJson, Overrides, only, sorted_out
 from fedclip.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,11 +29,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     suggest_commands=False,
 )
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key; the same as a bare key=value."),
-]
 
 
 def _version(wanted: bool) -> None:
@@ -85,8 +80,8 @@ def run(
 
         resume_run(resume)
         return
-    files, changes = _sorted_out(arguments, overrides)
-    config = _load(_only(files, "run"), changes)
+    files, changes = sorted_out(arguments, overrides)
+    config = _load(only(files, "run"), changes)
     from fedclip.cli.console import new_run
 
     new_run(config, Path(files[0]).stem, output)
@@ -104,7 +99,7 @@ def validate(
 
     KEY=VALUE changes a key in each of them.
     """
-    files, changes = _sorted_out(arguments, overrides)
+    files, changes = sorted_out(arguments, overrides)
     if not files:
         raise UsageError("fedclip validate needs a CONFIG file, such as configs/quickstart.yaml")
     problems = []
@@ -132,8 +127,8 @@ def info(
     For a CONFIG (a YAML file) or a RUN (a folder that `fedclip run` made): parameters, the
     trainable share, and megabytes per client and round against full fine-tuning.
     """
-    targets, changes = _sorted_out(arguments, overrides)
-    target = Path(_only(targets, "info"))
+    targets, changes = sorted_out(arguments, overrides)
+    target = Path(only(targets, "info"))
     if target.is_dir() and changes:
         raise UsageError(f"{target} is a run, whose configuration cannot be changed any more")
     from fedclip.adapters.inspect import info as describe
@@ -214,26 +209,6 @@ app.command()(cli_adapters.merge)
 app.command()(cli_deploy.coordinate)
 app.command()(cli_deploy.site)
 app.add_typer(cli_keys.app)
-
-
-def _sorted_out(
-    arguments: list[str] | None, overrides: list[str] | None
-) -> tuple[list[str], list[str]]:
-    """Files and `key=value` texts apart; a file whose name has a `=` in it is a file."""
-    arguments = arguments or []
-    files = [text for text in arguments if "=" not in text or Path(text).exists()]
-    return files, [text for text in arguments if text not in files] + (overrides or [])
-
-
-def _only(files: list[str], command: str) -> str:
-    if len(files) == 1:
-        return files[0]
-    if files:
-        raise UsageError(
-            f"fedclip {command} takes one CONFIG, got {', '.join(files)}; "
-            "keys are changed by key=value"
-        )
-    raise UsageError(f"fedclip {command} needs a CONFIG file, such as configs/quickstart.yaml")
 
 
 def _load(file: str, overrides: list[str]) -> Config:

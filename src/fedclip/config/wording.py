@@ -85,19 +85,6 @@ def _bounds(metadata: list[Any]) -> str:
     return " " + " and ".join(bound for bound in (low, high) if bound) if low or high else ""
 
 
-def default_words(field: FieldInfo) -> str:
-    """Say a field's default as YAML would have it."""
-    extra = field.json_schema_extra
-    if isinstance(extra, dict) and "default" in extra:
-        return str(extra["default"])
-    default = field.get_default(call_default_factory=True)
-    if default is None or isinstance(default, bool):
-        return {None: "null", True: "true", False: "false"}[default]
-    if isinstance(default, tuple):
-        return f"[{', '.join(map(str, default))}]"
-    return str(default)
-
-
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every key below a model with its field, sections included, in order."""
     for name, field in model.model_fields.items():

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from fedclip.errors import FedclipError, UsageError
 
+_BY_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
 
 @dataclass(frozen=True)
 class Address:
@@ -36,6 +38,11 @@ class Address:
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+    @property
+    def from_here(self) -> Address:
+        """Where this machine itself reaches it: by loopback, if it is all addresses there are."""
+        return Address(_BY_LOOPBACK.get(self.host, self.host), self.port)
 
     @property
     def is_loopback(self) -> bool:

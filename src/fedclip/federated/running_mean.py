@@ -58,16 +58,3 @@ class RunningMean:
         if self._total <= 0:
             raise ValueError("the weights of a mean must sum to a positive number")
         return {n: (s / self._total).to(self._dtypes[n]) for n, s in self._sums.items()}
-
-
-def weighted_mean(
-    tensors: Mapping[str, torch.Tensor], weights: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Mean over the leading client axis: tensors `[clients, ...]`, weights `[clients]`.
-
-    `RunningMean` in one call, for those who hold the whole cohort.
-    FedAvg (McMahan et al. 2017, arXiv:1602.05629, algorithm 1) with weights = examples.
-    """
-    mean = RunningMean()
-    mean.add(tensors, weights)
-    return mean.result()

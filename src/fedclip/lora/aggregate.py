@@ -3,8 +3,8 @@
 The update of client i is s_i B_i A_i, and what all methods look for is the exact mean
 sum_i p_i s_i B_i A_i with p_i = weight_i / sum of weights. Averaging A and B each on its own is
 not that. Where a function returns an adapter, `scaling` is what its receiver multiplies with: the
-result stands for scaling * B A. Clients of different ranks are padded with zeros (`low_rank.pad`),
-which changes no product. Arithmetic is done in the factors' dtype, float32 or float64.
+result stands for scaling * B A. Clients of different ranks are padded with zeros, which
+changes no product. Arithmetic is done in the factors' dtype, float32 or float64.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fedclip.lora.factors import Factors, Solver, Split, positive, truncate
+from fedclip.lora.factors import Factors, Solver, positive, truncate
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,16 @@ def truncated_mean(
     rank: int,
     *,
     scaling: float = 1.0,
-    split: Split = "left",
     solver: Solver = "auto",
     generator: torch.Generator | None = None,
 ) -> Factors:
     """The adapter of rank `rank` nearest to the exact mean.
 
     FlexLoRA (Bai et al. 2024, arXiv:2402.11505): SVD of sum_i p_i s_i B_i A_i, cut at the rank. A
-    client of lower rank takes `resize` of the "left" result. For K r up to a few hundred it costs
+    client of lower rank takes `resize` of it. For K r up to a few hundred it costs
     O((out + in) (K r)^2); beyond that a randomised solver takes over. See `low_rank.truncate`.
     """
-    return truncate(
-        stack(x), rank, scaling=scaling, split=split, solver=solver, generator=generator
-    )
+    return truncate(stack(x), rank, scaling=scaling, solver=solver, generator=generator)
 
 
 def mean_of_factors(x: StackedLora, *, scaling: float) -> Factors:
@@ -193,16 +190,6 @@ def norm_weights(norms: torch.Tensor) -> torch.Tensor:
     """
     total = norms.sum()
     return norms / total if total > 0 else torch.full_like(norms, 1 / len(norms))
-
-
-def mean_core(cores: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean of the cores R `[clients, r, r]`: exact, as B (sum_i p_i R_i) A is the mean of B R_i A.
-
-    Fed-SB (Singhal et al. 2025, arXiv:2502.15436). B and A come from `low_rank.singular_frame`,
-    are the same everywhere, and do not change.
-    """
-    _check_positive("weights", weights, clients=len(cores))
-    return _mean(cores, _shares(weights))
 
 
 def _check_positive(name: str, values: torch.Tensor, clients: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,7 +10,6 @@ import torch
 from fedclip.lora.randomized_svd import Triplets, extra_columns, leading_triplets
 
 Solver = Literal["auto", "exact", "randomised"]
-Split = Literal["left", "balanced"]
 
 
 class Factors(NamedTuple):
@@ -100,26 +98,18 @@ def truncate(
     rank: int,
     *,
     scaling: float = 1.0,
-    split: Split = "left",
     solver: Solver = "auto",
     generator: torch.Generator | None = None,
 ) -> Factors:
     """The rank-`rank` adapter whose scaling * B A is nearest to x (Eckart and Young 1936).
 
-    The squared error is the sum of the squared singular values left out. `split` says where the
-    singular values go: "left" all into B, so that A has orthonormal rows (FlexLoRA, Bai et al.
-    2024, arXiv:2402.11505); "balanced" the square root into each. Directions in which x is zero
-    are zero in B, and under "balanced" in A as well, from where no gradient moves them. Where x
+    The squared error is the sum of the squared singular values left out. All singular values go
+    into B, so that A has orthonormal rows (FlexLoRA, Bai et al. 2024, arXiv:2402.11505). Where x
     has fewer than `rank` triplets, both factors are padded with zeros. `solver` and `generator`
     are those of `leading_svd`.
     """
-    if split not in ("left", "balanced"):
-        raise ValueError(f"split must be left or balanced, got {split!r}")
     u, s, v = leading_svd(x, rank, solver=solver, generator=generator)
-    s = s / positive(scaling, "scaling")
-    if split == "left":
-        return resize(Factors(v.T, u * s), rank)
-    return resize(Factors((v * s.sqrt()).T, u * s.sqrt()), rank)
+    return resize(Factors(v.T, u * (s / positive(scaling, "scaling"))), rank)
 
 
 def orthonormal_rows(x: Factors) -> Factors:
@@ -169,38 +159,18 @@ def resize(x: Factors, rank: int) -> Factors:
     return Factors(torch.cat([a, rows]), torch.cat([b, columns], dim=1))
 
 
-def pad(factors: Sequence[Factors]) -> Factors:
-    """Adapters of different ranks stacked: A `[clients, r_max, in]`, B `[clients, out, r_max]`."""
-    rank = max(x.a.shape[0] for x in factors)
-    padded = [resize(x, rank) for x in factors]
-    return Factors(torch.stack([x.a for x in padded]), torch.stack([x.b for x in padded]))
-
-
-def set_rank(
-    x: Factors,
-    rank: int,
-    *,
-    generator: torch.Generator,
-    scaling: float = 1.0,
-    new_scaling: float | None = None,
-    split: Split = "left",
-) -> Factors:
-    """A layer's adapter at another rank, scaling * B A kept as closely as the rank allows.
+def set_rank(x: Factors, rank: int, *, generator: torch.Generator) -> Factors:
+    """A layer's adapter at another rank, B A kept as closely as the rank allows.
 
     Up, it is kept: new rows of A are drawn as those of a fresh adapter, uniform within
     1 / sqrt(in), and new columns of B are zero. Down, it is the nearest of that rank (`truncate`).
-    `new_scaling` is the layer's scaling afterwards, by default the same; lora_alpha / r changes
-    with r, and B makes up for it.
     """
-    after = positive(scaling if new_scaling is None else new_scaling, "new_scaling")
-    ratio = positive(scaling, "scaling") / after
     old = x.a.shape[0]
     if rank < old:
-        return truncate(x, rank, scaling=1 / ratio, split=split, solver="exact")
-    b = resize(x, rank).b * ratio
+        return truncate(x, rank, solver="exact")
     bound = 1 / math.sqrt(x.a.shape[1])
     rows = torch.rand(rank - old, x.a.shape[1], generator=generator, device=generator.device)
-    return Factors(torch.cat([x.a, ((2 * rows - 1) * bound).to(x.a)]), b)
+    return Factors(torch.cat([x.a, ((2 * rows - 1) * bound).to(x.a)]), resize(x, rank).b)
 
 
 def singular_frame(
@@ -208,7 +178,6 @@ def singular_frame(
     rank: int,
     *,
     scaling: float = 1.0,
-    solver: Solver = "auto",
     generator: torch.Generator | None = None,
 ) -> tuple[Factors, torch.Tensor]:
     """Fixed factors and the first core R `[rank, rank]` of an adapter scaling * B R A.
@@ -218,7 +187,7 @@ def singular_frame(
     stands, Singhal et al. 2025, arXiv:2502.15436). Raises ValueError where the estimate has fewer
     than `rank` singular triplets.
     """
-    u, s, v = leading_svd(estimate, rank, solver=solver, generator=generator)
+    u, s, v = leading_svd(estimate, rank, generator=generator)
     if len(s) < rank:
         raise ValueError(f"an estimate of {len(s)} singular values cannot give rank {rank}")
     return Factors(v.T, u), torch.diag(s / positive(scaling, "scaling"))

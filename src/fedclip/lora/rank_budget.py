@@ -26,7 +26,6 @@ def allocate(
     maximum: int | Mapping[str, int],
     previous: Mapping[str, int] | None = None,
     hysteresis: float = 0.0,
-    costs: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Rank of each layer: the least that keeps the share `energy`, all together within `budget`.
 
@@ -39,15 +38,10 @@ def allocate(
     between the ranks wanted at the shares energy (1 - h) and min(1, energy (1 + h)). A layer that
     is not in `previous` has nothing to stay at.
 
-    If what is wanted exceeds `budget`, every layer gets `minimum`, and the rest goes to the largest
-    values over all layers, to no layer more than it wants: of all such ranks these keep the most
-    energy, if a value whose rank the layer had in `previous` counts 1 + h times. Equal values go to
-    the lower rank first, then by the order of `energies`.
-
-    Without `costs` a rank costs 1, and `budget` is a sum of ranks. With `costs`, by layer, such as
-    the in + out weights of a rank, `budget` is in that unit and the largest value per cost comes
-    first; a layer whose next rank no longer fits is done, others go on. The energy then falls short
-    of the best by less than the first value that did not fit (as in the greedy knapsack), if h = 0.
+    If what is wanted exceeds `budget`, a sum of ranks, every layer gets `minimum`, and the rest
+    goes to the largest values over all layers, to no layer more than it wants: of all such ranks
+    these keep the most energy, if a value whose rank the layer had in `previous` counts 1 + h
+    times. Equal values go to the lower rank first, then by the order of `energies`.
 
     Raises ValueError for values that are not finite, negative or not descending, for settings out
     of range, and where `minimum` alone exceeds `budget`.
@@ -59,14 +53,13 @@ def allocate(
             f"energy {energy}, hysteresis {hysteresis}, minimum {minimum}, maximum {maximum}"
         )
     values = {layer: _checked(layer, found) for layer, found in energies.items()}
-    cost = {layer: 1 if costs is None else costs[layer] for layer in values}
-    if not all(c > 0 for c in cost.values()):
-        raise ValueError(f"costs must be positive, got {cost}")
     most = {layer: maximum[layer] if isinstance(maximum, Mapping) else maximum for layer in values}
     given = least_ranks(minimum, most)
-    least = sum(cost[layer] * rank for layer, rank in given.items())
-    if least > budget:
-        raise ValueError(f"a minimum of {minimum} costs {least}, but the budget is {budget}")
+    left = budget - sum(given.values())
+    if left < 0:
+        raise ValueError(
+            f"a minimum of {minimum} costs {sum(given.values())}, but the budget is {budget}"
+        )
     before = previous or {}
 
     def wanted(layer: str, share: float) -> int:
@@ -78,22 +71,17 @@ def allocate(
         high = wanted(layer, min(1.0, energy * (1 + hysteresis)))
         stays = low <= before.get(layer, 0) <= high
         ranks[layer] = before[layer] if stays else wanted(layer, energy)
-    if sum(cost[layer] * rank for layer, rank in ranks.items()) <= budget:
+    if sum(ranks.values()) <= budget:
         return ranks
 
     def gain(layer: str, rank: int) -> float:
-        """What the rank-th value of a layer is worth, per cost."""
+        """What the rank-th value of a layer is worth."""
         held = rank <= before.get(layer, 0)
-        return values[layer][rank - 1] * (1 + hysteresis * held) / cost[layer]
+        return values[layer][rank - 1] * (1 + hysteresis * held)
 
     steps = [(layer, k) for layer, top in ranks.items() for k in range(minimum + 1, top + 1)]
-    left = budget - least
-    for layer, rank in sorted(steps, key=lambda step: (-gain(*step), step[1])):
-        # What is left only shrinks: a layer that once had no room never gets a later rank either.
-        if cost[layer] <= left:
-            given[layer] = rank
-            left -= cost[layer]
-    return given
+    steps.sort(key=lambda step: (-gain(*step), step[1]))
+    return given | dict(steps[: math.floor(left)])
 
 
 def least_ranks(minimum: int, maximum: Mapping[str, int]) -> dict[str, int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from fedclip.reports.curves import png
 
 _MOST_NUMBERS = 20  # classes up to which a matrix has its numbers written in
 _MOST_NAMES = 60  # and its class names at the sides
@@ -40,7 +41,7 @@ def confusion_png(detail: Mapping[str, Any]) -> bytes:
                 dark = shares[row, column] > 0.5
                 style = {"ha": "center", "va": "center", "fontsize": "small"}
                 axes.text(column, row, str(count), color="white" if dark else "black", **style)
-    return _png(figure)
+    return png(figure)
 
 
 def reliability_png(detail: Mapping[str, Any]) -> bytes:
@@ -71,7 +72,7 @@ def reliability_png(detail: Mapping[str, Any]) -> bytes:
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("accuracy")
     figure.axes[0].legend(fontsize="small", loc="upper left")
-    return _png(figure)
+    return png(figure)
 
 
 def classes_png(detail: Mapping[str, Any]) -> bytes:
@@ -90,7 +91,7 @@ def classes_png(detail: Mapping[str, Any]) -> bytes:
         xlabel="recall", xlim=(-0.02, 1.02), title="Each class, base model (hollow) to trained"
     )
     axes.grid(alpha=0.3)
-    return _png(figure)
+    return png(figure)
 
 
 def _title(detail: Mapping[str, Any], name: str) -> str:
@@ -101,9 +102,3 @@ def _title(detail: Mapping[str, Any], name: str) -> str:
 def _plain(text: str) -> str:
     """A name as it stands: matplotlib takes what is between dollars for a formula."""
     return text.replace("$", r"\$")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,8 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
+
+from fedclip.reports.curves import png
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -83,7 +84,7 @@ def accuracy_png(rows: Rows) -> bytes:
     axes.set(xlabel="accuracy", title="Accuracy, mean and 95 % interval")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    return _png(figure)
+    return png(figure)
 
 
 def bytes_png(rows: Rows) -> bytes:
@@ -106,7 +107,7 @@ def bytes_png(rows: Rows) -> bytes:
     axes.set_xlim(0, max(1.0, 3 * most))  # with room for the last name
     axes.set(xlabel="megabytes of the run, both ways", ylabel="accuracy")
     axes.grid(alpha=0.3)
-    return _png(figure)
+    return png(figure)
 
 
 _NAMES = {
@@ -119,12 +120,6 @@ _NAMES = {
 def _dot(axes: Any, x: float, y: float, row: Mapping[str, Any], axis: str) -> None:
     half = row["accuracy"]["ci95"] or 0.0
     axes.errorbar(x, y, **{f"{axis}err": half}, fmt="o", color="tab:blue", capsize=3)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
 
 
 def _keys(rows: Rows) -> list[str]:

@@ -46,6 +46,11 @@ def curves_png(metrics: Sequence[Mapping[str, Any]], zero_shot: float | None) ->
         axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

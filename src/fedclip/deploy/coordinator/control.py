@@ -115,12 +115,6 @@ class Control:
         status = answer.run_dict[run].status
         return status.status, status.sub_status, status.details
 
-    def stop_run(self, run: int) -> bool:
-        """Stop a run; False if it could not be stopped."""
-        from flwr.proto.control_pb2 import StopRunRequest
-
-        return bool(_ask(self._client.StopRun, StopRunRequest(run_id=run)).success)
-
 
 def _ask(method: Callable[[Any], Any], request: Any) -> Any:
     import httpx

@@ -32,8 +32,6 @@ LOOK_EVERY = 0.5
 FRUITLESS = 3
 """How many of Flower's runs may end without a finished round before the coordinator gives up."""
 
-# What listens on all of a machine's addresses is reached from itself by loopback.
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 APP = Path(__file__).parents[1] / "app"
 
 
@@ -61,11 +59,10 @@ def coordinate(config: Config, folder: Path, say: Callable[[str], None]) -> Run:
         key_folder,
         int(config.deploy.largest_message_mb * 1e6),
     )
-    inside = Address(_EVERYWHERE.get(address.host, address.host), address.port)
-    ready = listening(inside, command.authority)
+    ready = listening(address, command.authority)
     link = Supervised(command, files.flower / "superlink.log", ready, say=say)
     with _app() as app, link, _relayed(files, say) as relay:
-        return _until_finished(run, files, link, inside, key_folder, app, relay, say)
+        return _until_finished(run, files, link, address.from_here, key_folder, app, relay, say)
 
 
 def _take_up(config: Config, folder: Path) -> RunFolder:

@@ -16,7 +16,7 @@ from typing import Self
 import psutil
 
 from fedclip.deploy.addresses import Address, answers, is_free
-from fedclip.deploy.flower.commands import ANYWHERE, NODE_WINDOW, Command
+from fedclip.deploy.flower.commands import NODE_WINDOW, Command
 from fedclip.deploy.flower.exit_reasons import Ending, explain
 from fedclip.errors import FedclipError
 
@@ -64,8 +64,7 @@ def joined(log: str) -> bool:
 
 def listening(address: Address, authority: Path | None) -> Ready:
     """Whether a SuperLink answers at its own address, by its own certificate."""
-    inside = dict(zip(ANYWHERE, ("127.0.0.1", "::1"), strict=True)).get(address.host, address.host)
-    return lambda log: answers(Address(inside, address.port), authority)
+    return lambda log: answers(address.from_here, authority)
 
 
 class Supervised:

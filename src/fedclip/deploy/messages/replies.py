@@ -20,17 +20,6 @@ from fedclip.records import ClientReport, State
 
 READY, UPDATE, TESTED, REFUSAL = "ready", "update", "tested", "refusal"
 
-ALLOWED = {
-    READY: {"version", "kind", "site", "run", "job", "round", "nonce", "base"}
-    | {"num_examples", "software"},
-    UPDATE: {"version", "kind", "site", "run", "job", "round", "nonce", "base"}
-    | {"layout", "ranks", "form"}
-    | {"num_examples", "loss", "steps", "seconds", "rate_sum", "start_loss"},
-    TESTED: {"version", "kind", "site", "run", "job", "round", "nonce", "base", "tests", "correct"},
-    REFUSAL: {"version", "kind", "site", "run", "job", "round", "nonce", "base", "code", "reason"},
-}
-"""All that the header of a site's message may hold, by kind."""
-
 
 class Refused(BadMessage):
     """A site's answer that is not taken; `code` is the site's own where it refused the request."""
