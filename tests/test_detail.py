@@ -12,28 +12,14 @@ from hypothesis import strategies as st
 
 import fedclip as package
 from fedclip.adapters import inspect as inspection
-from fedclip.evaluation.breakdown import (
-    Answers,
-    class_rows,
-    confusion,
-    expected_calibration_error,
-    in_detail,
-    macro_f1,
-    reliability,
-)
+from fedclip.evaluation.breakdown import class_rows, confusion, in_detail
+from fedclip.evaluation.metrics import calibration_error, macro_f1, reliability
 from fedclip.reports.breakdown_plots import plots
 from tests.conftest import Command
+from tests.evaluation_help import made
 from tests.runs_help import with_
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def made(labels: list[int], predicted: list[int], confidence: list[float] | None = None) -> Answers:
-    return Answers(
-        np.array(labels, np.int64),
-        np.array(predicted, np.int64),
-        np.array(confidence or [0.5] * len(labels)),
-    )
 
 
 SIX = made([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 0, 2], [0.9, 0.8, 0.7, 0.6, 0.9, 1.0])
@@ -71,7 +57,7 @@ def test_calibration_by_hand() -> None:
     }  # fmt: skip
     assert (high["examples"], high["accuracy"]) == (2, 1)
     # |0.5 - 0.45| / 2 + |1 - 0.7| / 2
-    assert expected_calibration_error(found, bins=2) == pytest.approx(0.175)
+    assert calibration_error(found, bins=2) == pytest.approx(0.175)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.001, 1)), min_size=1, max_size=60))
@@ -83,7 +69,7 @@ def test_calibration_as_its_formula_reads(examples: list[tuple[bool, float]]) ->
     for m in range(1, 16):
         inside = [(hit, c) for hit, c in examples if (m - 1) / 15 < c <= m / 15]
         total += abs(sum(hit - c for hit, c in inside)) / len(examples)
-    assert expected_calibration_error(found) == pytest.approx(total, abs=1e-9)
+    assert calibration_error(found) == pytest.approx(total, abs=1e-9)
     assert sum(row["examples"] for row in reliability(found)) == len(examples)
 
 

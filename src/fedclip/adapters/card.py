@@ -111,6 +111,9 @@ def _accuracies(summary: Mapping[str, Any]) -> list[str]:
     for key, words in (("mean", "mean over clients"), ("min", "lowest client"), ("max", "highest")):
         if summary["client_accuracy"]:
             lines.append(f"| {words} | {_number(summary['client_accuracy'][key])} |")
+    for name in summary.get("metrics", ()):
+        change = f"{_number(summary[f'zero_shot_{name}'])} before, {_number(summary[name])} after"
+        lines.append(f"| {name} | {change} |")
     for data, found in (summary.get("forgetting") or {}).items():
         change = f"{_number(found['zero_shot'])} before, {_number(found['accuracy'])} after"
         lines.append(f"| {data}, not trained | {change} |")

@@ -24,11 +24,11 @@ from fedclip.experiment.build import (
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import Parts, TaskParts
 from fedclip.experiment.evaluate import (
-    answer_all,
     evaluate_matrix,
     evaluate_merged,
     evaluate_parts,
     evaluate_run,
+    predict_all,
 )
 from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
 from fedclip.experiment.strategy import choose_strategy, expected_traffic
@@ -79,7 +79,7 @@ def evaluate(
     """Evaluates a finished run's adapter again, on the central test set and by client.
 
     With `detail` the figures hold one more, `detail`: by class, site and confidence, beside the
-    base model (`evaluation.detail.in_detail`). Of several tasks, `adapters` has the accuracy of
+    base model (`evaluation.breakdown.in_detail`). Of several tasks, `adapters` has the accuracy of
     every adapter on every task.
     """
     run_folder = finished(folder)
@@ -100,7 +100,8 @@ def evaluate(
             else _of_one(parts, run_folder, detail)
         )
     summary = run_folder.read_json(SUMMARY)
-    return {"zero_shot_accuracy": summary["zero_shot_accuracy"], **figures}
+    names = ("accuracy", *summary.get("metrics", ()))
+    return {f"zero_shot_{name}": summary[f"zero_shot_{name}"] for name in names} | figures
 
 
 def _of_one(parts: Parts, run_folder: RunFolder, detail: bool) -> dict[str, Any]:
@@ -133,8 +134,8 @@ def _last_state(run_folder: RunFolder) -> RunState:
 
 
 def _detail(parts: Parts, personal: RunState | None) -> dict[str, Any]:
-    trained, by_client = answer_all(parts, personal=personal)
-    base, base_by_client = answer_all(parts, base=True, personal=personal)
+    trained, by_client = predict_all(parts, personal=personal)
+    base, base_by_client = predict_all(parts, base=True, personal=personal)
     sites = {name: (found, base_by_client[name]) for name, found in by_client.items()}
     return in_detail(trained, base, sites, parts.data.class_names)
 

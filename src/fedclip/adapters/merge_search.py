@@ -17,8 +17,9 @@ from fedclip.config.loading import load_config
 from fedclip.data.federated_data import FederatedData
 from fedclip.device import resolve_device, resolve_precision
 from fedclip.errors import UsageError
-from fedclip.evaluation.accuracy import score
+from fedclip.evaluation import metrics
 from fedclip.evaluation.per_client import at_most
+from fedclip.evaluation.predictions import classify
 from fedclip.experiment.build import check_partition, for_task, load_data, load_tasks, model_seed
 from fedclip.experiment.context import TaskRecord
 from fedclip.experiment.folder import CONFIG
@@ -127,7 +128,7 @@ class Validation:
             weight.copy_(self.own[path] + b @ a)
         put_head(self.model, adapter)
         self.model.text_head.forget()
-        scores = score(
+        found = classify(
             self.model,
             self.images,
             self.labels,
@@ -135,7 +136,7 @@ class Validation:
             device=self.model.device,
             precision=self.precision,
         )
-        accuracy, loss = scores.accuracy(self.indices), scores.loss(self.indices)
+        accuracy, loss = metrics.accuracy(found), metrics.loss(found)
         assert accuracy is not None
         assert loss is not None
         return accuracy, loss

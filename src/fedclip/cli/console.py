@@ -76,6 +76,10 @@ def _conclude(run: Run) -> None:
     summary = run.summary
     if rows := retrieval_rows(summary):
         show_rows(rows, as_json=False)
+    for name in summary.get("metrics", ()):
+        click.echo(
+            f"{name} {_figure(summary[name])} ({_figure(summary[f'initial_{name}'])} before)"
+        )
     click.echo(
         f"accuracy {summary['accuracy']:.3f} (zero-shot {summary['zero_shot_accuracy']:.3f}) "
         f"after {summary['rounds']} rounds\nrun folder: {run.folder}"
@@ -83,6 +87,10 @@ def _conclude(run: Run) -> None:
     if "adapters" in summary:
         click.echo()
         show_matrix(summary["adapters"])
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def merge_adapters(

@@ -54,7 +54,7 @@ def caption_problems(get: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
             "data.batch_size: 1 leaves a pair nothing to be told apart from; task: contrastive "
             "needs at least 2, and learns better from 32 or more",
         )
-    for key in ("evaluation.other_data", "data.train_classes"):
+    for key in ("evaluation.other_data", "evaluation.metrics", "data.train_classes"):
         if get(key):
             yield (
                 key,

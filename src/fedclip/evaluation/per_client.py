@@ -1,19 +1,22 @@
-"""The figures of a federation: one pass over every example that any figure needs."""
+"""The figures of a federation: central test and validation set, and each client's test set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sized
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from fedclip.data.federated_data import FederatedData
-from fedclip.evaluation.accuracy import Classifier, Images, score, spread
+from fedclip.evaluation.metrics import METRICS, Metric
+from fedclip.evaluation.predictions import Classifier, Images, Predictions, classify
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
+
+Record = TypeVar("Record", bound=Sized)
 
 
 def evaluate_federation(
@@ -21,36 +24,34 @@ def evaluate_federation(
     images: Images,
     data: FederatedData,
     *,
+    metrics: Mapping[str, Metric],
     max_examples: int | None,
     seed: int,
     device: torch.device,
     precision: str,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Accuracy and loss on the central test set, on validation, and on each client's test set.
+    """Accuracy, loss and the chosen `metrics` on test, on validation, and on each client's test.
 
-    `max_examples` caps each of these sets by a fixed seeded draw, the same in every round.
+    `max_examples` caps each of these sets by a fixed seeded draw, the same in every round. Every
+    example that any figure needs is computed once.
     """
     test, by_client = measured(data, max_examples, seed)
     validation = at_most(data.validation, max_examples, seed_for(seed, "evaluation", "validation"))
-    scores = score(
+    sets = [test, validation, *by_client.values()]
+    found = classify(
         model,
         images,
         data.labels,
-        np.concatenate([test, validation, *by_client.values()]),
+        np.concatenate(sets),
         device=device,
         precision=precision,
         batch_size=batch_size,
     )
-    accuracies = {client_id: scores.accuracy(indices) for client_id, indices in by_client.items()}
-    return {
-        "accuracy": scores.accuracy(test),
-        "test_loss": scores.loss(test),
-        "test_examples": len(test),
-        "validation_accuracy": scores.accuracy(validation),
-        "client_accuracy": spread(accuracies),
-        "accuracy_by_client": accuracies,
-    }
+    on_test, on_validation, *own = found.split([len(rows) for rows in sets])
+    return figures(
+        on_test, on_validation, dict(zip(by_client, own, strict=True)), _with_accuracy(metrics)
+    )
 
 
 def measured(
@@ -70,84 +71,125 @@ def evaluate_personal(
     images: Images,
     data: FederatedData,
     *,
+    metrics: Mapping[str, Metric],
     max_examples: int | None,
     seed: int,
     device: torch.device,
     precision: str,
     batch_size: int,
 ) -> dict[str, Any]:
-    """The figures of models of the clients' own, each on its own examples.
+    """The figures of personalised models, each on its client's examples.
 
-    `classifier` gives a client's model by its id. The accuracies and the loss are over the test
-    (and validation) examples of all clients together, each judged by its owner's model.
+    `classifier` gives a client's model by its id. The central figures are over the test (and
+    validation) examples of all clients together, each judged by its owner's model.
     """
-    correct: list[float] = []
-    validated: list[float] = []
-    losses: list[float] = []
-    by_client: dict[str, float | None] = {}
     tests = measured(data, max_examples, seed)[1]
+    by_client: dict[str, Predictions] = {}
+    validated: list[Predictions] = []
     for client in data.clients:
-        test = tests[client.client_id]
-        scores = score(
+        sets = [tests[client.client_id], client.validation]
+        found = classify(
             classifier(client.client_id),
             images,
             data.labels,
-            np.concatenate([test, client.validation]),
+            np.concatenate(sets),
             device=device,
             precision=precision,
             batch_size=batch_size,
         )
-        by_client[client.client_id] = scores.accuracy(test)
-        correct += [float(scores.correct[int(i)]) for i in test]
-        validated += [float(scores.correct[int(i)]) for i in client.validation]
-        losses += [scores.losses[int(i)] for i in test]
-    return {
-        "accuracy": float(np.mean(correct)) if correct else None,
-        "test_loss": float(np.mean(losses)) if losses else None,
-        "test_examples": len(correct),
-        "validation_accuracy": float(np.mean(validated)) if validated else None,
-        "client_accuracy": spread(by_client),
-        "accuracy_by_client": by_client,
-    }
+        by_client[client.client_id], validation = found.split([len(rows) for rows in sets])
+        validated.append(validation)
+    return figures(
+        Predictions.concatenate(list(by_client.values())),
+        Predictions.concatenate(validated),
+        by_client,
+        _with_accuracy(metrics),
+    )
+
+
+def figures(
+    test: Record,
+    validation: Record,
+    by_client: Mapping[str, Record],
+    metrics: Mapping[str, Callable[[Record], float | None]],
+) -> dict[str, Any]:
+    """Every metric on every set, under the keys of a line of `metrics.jsonl`.
+
+    `metrics` has `accuracy` and `loss`, the latter for the test set alone, and any others.
+    """
+    found: dict[str, Any] = {}
+    for name, metric in metrics.items():
+        if name == "loss":
+            continue
+        own = {client_id: metric(record) for client_id, record in by_client.items()}
+        found |= {name: metric(test)}
+        if name == "accuracy":
+            found |= {"test_loss": metrics["loss"](test), "test_examples": len(test)}
+        found |= {f"validation_{name}": metric(validation), f"client_{name}": spread(own)}
+        found |= {f"{name}_by_client": own}
+    return found
+
+
+def spread(values: Mapping[str, float | None]) -> dict[str, float] | None:
+    """Mean, min and max over clients, leaving out those without test examples."""
+    known = [value for value in values.values() if value is not None]
+    if not known:
+        return None
+    return {"mean": sum(known) / len(known), "min": min(known), "max": max(known)}
 
 
 def told_by_clients(
-    found: Mapping[str, tuple[int, int]], clients: Iterable[str], personal: bool
+    found: Mapping[str, tuple[int, int]],
+    clients: Iterable[str],
+    personal: bool,
+    metrics: Iterable[str] = (),
 ) -> dict[str, Any]:
     """The figures of clients that test elsewhere and tell how many examples, and how many right.
 
-    With `personal` models they also stand for the run's, which has no other.
+    With `personal` models they also stand for the run's, which has no other; what the counts do
+    not give is None, the chosen `metrics` among it.
     """
     by_client: dict[str, float | None] = {}
     for client_id in sorted(clients):
         tests, correct = found.get(client_id, (0, 0))
         by_client[client_id] = correct / tests if tests else None
-    figures = {"client_accuracy": spread(by_client), "accuracy_by_client": by_client}
+    told = {"client_accuracy": spread(by_client), "accuracy_by_client": by_client}
     if not personal:
-        return figures
+        return told
     tests, correct = (sum(pair[place] for pair in found.values()) for place in (0, 1))
-    return figures | {
+    unknown = dict.fromkeys(key for name in metrics for key in (name, f"validation_{name}"))
+    return told | {
         "accuracy": correct / tests if tests else None,
         "test_loss": None,
         "test_examples": tests,
         "validation_accuracy": None,
+        **unknown,
     }
 
 
-def together(by_task: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures of several tasks in one: means over tasks, and what each client has."""
-    clients = {c: a for found in by_task.values() for c, a in found["accuracy_by_client"].items()}
-    keys = ("accuracy", "test_loss", "validation_accuracy")
-    means = {key: _mean([found[key] for found in by_task.values()]) for key in keys}
-    return means | {
-        "test_examples": sum(found["test_examples"] for found in by_task.values()),
-        "client_accuracy": spread(clients),
-        "accuracy_by_client": clients,
-        "accuracy_by_task": {name: found["accuracy"] for name, found in by_task.items()},
-        "validation_accuracy_by_task": {
-            name: found["validation_accuracy"] for name, found in by_task.items()
-        },
-    }
+def together(
+    by_task: Mapping[str, Mapping[str, Any]], metrics: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The figures of several tasks in one: means over tasks, and what each client has.
+
+    `metrics` are the chosen ones, beside accuracy.
+    """
+    found: dict[str, Any] = {}
+    for name in ("accuracy", *metrics):
+        own = {c: a for task in by_task.values() for c, a in task[f"{name}_by_client"].items()}
+        loss = ["test_loss"] if name == "accuracy" else []
+        for key in (name, *loss, f"validation_{name}"):
+            found[key] = _mean([task[key] for task in by_task.values()])
+        if name == "accuracy":
+            found["test_examples"] = sum(task["test_examples"] for task in by_task.values())
+        found |= {f"client_{name}": spread(own), f"{name}_by_client": own}
+        for key in (name, f"validation_{name}"):
+            found[f"{key}_by_task"] = {task: values[key] for task, values in by_task.items()}
+    return found
+
+
+def _with_accuracy(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    return {name: METRICS[name] for name in ("accuracy", "loss")} | dict(metrics)
 
 
 def _mean(values: list[float | None]) -> float | None:

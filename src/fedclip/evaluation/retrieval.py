@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from fedclip.data.federated_data import FederatedData
 from fedclip.device import at_least_fp32, autocast
-from fedclip.evaluation.accuracy import Images, spread
-from fedclip.evaluation.per_client import at_most, measured
+from fedclip.evaluation.per_client import at_most, figures, measured
+from fedclip.evaluation.predictions import Images
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ class Found:
     captions: NDArray[np.int64]
     images: NDArray[np.int64]
     losses: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.captions)
 
     @property
     def accuracy(self) -> float | None:
@@ -225,13 +229,5 @@ def evaluate_personal_pairs(
 
 
 def _figures(test: Found, validation: Found, by_client: dict[str, Found]) -> dict[str, Any]:
-    accuracies = {client_id: found.accuracy for client_id, found in by_client.items()}
-    return {
-        "accuracy": test.accuracy,
-        "test_loss": test.loss,
-        "test_examples": len(test.captions),
-        "validation_accuracy": validation.accuracy,
-        "client_accuracy": spread(accuracies),
-        "accuracy_by_client": accuracies,
-        "retrieval": test.recalls(),
-    }
+    metrics = {"accuracy": lambda found: found.accuracy, "loss": lambda found: found.loss}
+    return figures(test, validation, by_client, metrics) | {"retrieval": test.recalls()}

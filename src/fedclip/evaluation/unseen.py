@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedclip.data.datasets import load_source
 from fedclip.data.decode import decode
 from fedclip.data.federated_data import FederatedData
-from fedclip.evaluation.accuracy import score
+from fedclip.evaluation.metrics import accuracy
+from fedclip.evaluation.predictions import classify
 from fedclip.models.pretrained import load_pixels
 from fedclip.models.stacked.prefix_cache import PixelInputs
 from fedclip.models.wrapper import CLIPLoRAWrapper
@@ -140,16 +141,15 @@ def harmonic_mean(a: float, b: float) -> float:
 
 
 def _accuracy(model: CLIPLoRAWrapper, unseen: Unseen, how: How) -> float:
-    everything: Any = np.arange(len(unseen.labels))
-    scores = score(
+    found = classify(
         model,
         PixelInputs(unseen.pixels, how.device),
         unseen.labels,
-        everything,
+        np.arange(len(unseen.labels)),
         device=how.device,
         precision=how.precision,
         batch_size=how.batch_size,
     )
-    accuracy = scores.accuracy(everything)
-    assert accuracy is not None
-    return accuracy
+    share = accuracy(found)
+    assert share is not None
+    return share

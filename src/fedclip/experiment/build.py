@@ -190,9 +190,10 @@ def with_absolute_paths(config: Config) -> Config:
     name = model.model_name.removeprefix(start)
     if name not in EMBEDDED and Path(name).is_dir():
         model = model.model_copy(update={"model_name": f"{start}{Path(name).resolve()}"})
-    file, colon, attribute = config.federation.strategy.rpartition(":")  # a class of one's own
-    name = f"{Path(file).resolve()}:{attribute}" if colon else attribute
-    federation = config.federation.model_copy(update={"strategy": name})
+    strategy = _absolute(config.federation.strategy)
+    federation = config.federation.model_copy(update={"strategy": strategy})
+    metrics = tuple(map(_absolute, config.evaluation.metrics))
+    evaluation = config.evaluation.model_copy(update={"metrics": metrics})
     data = _with_absolute_path(config.data)
     keys = config.deploy.keys
     deploy = config.deploy.model_copy(update={"keys": keys and str(Path(keys).absolute())})
@@ -202,9 +203,16 @@ def with_absolute_paths(config: Config) -> Config:
             "tasks": tasks,
             "model": model,
             "federation": federation,
+            "evaluation": evaluation,
             "deploy": deploy,
         }
     )
+
+
+def _absolute(name: str) -> str:
+    """`path/file.py:Name` by its full path; any other name unchanged."""
+    file, colon, attribute = name.rpartition(":")
+    return f"{Path(file).resolve()}:{attribute}" if colon else name
 
 
 def _with_absolute_path(data: Data) -> Data:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedclip.config import Config
 from fedclip.data.federated_data import FederatedData
-from fedclip.evaluation.accuracy import Images
+from fedclip.evaluation.predictions import Images
 from fedclip.federated.engines.sharded import Processes
 from fedclip.models.clip import CLIPLoRAWrapper
 from fedclip.models.stacked.clients import StackedClients

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedclip.config import Config
-from fedclip.evaluation.accuracy import Classifier, Images
-from fedclip.evaluation.breakdown import Answers, answers
+from fedclip.evaluation.metrics import chosen
 from fedclip.evaluation.per_client import (
     evaluate_federation,
     evaluate_personal,
     measured,
     together,
 )
+from fedclip.evaluation.predictions import Classifier, Images, Predictions, classify
 from fedclip.evaluation.retrieval import evaluate_pairs, evaluate_personal_pairs
 from fedclip.evaluation.unseen import How, base_to_new, forgetting
 from fedclip.experiment.context import Parts, TaskParts
@@ -47,7 +47,7 @@ def evaluate_run(
         own = personal or len(homes) > 1
         parts.put(state.group_of(next(iter(task.clients))))
         found[name] = evaluate_parts(task, base=base, personal=state if own else None)
-    return together(found)
+    return together(found, chosen(parts.config.evaluation.metrics))
 
 
 def evaluate_matrix(parts: TaskParts, state: RunState) -> dict[str, dict[str, float | None]]:
@@ -94,6 +94,7 @@ def evaluate_parts(
     }
     if parts.data.captioned:
         return _evaluate_captions(parts, personal, how)
+    how["metrics"] = chosen(parts.config.evaluation.metrics)
     with parts.model.zero_shot() if base else nullcontext():
         if personal is not None:
             return evaluate_personal(classifier, images, parts.data, **how)
@@ -114,10 +115,10 @@ def _evaluate_captions(
     return evaluate_personal_pairs(own, parts.images, parts.data, **how)
 
 
-def answer_all(
+def predict_all(
     parts: Parts, *, base: bool = False, personal: RunState | None = None
-) -> tuple[Answers, dict[str, Answers]]:
-    """Answers on the central test set, and on each client's, as `evaluate_parts` takes them.
+) -> tuple[Predictions, dict[str, Predictions]]:
+    """Predictions on the central test set, and on each client's, as `evaluate_parts` takes them.
 
     With a `personal` state the central ones are the clients' together, also for the base model.
     """
@@ -125,8 +126,8 @@ def answer_all(
     config, data = parts.config, parts.data
     test, by_client = measured(data, config.evaluation.max_examples, config.seed)
 
-    def on(indices: NDArray[np.int64], client_id: str | None = None) -> Answers:
-        return answers(
+    def on(indices: NDArray[np.int64], client_id: str | None = None) -> Predictions:
+        return classify(
             classifier(client_id),
             images,
             data.labels,
@@ -139,11 +140,10 @@ def answer_all(
     with parts.model.zero_shot() if base else nullcontext():
         if personal is not None:
             own = {client_id: on(rows, client_id) for client_id, rows in by_client.items()}
-            return Answers.together(list(own.values())), own
-        every = on(np.concatenate([test, *by_client.values()]))
-    sizes = [len(test), *map(len, by_client.values())]
-    first, *rest = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    return every.of(first), dict(zip(by_client, map(every.of, rest), strict=True))
+            return Predictions.concatenate(list(own.values())), own
+        sets = [test, *by_client.values()]
+        central, *rest = on(np.concatenate(sets)).split([len(rows) for rows in sets])
+    return central, dict(zip(by_client, rest, strict=True))
 
 
 def _judges(

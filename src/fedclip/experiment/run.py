@@ -16,6 +16,7 @@ from fedclip.config import Config
 from fedclip.config.loading import config_from_dict, dump_config, load_config
 from fedclip.device import resolve_device
 from fedclip.errors import UsageError
+from fedclip.evaluation.metrics import chosen
 from fedclip.experiment.build import assemble_run, check_partition, with_absolute_paths
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import Parts, TaskParts
@@ -80,6 +81,7 @@ def run(
 
 def _check_measurable(parts: Parts | TaskParts, strategy: Strategy) -> None:
     """Refuse a run that cannot be judged as it is to be."""
+    chosen(parts.config.evaluation.metrics)
     if parts.config.evaluation.keep_best and not parts.has_validation:
         raise UsageError(
             "evaluation.keep_best chooses by validation accuracy, but there are no validation "
@@ -212,12 +214,13 @@ class Stopwatch:
 def _before_training(parts: Parts | TaskParts, state: RunState, personal: bool) -> dict[str, Any]:
     """Round 0: the untrained model, and the base model with CLIP's own zero-shot classifier."""
     figures = evaluate_run(parts, state, personal=personal)
-    zero_shot = figures["accuracy"]
+    base = figures
     if "retrieval" in figures:
         figures["zero_shot_retrieval"] = figures["retrieval"]
     if parts.model.head != "text":
-        zero_shot = evaluate_run(parts, state, base=True, personal=personal)["accuracy"]
-    return {"server_round": 0, "zero_shot_accuracy": zero_shot} | figures
+        base = evaluate_run(parts, state, base=True, personal=personal)
+    names = ("accuracy", *chosen(parts.config.evaluation.metrics))
+    return {"server_round": 0} | {f"zero_shot_{name}": base[name] for name in names} | figures
 
 
 def _round_record(parts: Parts | TaskParts, result: RoundResult, personal: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+from fedclip.evaluation.metrics import chosen
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import Parts, TaskParts
 from fedclip.experiment.evaluate import evaluate_matrix, evaluate_unseen
@@ -53,6 +54,7 @@ def summarise(
             name: version(name) for name in ("fedclip", "torch", "transformers", "peft", "numpy")
         },
         **retrieval,
+        **_further_metrics(parts, metrics),
         **(_tasks(parts, state, metrics) if isinstance(parts, TaskParts) else {}),
         **({"groups": _groups(state)} if state.groups else {}),
         **(
@@ -61,6 +63,17 @@ def summarise(
             else {}
         ),
     }
+
+
+def _further_metrics(parts: Parts | TaskParts, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of `evaluation.metrics`, under keys like those of accuracy; nothing without any."""
+    names, first, last = list(chosen(parts.config.evaluation.metrics)), metrics[0], metrics[-1]
+    found: dict[str, Any] = {"metrics": names} if names else {}
+    for name in names:
+        found[f"zero_shot_{name}"] = first[f"zero_shot_{name}"]
+        found[f"initial_{name}"] = first[name]
+        found |= {key: last[key] for key in (name, f"validation_{name}", f"client_{name}")}
+    return found
 
 
 def _adapters(state: RunState) -> State:
@@ -80,13 +93,18 @@ def _tasks(
 ) -> dict[str, dict[str, Any]]:
     """Figures of each task, and of every adapter on every task."""
     first, last = metrics[0], metrics[-1]
+    names = ("accuracy", *chosen(parts.config.evaluation.metrics))
     tasks = {
-        name: {
-            "clients": len(task.clients),
-            "zero_shot_accuracy": first["accuracy_by_task"][name],
-            "accuracy": last["accuracy_by_task"][name],
-            "validation_accuracy": last["validation_accuracy_by_task"][name],
+        task: {"clients": len(own.clients)}
+        | {
+            key: line[f"{figure}_by_task"][task]
+            for name in names
+            for key, line, figure in (
+                (f"zero_shot_{name}", first, name),
+                (name, last, name),
+                (f"validation_{name}", last, f"validation_{name}"),
+            )
         }
-        for name, task in parts.tasks.items()
+        for task, own in parts.tasks.items()
     }
     return {"tasks": tasks, "adapters": evaluate_matrix(parts, state)}

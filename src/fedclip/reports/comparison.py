@@ -19,9 +19,13 @@ def accuracy_table(rows: Rows, references: Sequence[str]) -> Table:
     """Accuracy of each arm with 95 % intervals, and differences on the same seeds."""
     table = _table("accuracy (mean ± half of the 95 % interval)")
     shown = [name for name in references if any(name in row["minus"] for row in rows.values())]
-    extra = [k for k in _keys(rows) if k.startswith("forgetting_") or k in _NAMES]
+    extra = [k for k in _keys(rows) if k.startswith(("forgetting_", "metric_")) or k in _NAMES]
     _columns(table, "arm", "seeds", "accuracy", "over zero-shot", *(f"minus {n}" for n in shown))
-    _columns(table, "lowest client", *(_NAMES.get(k, k.replace("_", " ")) for k in extra))
+    _columns(
+        table,
+        "lowest client",
+        *(_NAMES.get(k, k.removeprefix("metric_").replace("_", " ")) for k in extra),
+    )
     _columns(table, "rate")
     for arm, row in rows.items():
         rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:g}"

@@ -26,6 +26,7 @@ from fedclip.deploy.keys.folder import site_names
 from fedclip.deploy.remote.engine import Formats, Mail, Patience, RemoteEngine, Roster, Traffic
 from fedclip.device import return_freed_memory
 from fedclip.errors import FedclipError, TrainingFailed, UsageError
+from fedclip.evaluation.metrics import chosen
 from fedclip.evaluation.per_client import told_by_clients
 from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.run import Run, carry_out
@@ -122,7 +123,8 @@ def rounds(
     def judge(result: RoundResult) -> dict[str, Any]:
         found = engine.give_results(result.state, result.server_round)
         counts = {site: (own.tests, own.correct) for site, own in found.items()}
-        return told_by_clients(counts, parts.clients, strategy.personal)
+        names = chosen(config.evaluation.metrics)
+        return told_by_clients(counts, parts.clients, strategy.personal, names)
 
     return carry_out(parts, strategy, folder, listener, started, engine, judge)
 

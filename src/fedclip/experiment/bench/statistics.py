@@ -53,6 +53,7 @@ def run_figures(run: Finished) -> dict[str, Any]:
         "cpu_seconds": run.measured.get("cpu_seconds"),
         "trainable_parameters": summary.get("trainable_parameters"),
         **{name: summary[name] for name in OPTIONAL if summary.get(name) is not None},
+        **{f"metric_{name}": summary[name] for name in summary.get("metrics", ())},
         **_forgetting(summary),
     }
 

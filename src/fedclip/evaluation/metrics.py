@@ -1,0 +1,175 @@
+"""Metrics: figures of one record of predictions, by name.
+
+A metric is a function `Predictions -> float | None`, None where it is undefined (no examples).
+`METRICS` is the table of all; one more is one more function and its row. `evaluation.metrics`
+selects among them, and each selected one is computed on every evaluated set: central test and
+validation set, and each client's test set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedclip.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedclip.evaluation.predictions import Predictions
+
+Metric = Callable[["Predictions"], float | None]
+
+BINS = 15
+
+
+def accuracy(found: Predictions) -> float | None:
+    """Share of the examples that are classified correctly."""
+    return _mean(found.correct)
+
+
+def loss(found: Predictions) -> float | None:
+    """Mean cross-entropy, in nats."""
+    return _mean(found.losses)
+
+
+def macro_f1(found: Predictions) -> float | None:
+    """Mean F1 over the classes that occur, as a label or as a prediction; each counts the same."""
+    if not len(found):
+        return None
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(found.labels, found.predicted, average="macro", zero_division=0))
+
+
+def balanced_accuracy(found: Predictions) -> float | None:
+    """Mean recall over the classes that occur as a label."""
+    return _mean(np.array(list(recalls(found).values())))
+
+
+def majority_class_rate(found: Predictions) -> float | None:
+    """Accuracy of always answering the most frequent class: the share of that class."""
+    return float(np.bincount(found.labels).max() / len(found)) if len(found) else None
+
+
+def calibration_error(found: Predictions, bins: int = BINS) -> float | None:
+    """Expected calibration error (ECE), by equally wide bins of confidence.
+
+    ECE = sum over bins m of |B_m| / n * |acc(B_m) - conf(B_m)|. Source: Guo et al. 2017,
+    arXiv:1706.04599, equation 3.
+    """
+    if not len(found):
+        return None
+    gaps = (
+        row["examples"] * abs(row["accuracy"] - row["confidence"])
+        for row in reliability(found, bins)
+        if row["examples"]
+    )
+    return sum(gaps) / len(found)
+
+
+METRICS: Mapping[str, Metric] = {
+    "accuracy": accuracy,
+    "loss": loss,
+    "macro_f1": macro_f1,
+    "balanced_accuracy": balanced_accuracy,
+    "majority_class_rate": majority_class_rate,
+    "calibration_error": calibration_error,
+}
+
+
+RESERVED = frozenset(
+    {"accuracy", "accuracy_by_client", "accuracy_by_task", "adapter_sha256", "adapters"}
+    | {"bad_images", "base_accuracy", "base_parameters", "base_zero_shot_accuracy", "best"}
+    | {"bytes_down", "bytes_down_per_client_round", "bytes_up", "bytes_up_per_client_round"}
+    | {"client_accuracy", "clients", "clients_per_round", "data", "device", "engine"}
+    | {"forgetting", "groups", "harmonic_mean", "initial_accuracy", "loss", "metrics", "model"}
+    | {"new_accuracy", "new_zero_shot_accuracy", "num_examples", "precision", "retrieval"}
+    | {"rounds", "seconds", "seed", "server_round", "state_sha256", "strategy", "task", "tasks"}
+    | {"test_examples", "test_loss", "total_parameters", "trainable_parameters"}
+    | {"validation_accuracy", "validation_accuracy_by_task", "versions", "worst_class"}
+    | {"zero_shot_accuracy", "zero_shot_harmonic_mean", "zero_shot_retrieval"}
+)
+"""Keys of a run's records and summary that no metric may take."""
+
+
+def chosen(names: Iterable[str]) -> dict[str, Metric]:
+    """The metrics that `evaluation.metrics` names, by the key of their figures.
+
+    Accuracy and loss are always there, and left out here. Raises UsageError for what is no metric.
+    """
+    metrics: dict[str, Metric] = {}
+    for name in names:
+        key = name.rpartition(":")[2]
+        if name in ("accuracy", "loss"):
+            continue
+        if key in metrics or key in RESERVED or not key.isidentifier():
+            raise UsageError(
+                f"evaluation.metrics: {name!r} would be written as {key!r}, which is taken or no "
+                "plain name; give the function another name, and name each metric once"
+            )
+        metrics[key] = _checked(name, _load(name))
+    return metrics
+
+
+def _load(name: str) -> Metric:
+    if name in METRICS:
+        return METRICS[name]
+    raise UsageError(f"evaluation.metrics: unknown metric {name!r}; known: {', '.join(METRICS)}")
+
+
+def _checked(name: str, metric: Metric) -> Metric:
+    """The metric, whose figure is a finite number or None, and whose failure names it."""
+
+    def checked(found: Predictions) -> float | None:
+        if not len(found):
+            return None
+        try:
+            value = metric(found)
+            figure = None if value is None else float(value)
+        except Exception as error:
+            raise UsageError(
+                f"evaluation.metrics: {name} failed on {len(found)} predictions: "
+                f"{type(error).__name__}: {error}; a metric takes a record of predictions and "
+                "gives a number or None"
+            ) from error
+        return None if figure is None or not math.isfinite(figure) else figure
+
+    return checked
+
+
+def recalls(found: Predictions) -> dict[int, float]:
+    """Recall of each class that occurs as a label, by its number."""
+    return {int(c): float(found.correct[found.labels == c].mean()) for c in np.unique(found.labels)}
+
+
+def worst_class(found: Predictions) -> tuple[int, float] | None:
+    """The class of the lowest recall, the first of equals, with it; None without examples."""
+    by_class = recalls(found)
+    return min(by_class.items(), key=lambda item: item[1]) if by_class else None
+
+
+def reliability(found: Predictions, bins: int = BINS) -> list[dict[str, Any]]:
+    """Examples, accuracy and mean confidence by confidence, in `bins` equal parts of (0, 1].
+
+    Bin m of M is ((m - 1) / M, m / M]. Source: Guo et al. 2017, arXiv:1706.04599, section 2.
+    """
+    place = np.clip(np.ceil(found.confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    rows = []
+    for m in range(bins):
+        inside = found.of(np.flatnonzero(place == m))
+        rows.append(
+            {
+                "from": m / bins,
+                "to": (m + 1) / bins,
+                "examples": len(inside),
+                "accuracy": accuracy(inside),
+                "confidence": _mean(inside.confidence),
+            }
+        )
+    return rows
+
+
+def _mean(values: Any) -> float | None:
+    return float(np.mean(values)) if len(values) else None
