@@ -46,6 +46,7 @@ result = ""
 PARTS = '''
 """Asks the first site that comes for an array, and writes down what it got."""
 import json
+import os
 import time
 from pathlib import Path
 
@@ -63,7 +64,7 @@ server = ServerApp()
 @client.train()
 def train(message, context):
     numbers = np.arange(int(bytes_of(message.content)), dtype=np.float32)
-    name = context.node_config["site"].encode()
+    name = os.environ["SITE"].encode()
     return Message(record_of(name + b"|" + numbers.tobytes()), reply_to=message)
 
 
@@ -140,7 +141,7 @@ class Federation:
     def site(self, name: str, place: Path | None = None) -> Supervised:
         command = supernode(
             name, self.address, free_port(), self.folder / name,
-            place or keys.site_folder(self.keys, name), {"site": name},
+            place or keys.site_folder(self.keys, name), {"SITE": name},
         )  # fmt: skip
         log = self.folder / f"{name}.log"
         return Supervised(command, log, joined, FOR_NODES, self.said.append)

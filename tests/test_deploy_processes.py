@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedclip.deploy.addresses import Address, free_port, is_free
-from fedclip.deploy.flower.commands import flower_environment, settings_text, superlink, supernode
+from fedclip.deploy.flower.commands import flower_environment, superlink, supernode
 from fedclip.deploy.flower.exit_reasons import explain
 from fedclip.deploy.keys import folder as keys
 from fedclip.errors import UsageError
@@ -49,16 +49,14 @@ def test_a_superlink_with_keys(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_supernode_with_keys(made: Path, tmp_path: Path) -> None:
-    settings = {"site": "north", "port": 7, "share": 0.5, "full": True}
     place = made / "sites/north"
-    node = supernode("north", FAR, 9100, tmp_path, place, settings, {"MORE": "1"})
+    node = supernode("north", FAR, 9100, tmp_path, place, {"MORE": "1"})
     arguments = node.arguments
     assert arguments[:5] == (*PROGRAM, "supernode")
     assert option(arguments, "--superlink") == "coordinator.example.org:8000"
     assert (option(arguments, "--host"), option(arguments, "--port")) == ("127.0.0.1", "9100")
     assert option(arguments, "--root-certificates") == str(Path.cwd() / place / "ca.crt")
     assert option(arguments, "--auth-supernode-private-key") == str(Path.cwd() / place / "site.key")
-    assert option(arguments, "--node-config") == "site='north' port=7 share=0.5 full=true"
     assert "--insecure" not in arguments
     assert (node.name, node.environment["MORE"]) == ("site north", "1")
 
@@ -114,22 +112,6 @@ def test_the_environment_reports_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert seen["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert seen["NO_PROXY"] == "intranet,localhost,127.0.0.1,::1"
     assert seen["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
-
-
-def test_flower_reads_settings_as_they_were() -> None:
-    config = pytest.importorskip("flwr.common.config")
-    settings = {
-        "a": True, "b": -3, "c": 1e-07, "d": "a b=c", "e": "it's", "f": 'a "b"',
-        "g": "C:\\new", "h": "C:\\it's", "i": "", "j.k": "日本",
-    }  # fmt: skip
-    text = settings_text(settings)
-    assert config.parse_config_args([text]) == settings
-
-
-@pytest.mark.parametrize("value", ["a\nb", 'it\'s "both"', "\x00"])
-def test_settings_that_flower_cannot_read(value: str) -> None:
-    with pytest.raises(UsageError, match="site: Flower takes a text"):
-        settings_text({"site": value})
 
 
 # --- addresses ---

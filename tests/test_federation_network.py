@@ -84,7 +84,7 @@ def test_who_may_do_what_over_a_bad_line(line: tuple[Host, Host, Line], tmp_path
     north = keys.site_folder(folder, "north")
     there = Address(coordinator.address, PORT)
     link = superlink(Address("0.0.0.0", PORT), tmp_path / "home", tmp_path / "s.db", folder)
-    node = supernode("north", there, 9000, tmp_path / "north", north, {"site": "north"})
+    node = supernode("north", there, 9000, tmp_path / "north", north, {"SITE": "north"})
     link = replace(link, arguments=coordinator.inside(link.arguments), listens=None)
     node = replace(node, arguments=site.inside(node.arguments), listens=None)
 

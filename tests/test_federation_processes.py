@@ -138,7 +138,7 @@ def test_a_plain_connection_to_the_tls_port_is_refused(
     before = federation.statuses()
     with pytest.raises(UsageError, match=rf"{federation.address} .* speaks TLS"):
         check(federation.address, None)
-    plain = supernode("east", federation.address, free_port(), tmp_path, None, {"site": "east"})
+    plain = supernode("east", federation.address, free_port(), tmp_path)
     with Supervised(plain, tmp_path / "log", joined) as east:
         assert not east.wait(15)
     assert federation.statuses() == before

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedclip.deploy.addresses import Address, check
-from fedclip.deploy.flower.commands import Setting
 from fedclip.errors import FedclipError
 
 if TYPE_CHECKING:
@@ -85,7 +84,9 @@ class Control:
 
         _ask(self._client.UnregisterNode, UnregisterNodeRequest(node_id=node_id))
 
-    def start_run(self, app: Path, settings: Mapping[str, Setting] | None = None) -> int:
+    def start_run(
+        self, app: Path, settings: Mapping[str, bool | int | float | str] | None = None
+    ) -> int:
         """Send an app's folder to the SuperLink and start it; gives the run's number.
 
         `settings` replace values of the app's own configuration.

@@ -36,8 +36,6 @@ ANYWHERE = ("0.0.0.0", "::")
 LARGEST_MESSAGE = 1_000_000_000
 """Bytes of one message of a site, if nothing less is said: more than any adapter."""
 
-Setting = bool | int | float | str
-
 
 @dataclass(frozen=True)
 class Command:
@@ -90,14 +88,12 @@ def supernode(
     port: int,
     home: Path,
     keys: Path | None = None,
-    settings: Mapping[str, Setting] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Command:
     """A site's client, called by the site's name.
 
     `port` is where it talks to its own app, on loopback; `keys` is the folder that `keys.site`
-    makes, None for the insecure mode; the app finds `settings` in `context.node_config`, and
-    `environment` in `os.environ`.
+    makes, None for the insecure mode; the app finds `environment` in `os.environ`.
     Raises UsageError if the keys do not hold, or if none are given for a coordinator elsewhere.
     """
     address = Address("127.0.0.1", port)
@@ -109,10 +105,7 @@ def supernode(
         check_site(keys)
         options += ["--root-certificates", _absolute(keys / CA)]
         options += ["--auth-supernode-private-key", _absolute(keys / SITE_KEY)]
-    if settings:
-        options += ["--node-config", settings_text(settings)]
-    more = environment or {}
-    return _command(f"site {name}", "supernode", address, options, home, keys, more)
+    return _command(f"site {name}", "supernode", address, options, home, keys, environment or {})
 
 
 def _command(
@@ -157,25 +150,6 @@ def flower_environment(home: Path) -> dict[str, str]:
         "NO_PROXY": ",".join(filter(None, [kept.get("NO_PROXY"), "localhost,127.0.0.1,::1"])),
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def settings_text(settings: Mapping[str, Setting]) -> str:
-    """Settings as Flower's command lines take them: TOML on one line, without escaped quotes."""
-    return " ".join(f"{key}={_toml(key, value)}" for key, value in settings.items())
-
-
-def _toml(key: str, value: Setting) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if value.isprintable() and "'" not in value:
-        return f"'{value}'"
-    if value.isprintable() and '"' not in value:
-        return '"' + value.replace("\\", "\\\\") + '"'
-    raise UsageError(
-        f"{key}: Flower takes a text of printable characters with one kind of quotes, got {value!r}"
-    )
 
 
 def _only_loopback(address: Address, who: str) -> None:

@@ -129,12 +129,6 @@ class Supervised:
         """Whether it does its work at this moment."""
         return self._ready.is_set()
 
-    @property
-    def pid(self) -> int | None:
-        """The process's number, None while there is none."""
-        process = self._process
-        return process.pid if process is not None and process.poll() is None else None
-
     def written(self) -> str:
         """What it has written since it was last started."""
         try:

@@ -44,14 +44,16 @@ def new_key() -> Key:
 
 def private_pem(key: Key) -> bytes:
     """A private key as an unencrypted PEM file."""
-    encoding, no_password = serialization.Encoding.PEM, serialization.NoEncryption()
-    return key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, no_password)
+    return _private(key, serialization.PrivateFormat.PKCS8)
 
 
 def private_openssh(key: Key) -> bytes:
     """A private key as `ssh-keygen` writes it, without a passphrase."""
-    encoding, no_password = serialization.Encoding.PEM, serialization.NoEncryption()
-    return key.private_bytes(encoding, serialization.PrivateFormat.OpenSSH, no_password)
+    return _private(key, serialization.PrivateFormat.OpenSSH)
+
+
+def _private(key: Key, form: serialization.PrivateFormat) -> bytes:
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
 def public_openssh(key: ec.EllipticCurvePublicKey, comment: str) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -43,7 +44,7 @@ class Field(NamedTuple):
     def rows(self) -> tuple[int, int]:
         """Components, and values in each: of A its rows, of B its columns, else the first axis."""
         shape = self.sent_shape
-        total = _numel(shape)
+        total = math.prod(shape)
         count = 1 if len(shape) < 2 else shape[-1] if self.group == "B" else shape[0]
         return count, total // max(1, count)
 
@@ -127,7 +128,7 @@ def decode(
         fields = [f for f in layout if f.group == group]
         if not fields:
             continue
-        sizes = [_numel(f.sent_shape) for f in fields]
+        sizes = [math.prod(f.sent_shape) for f in fields]
         flat = _array(arrays, f"{prefix}/{group}", form, sum(sizes))
         scales: Sequence[torch.Tensor] = [flat] * len(fields)
         if form == "int8":
@@ -185,13 +186,6 @@ def _whole(f: Field, part: torch.Tensor) -> torch.Tensor:
     whole = torch.zeros(f.shape)
     whole[tuple(slice(size) for size in f.sent_shape)] = part
     return whole
-
-
-def _numel(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -57,7 +57,6 @@ def run_site(
             config.port or free_port(),
             state / "flower",
             key_folder,
-            {"site": config.name},
             environment,
         )
         back_off = FOR_NODES if key_folder is not None else BackOff(first=2.0)

@@ -108,7 +108,7 @@ class Display(Watcher):
             disable=not self._console.is_terminal,
         )
         self._task = self._progress.add_task("runs", total=0, note="")
-        self._total = self._done = self._carried_out = 0
+        self._total = self._done = 0
         self._started = time.monotonic()
 
     def __enter__(self) -> Display:
