@@ -282,14 +282,6 @@ def _how_to_go_on(folder: Path) -> str:
     return "stopped before the run began; nothing was written"
 
 
-def needs_flower() -> None:
-    """Refuse to go on without Flower."""
-    from importlib.util import find_spec
-
-    if find_spec("flwr") is None:
-        raise UsageError("this needs Flower: pip install 'fedclip[flower]'")
-
-
 def warn(text: str) -> None:
     """Say on standard error what does not stop a command."""
     say(text, "warning: ", "yellow")

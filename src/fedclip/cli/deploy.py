@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fedclip.cli.options import only, sorted_out
+from fedclip.errors import UsageError
 
 Arguments = Annotated[list[str], typer.Argument(metavar="CONFIG [KEY=VALUE]...", hidden=True)]
 
@@ -25,11 +26,11 @@ def coordinate(
     CONFIG is a YAML file with a deploy section; KEY=VALUE changes a key of it. The same command
     goes on with a run that was stopped or killed.
     """
-    from fedclip.cli.console import needs_flower, say
+    from fedclip.cli.console import say
 
     files, changes = sorted_out(arguments)
     file = Path(only(files, "coordinate"))
-    needs_flower()
+    _needs_flower()
     from fedclip.config.loading import load_config
     from fedclip.deploy.coordinator.coordinate import coordinate as carry_out
 
@@ -58,7 +59,7 @@ def site(
 
     The images stay here. It goes on until it is stopped, and joins again after whatever happens.
     """
-    from fedclip.cli.console import needs_flower, say
+    from fedclip.cli.console import say
     from fedclip.deploy.site.config import load_site
 
     loaded = load_site(config, changes or ())
@@ -68,7 +69,7 @@ def site(
 
         show(preflight(loaded), False)
         return
-    needs_flower()
+    _needs_flower()
     from fedclip.deploy.site.run import run_site
 
     signal.signal(signal.SIGTERM, _as_interrupt)
@@ -76,6 +77,14 @@ def site(
         run_site(loaded, say)
     except KeyboardInterrupt:
         say(f"site {loaded.name} has stopped")
+
+
+def _needs_flower() -> None:
+    """Refuse to go on without Flower."""
+    from importlib.util import find_spec
+
+    if find_spec("flwr") is None:
+        raise UsageError("this needs Flower: pip install 'fedclip[flower]'")
 
 
 def _as_interrupt(*_: Any) -> None:
