@@ -14,7 +14,7 @@ from fedclip.adapters.merge import merge
 from fedclip.adapters.merge_search import Validation
 from fedclip.lora.merge_methods import METHODS
 from fedclip.models.adapter_updates import read_lora
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 
 COMMON = {
     "client": {"local_epochs": 2, "learning_rate": 3e-3},

@@ -1,6 +1,6 @@
 """What the tests of whole runs share."""
 
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 
 CONFIG = {
     "model": {"model_name": "random:tiny", "lora": {"r": 2, "lora_dropout": 0.1}},

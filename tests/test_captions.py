@@ -24,7 +24,7 @@ from fedclip.federated.client import LocalSettings, batches_of
 from fedclip.federated.losses import contrastive_loss
 from fedclip.models.clip import create_clip_model
 from fedclip.models.pretrained import base_folder
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 from fedclip.seeding import seed_for
 from tests.captions_help import picture, rows_of, write_pairs
 from tests.runs_help import COMPARED, StopAfter

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 import fedclip
 from fedclip.config.loading import config_from_dict
 from fedclip.experiment.build import assemble
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 from fedclip.seeding import seed_for
 
 ROUNDS, EPOCHS, BATCH, RATE = 2, 2, 16, 0.005

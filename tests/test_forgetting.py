@@ -25,7 +25,7 @@ from fedclip.evaluation.unseen import (
 from fedclip.experiment import run as experiment
 from fedclip.experiment.build import assemble
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 
 HOW = How(torch.device("cpu"), "fp32", 256)
 DIGITS = {"class_names": ["zero", "one", "two"], "templates": ["a {}"], "seed": 0}

@@ -25,7 +25,7 @@ from fedclip.errors import UsageError
 from fedclip.models.adapter_merge import check_recipe, combine
 from fedclip.models.adapter_updates import folded_model, read_lora
 from fedclip.models.clip import create_clip_model
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 from tests.conftest import Command
 from tests.models_help import FULL, NAMES, shaken, some_pixels
 from tests.runs_help import with_

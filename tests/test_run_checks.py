@@ -25,7 +25,7 @@ from fedclip.experiment.strategy import setting_of
 from fedclip.federated.engines.sharded import Processes
 from fedclip.models.clip import create_clip_model
 from fedclip.models.pretrained import base_folder
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 from tests.runs_help import StopAfter
 
 SMALL = {

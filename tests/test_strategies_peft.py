@@ -18,7 +18,7 @@ from fedclip.federated.strategies import STRATEGIES
 from fedclip.models.clip import create_clip_model
 from fedclip.models.pretrained import load_base
 from fedclip.records import RunState
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 from tests.runs_help import with_
 
 TARGETS = {"vision_encoder": ["q_proj", "fc1"], "text_encoder": ["v_proj"]}

@@ -154,7 +154,11 @@ def test_error_feedback_loses_nothing_in_the_long_run() -> None:
 
 
 def take(data: bytes, exchange: Exchange, form: Any = "fp32") -> replies.Update:
-    return read_update(data, TICKET, "north", exchange, form, num_examples=10, largest=LARGEST)
+    sent = frozenset(field.name for field in exchange.answer_layout)
+    request = TrainRequest(3, ("north",), exchange.start, trained=sent)
+    return read_update(
+        data, TICKET, "north", exchange, form, request=request, num_examples=10, largest=LARGEST
+    )
 
 
 # Requests

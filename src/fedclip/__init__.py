@@ -10,21 +10,63 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedclip.experiment.run import Run, run
+    from fedclip.adapters.export import export
+    from fedclip.adapters.inspect import evaluate, info, load_run_model, predict
+    from fedclip.adapters.merge import merge
+    from fedclip.config import Config, load_config
+    from fedclip.errors import UsageError
+    from fedclip.experiment.run import Run, resume, run
+    from fedclip.federated.strategies import Strategy
     from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
     from fedclip.models.pretrained import base_folder
+    from fedclip.reports.listener import Listener
 
 __version__ = version("fedclip")
 
 _HOMES = {
     "CLIPLoRAWrapper": "fedclip.models.clip",
+    "Config": "fedclip.config",
+    "Listener": "fedclip.reports.listener",
     "Run": "fedclip.experiment.run",
+    "Strategy": "fedclip.federated.strategies",
+    "UsageError": "fedclip.errors",
     "base_folder": "fedclip.models.pretrained",
     "create_clip_model": "fedclip.models.clip",
+    "evaluate": "fedclip.adapters.inspect",
+    "export": "fedclip.adapters.export",
+    "info": "fedclip.adapters.inspect",
+    "load_config": "fedclip.config",
+    "load_run_model": "fedclip.adapters.inspect",
+    "merge": "fedclip.adapters.merge",
+    "predict": "fedclip.adapters.inspect",
+    "resume": "fedclip.experiment.run",
     "run": "fedclip.experiment.run",
 }
 
-__all__ = ["CLIPLoRAWrapper", "Run", "__version__", "base_folder", "create_clip_model", "run"]
+__all__ = [
+    "CLIPLoRAWrapper",
+    "Config",
+    "Listener",
+    "Run",
+    "Strategy",
+    "UsageError",
+    "__version__",
+    "base_folder",
+    "create_clip_model",
+    "evaluate",
+    "export",
+    "info",
+    "load_config",
+    "load_run_model",
+    "merge",
+    "predict",
+    "resume",
+    "run",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
@@ -168,6 +168,14 @@ class ClientReport:
 
 
 @dataclass(frozen=True)
+class ClientUpdate:
+    """One client's update: its new tensors by name, and its report."""
+
+    report: ClientReport
+    tensors: State
+
+
+@dataclass(frozen=True)
 class Cohort:
     """Updates of one or more clients, stacked.
 
@@ -177,6 +185,11 @@ class Cohort:
 
     reports: tuple[ClientReport, ...]
     tensors: State
+
+    def updates(self) -> Iterator[ClientUpdate]:
+        """The clients' updates one by one, as views."""
+        for row, report in enumerate(self.reports):
+            yield ClientUpdate(report, {n: stacked[row] for n, stacked in self.tensors.items()})
 
 
 def plain_json(value: object) -> object:

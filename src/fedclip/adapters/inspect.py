@@ -34,7 +34,7 @@ from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
 from fedclip.experiment.strategy import choose_strategy, expected_traffic
 from fedclip.models.clip import create_clip_model
 from fedclip.records import RunState
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 
 __all__ = ["evaluate", "info", "load_run_model", "predict"]
 

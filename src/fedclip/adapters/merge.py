@@ -12,7 +12,7 @@ from fedclip.adapters.merge_search import Validation, search_weights
 from fedclip.errors import UsageError
 from fedclip.models.adapter_merge import check_pair, check_recipe, combine
 from fedclip.models.adapter_updates import LoraAdapter, read_lora, write_lora
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 
 
 def merge(

@@ -30,7 +30,7 @@ from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.models.peft_lora import base_parameters
 from fedclip.models.stacked.prefix_cache import PixelInputs
 from fedclip.models.state import adapter_sha256
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:

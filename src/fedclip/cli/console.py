@@ -60,7 +60,7 @@ def resume_run(folder: Path) -> None:
     from fedclip.experiment.folder import RunFolder
     from fedclip.reports.progress import make_progress
 
-    if RunFolder.open(folder).is_finished() and _is_first():
+    if not RunFolder.open(folder).has_rounds_left() and _is_first():
         say(f"{folder} is finished; there is nothing left to do")
     try:
         _conclude(experiment.resume(folder, listener=make_progress()))
@@ -80,9 +80,10 @@ def _conclude(run: Run) -> None:
         click.echo(
             f"{name} {_figure(summary[name])} ({_figure(summary[f'initial_{name}'])} before)"
         )
+    early = f", ended early: {summary['stopped_by']}" if summary.get("stopped_by") else ""
     click.echo(
         f"accuracy {summary['accuracy']:.3f} (zero-shot {summary['zero_shot_accuracy']:.3f}) "
-        f"after {summary['rounds']} rounds\nrun folder: {run.folder}"
+        f"after {summary['rounds']} rounds{early}\nrun folder: {run.folder}"
     )
     if "adapters" in summary:
         click.echo()

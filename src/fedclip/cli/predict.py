@@ -14,7 +14,8 @@ from fedclip.adapters.find_images import find_images
 from fedclip.adapters.predict import Predictor, predictions
 from fedclip.adapters.prediction_files import Format, as_json, columns, format_of
 from fedclip.errors import FedclipError
-from fedclip.reports.progress import Listener, make_progress
+from fedclip.reports.listener import Listener
+from fedclip.reports.progress import make_progress
 
 Rows = Iterable[dict[str, Any]]
 

@@ -22,7 +22,7 @@ from fedclip.models.pretrained import EMBEDDED, RANDOM, load_pixels
 from fedclip.models.stacked.clients import StackedClients, can_stack
 from fedclip.models.stacked.prefix_cache import PixelInputs
 from fedclip.models.text_head import each_once
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 from fedclip.seeding import seed_for
 
 Data = TypeVar("Data", bound=DataConfig)

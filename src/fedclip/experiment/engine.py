@@ -24,7 +24,7 @@ from fedclip.federated.rounds import Engine
 from fedclip.lora.layer_patterns import check_hits, owners
 from fedclip.models.stacked.prefix_cache import FrozenInputs, frozen_numbers
 from fedclip.records import State
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 
 _PREFIX_CACHES = ("off", "memory", "disk")
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}

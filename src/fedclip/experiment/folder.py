@@ -94,6 +94,18 @@ class RunFolder:
         """Say whether the run came to its end."""
         return (self.path / SUMMARY).is_file()
 
+    def has_rounds_left(self) -> bool:
+        """Say whether a resume has work to do; it has after a listener's early end, too."""
+        if not self.is_finished():
+            return True
+        summary = self.read_json(SUMMARY)
+        return isinstance(summary, Mapping) and summary.get("stopped_by") is not None
+
+    def reopen(self) -> None:
+        """Take back the summary of a run that goes on: it is not finished any more."""
+        with self._told(self.path / SUMMARY):
+            (self.path / SUMMARY).unlink(missing_ok=True)
+
     @contextmanager
     def exclusive(self) -> Iterator[RunFolder]:
         """Keep other processes from working on this run; a killed holder is no obstacle."""

@@ -7,7 +7,7 @@ the only difference is where the round loop starts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,22 @@ from fedclip.config import Config
 from fedclip.config.loading import config_from_dict, dump_config, load_config
 from fedclip.device import resolve_device
 from fedclip.errors import UsageError
-from fedclip.evaluation.metrics import chosen
 from fedclip.experiment.build import assemble_run, check_partition, with_absolute_paths
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import Parts, TaskParts
 from fedclip.experiment.engine import create_engine
-from fedclip.experiment.evaluate import evaluate_merged, evaluate_run
+from fedclip.experiment.evaluate import evaluate_merged
 from fedclip.experiment.folder import PARTITION, SUMMARY, RunFolder, next_folder
+from fedclip.experiment.round_records import before_training, figures_of, round_record
 from fedclip.experiment.save_adapters import save_adapters
 from fedclip.experiment.strategy import choose_strategy
 from fedclip.experiment.summary import summarise
 from fedclip.federated.engines.sharded import Processes
 from fedclip.federated.rounds import Engine, RoundResult, run_rounds
 from fedclip.federated.strategies import Strategy
-from fedclip.records import ClientReport, RunState
+from fedclip.records import ClientReport, RunState, plain_json
 from fedclip.reports.curves import curves_png
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener, Listeners
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,13 @@ def run(
     config: Config | Mapping[str, Any] | str | Path,
     *,
     output: str | Path | None = None,
-    listener: Listener | None = None,
+    listener: Listener | Sequence[Listener] | None = None,
 ) -> Run:
     """Runs a configuration, given as a tree, a dictionary or a YAML file, into a new folder.
 
-    `output` is the run folder, by default the next free one under `runs/`. Raises UsageError for
-    anything that the user can mend, before the folder is made.
+    `output` is the run folder, by default the next free one under `runs/`. A listener, or several,
+    hear of the run's events; what they raise ends it, and the last finished round is kept. Raises
+    UsageError for anything that the user can mend, before the folder is made.
     """
     name = Path(config).stem if isinstance(config, str | Path) else "run"
     started = time.perf_counter()
@@ -68,15 +69,15 @@ def run(
     RunFolder.check_free(path)  # before anything slow
     with (
         Processes.join(resolve_device(config.device)) as processes,
-        _heard(listener, processes) as listener,
+        _listeners(listener, processes) as heard,
     ):
-        parts = assemble_run(config, listener, processes)
+        parts = assemble_run(config, heard, processes)
         strategy = choose_strategy(parts)
         _check_measurable(parts, strategy)
         if not processes.is_first:
             return _follow(parts, strategy, path)
         folder = RunFolder.create(path, dump_config(parts.config))
-        return carry_out(parts, strategy, folder, listener, started)
+        return carry_out(parts, strategy, folder, heard, started)
 
 
 def _check_measurable(parts: Parts | TaskParts, strategy: Strategy) -> None:
@@ -95,27 +96,31 @@ def _check_measurable(parts: Parts | TaskParts, strategy: Strategy) -> None:
         )
 
 
-def resume(folder: str | Path, *, listener: Listener | None = None) -> Run:
-    """Goes on with a run that was stopped; a finished one is returned as it is."""
+def resume(folder: str | Path, *, listener: Listener | Sequence[Listener] | None = None) -> Run:
+    """Goes on with a run that was stopped; a finished one is returned as it is.
+
+    One that a listener has ended early goes on to the last round of its configuration.
+    """
     run_folder = RunFolder.open(Path(folder))
-    if run_folder.is_finished():
+    if not run_folder.has_rounds_left():
         return Run(run_folder.path, run_folder.read_json(SUMMARY))
     started = time.perf_counter()
     config = load_config(run_folder.path / "config.yaml")
     with (
         Processes.join(resolve_device(config.device)) as processes,
-        _heard(listener, processes) as listener,
+        _listeners(listener, processes) as heard,
     ):
-        parts = assemble_run(config, listener, processes)
+        parts = assemble_run(config, heard, processes)
         strategy = choose_strategy(parts)
         if not processes.is_first:
             return _follow(parts, strategy, run_folder.path)
-        return carry_out(parts, strategy, run_folder, listener, started)
+        return carry_out(parts, strategy, run_folder, heard, started)
 
 
-def _heard(listener: Listener | None, processes: Processes) -> Listener:
-    """The listener, in the first process; the others are silent."""
-    return listener if listener and processes.is_first else Listener()
+def _listeners(given: Listener | Sequence[Listener] | None, processes: Processes) -> Listeners:
+    """All that listen to a run, put together here alone; only the first process has any."""
+    listeners = Listeners.of(given)
+    return listeners if processes.is_first else Listeners([])
 
 
 def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
@@ -142,35 +147,52 @@ def carry_out(
     """
     config, model = parts.config, parts.model
     with folder.exclusive():
+        listener.start(config)
         _record_partition(parts, folder, listener)
         engine = engine or create_engine(parts)
         personal = strategy.personal and parts.sites is None  # else those models are elsewhere
         checkpoint = Checkpoint.load(folder) or Checkpoint(-1, RunState(model.get_parameters()))
         folder.truncate_metrics(checkpoint.finished_rounds)
         parts.processes.first_start(checkpoint.finished_rounds, checkpoint.state)
+        folder.reopen()
         clock = Stopwatch(started)
         if checkpoint.finished_rounds < 0:
-            before = _before_training(parts, checkpoint.state, personal)
+            before = before_training(parts, checkpoint.state, personal)
             _finish_round(parts, folder, checkpoint, clock, before, listener)
-        listener.rounds(
-            checkpoint.finished_rounds, config.federation.rounds, parts.clients_per_round
-        )
-        start = checkpoint.finished_rounds, checkpoint.state
+        total, every = config.federation.rounds, config.evaluation.every
+        listener.rounds(checkpoint.finished_rounds, total, parts.clients_per_round)
+        start, closing = (checkpoint.finished_rounds, checkpoint.state), dict[str, Any]()
         for result in _rounds(parts, engine, strategy, *start, listener.client):
             checkpoint.add(result)
-            record = _round_record(parts, result, personal)
-            if judge is not None and result.server_round == config.federation.rounds:
-                record |= judge(result)
+            last = result.server_round == total
+            due = last or result.server_round % every == 0
+            figures = figures_of(parts, result, personal, due, judge if last else None)
+            record = round_record(result) | figures
             _finish_round(parts, folder, checkpoint, clock, record, listener)
-        return _finish_run(parts, folder, checkpoint, clock)
+            if not last and (reason := _reason_to_stop(parts, listener)) is not None:
+                figures = figures_of(parts, result, personal, not due, judge)
+                closing = {"stopped_by": reason} | figures
+                break
+        run = _finish_run(parts, folder, checkpoint, clock, closing)
+        listener.finish(run.summary)
+        return run
+
+
+def _reason_to_stop(parts: Parts | TaskParts, listener: Listener) -> str | None:
+    """Why a listener wants the run to end after this round, of which all processes learn."""
+    reason = listener.stop()
+    parts.processes.first_numbers([int(reason is not None)])
+    return reason
 
 
 def _follow(parts: Parts | TaskParts, strategy: Strategy, path: Path) -> Run:
     """The path of every process but the first: its share of each round, and nothing written."""
     finished, state = parts.processes.first_start(-1, RunState({}))
     engine = create_engine(parts)
-    for _ in _rounds(parts, engine, strategy, max(0, finished), state, lambda report: None):
-        pass
+    for result in _rounds(parts, engine, strategy, max(0, finished), state, lambda report: None):
+        last = result.server_round == parts.config.federation.rounds
+        if not last and parts.processes.first_numbers([0]) != [0]:  # a listener ends the run
+            break
     return Run(path, {})
 
 
@@ -211,34 +233,6 @@ class Stopwatch:
         return seconds
 
 
-def _before_training(parts: Parts | TaskParts, state: RunState, personal: bool) -> dict[str, Any]:
-    """Round 0: the untrained model, and the base model with CLIP's own zero-shot classifier."""
-    figures = evaluate_run(parts, state, personal=personal)
-    base = figures
-    if "retrieval" in figures:
-        figures["zero_shot_retrieval"] = figures["retrieval"]
-    if parts.model.head != "text":
-        base = evaluate_run(parts, state, base=True, personal=personal)
-    names = ("accuracy", *chosen(parts.config.evaluation.metrics))
-    return {"server_round": 0} | {f"zero_shot_{name}": base[name] for name in names} | figures
-
-
-def _round_record(parts: Parts | TaskParts, result: RoundResult, personal: bool) -> dict[str, Any]:
-    record = {
-        "server_round": result.server_round,
-        "loss": result.loss,
-        "num_examples": sum(r.num_examples for r in result.reports),
-        "bytes_up": result.bytes_up,
-        "bytes_down": result.bytes_down,
-        "clients": {r.client_id: {"loss": r.loss, "steps": r.steps} for r in result.reports},
-        "seconds_by_client": {r.client_id: r.seconds for r in result.reports},
-    }
-    last = result.server_round == parts.config.federation.rounds
-    if last or result.server_round % parts.config.evaluation.every == 0:
-        record |= evaluate_run(parts, result.state, personal=personal)
-    return record
-
-
 def _finish_round(
     parts: Parts | TaskParts,
     folder: RunFolder,
@@ -277,13 +271,22 @@ def _record_partition(parts: Parts | TaskParts, folder: RunFolder, listener: Lis
 
 
 def _finish_run(
-    parts: Parts | TaskParts, folder: RunFolder, checkpoint: Checkpoint, clock: Stopwatch
+    parts: Parts | TaskParts,
+    folder: RunFolder,
+    checkpoint: Checkpoint,
+    clock: Stopwatch,
+    closing: Mapping[str, Any],
 ) -> Run:
-    """Writes adapters, curves and, last, the summary, whose presence says: finished."""
+    """Writes adapters, curves and, last, the summary, whose presence says: finished.
+
+    `closing` has the figures of a run that ends early. They are no part of `metrics.jsonl`, which
+    so stays that of a run that goes on.
+    """
     if checkpoint.best_state:
         save_adapters(parts, checkpoint.best_state, folder, "adapter_best")
     save_adapters(parts, checkpoint.state, folder, "adapter")
     metrics = folder.read_metrics()
+    metrics[-1] |= {key: plain_json(value) for key, value in closing.items()}
     folder.write_bytes("curves.png", curves_png(metrics, metrics[0]["zero_shot_accuracy"]))
     summary = summarise(parts, checkpoint, metrics)
     if isinstance(parts, TaskParts) and checkpoint.state.groups:

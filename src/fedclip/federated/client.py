@@ -15,6 +15,7 @@ from fedclip.device import autocast, float64_home
 from fedclip.errors import TrainingFailed
 from fedclip.federated.augment import affine
 from fedclip.federated.losses import Objective, classification
+from fedclip.federated.update_checks import ADVICE, not_finite
 from fedclip.lora.layer_patterns import factor_of
 from fedclip.records import State
 from fedclip.seeding import seed_for
@@ -192,10 +193,8 @@ def local_train(
         parameter.requires_grad_(True)
     task.cores.update({name: parameters[name].detach() for name in task.frames})
     loss_mean = loss_sum.item() / (settings.local_epochs * len(indices))
-    if not (math.isfinite(loss_mean) and all(p.isfinite().all() for p in values)):
-        raise TrainingFailed(
-            f"the loss became {loss_mean}; a lower client.learning_rate or precision: fp32 may help"
-        )
+    if (reason := not_finite(loss_mean, parameters)) is not None:
+        raise TrainingFailed(f"{reason.words}; {ADVICE}")
     return LocalResult(loss_mean, len(steps), rate_sum, before)
 
 

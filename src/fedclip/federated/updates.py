@@ -1,4 +1,7 @@
-"""The updates of one round, as a strategy takes them: their mean, or all of them stacked."""
+"""Client updates of one round, consumed once: as a running mean or stacked.
+
+Whoever wraps `train` can hand on `Guarded` updates, and so decides what a strategy is given.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,28 @@ from dataclasses import dataclass, field
 import torch
 
 from fedclip.federated.running_mean import Combine, RunningMean
+from fedclip.federated.update_checks import require_sound
 from fedclip.lora.names import shape_at_rank
 from fedclip.records import ClientReport, Cohort, State, TrainRequest
 
 Weigh = Callable[[ClientReport], float]
+Change = Callable[[Cohort], Cohort]
+
+
+def by_examples(report: ClientReport) -> float:
+    """The usual weight of a client in a mean: its number of examples."""
+    return report.num_examples
 
 
 @dataclass
 class Updates:
     """What the clients of a request send, to be taken once, by `mean` or `stacked`.
 
-    `cohorts` come as they finish. Where other processes train some of the clients, `combine` sums
-    tensors over all of them; then `reports` too are those of all clients, in the request's order.
-    `bytes_up` counts what was sent, in the tensors' own format.
+    `cohorts` come as they finish, and every update is checked before it is taken: one that is not
+    finite, or not what was asked for, raises TrainingFailed and names its client. Where other
+    processes train some of the clients, `combine` sums tensors over all of them; then `reports` too
+    are those of all clients, in the request's order. `bytes_up` counts what was sent, in the
+    tensors' own format.
     """
 
     request: TrainRequest
@@ -30,8 +42,16 @@ class Updates:
     on_client: Callable[[ClientReport], None] = lambda report: None
     reports: list[ClientReport] = field(default_factory=list)
     bytes_up: int = 0
+    _changes: list[Change] = field(default_factory=list)
 
-    def mean(self, weigh: Weigh = lambda report: report.num_examples) -> dict[str, torch.Tensor]:
+    def apply(self, change: Change) -> None:
+        """Has every cohort pass `change`, such as clipping, before a mean or stack takes it in.
+
+        Several are applied in the order given, on the machine that trained the clients.
+        """
+        self._changes.append(change)
+
+    def mean(self, weigh: Weigh = by_examples) -> dict[str, torch.Tensor]:
         """Mean of the trained tensors, weighted by examples or as `weigh` says.
 
         Clients are added one by one as they finish, so memory does not grow with their number.
@@ -73,10 +93,13 @@ class Updates:
 
     def _observed(self) -> Iterator[Cohort]:
         for cohort in self.cohorts:
+            require_sound(cohort, self.request)
             for report in cohort.reports:
                 self.reports.append(report)
                 self.on_client(report)
                 self.bytes_up += self._bytes(cohort.tensors, report.client_id)
+            for change in self._changes:
+                cohort = change(cohort)
             yield cohort
 
     def _bytes(self, tensors: State, client_id: str) -> int:
@@ -108,6 +131,67 @@ class Updates:
             ]
 
         return combine_all
+
+
+class Guarded(Updates):
+    """Updates behind a guard, which decides what their mean and their stack give.
+
+    This one lets everything through; a subclass overrides `mean` or `stacked`, to add noise, to
+    put another rule in the place of the mean, or to refuse by raising UsageError. What has to be
+    done to each update comes in by `apply`. Reports and bytes are those of the updates inside, so
+    the round's books are right whatever the guard does. Guards may be nested.
+    """
+
+    def __init__(self, inner: Updates) -> None:
+        """Takes the updates, real or guarded, which nobody has taken yet."""
+        self.inner = inner
+        self.request = inner.request
+        self.reports = inner.reports  # the same list, which fills as the updates are taken
+
+    @property
+    def bytes_up(self) -> int:
+        """What was sent; Scaffold doubles it."""
+        return self.inner.bytes_up
+
+    @bytes_up.setter
+    def bytes_up(self, count: int) -> None:
+        self.inner.bytes_up = count
+
+    def apply(self, change: Change) -> None:
+        """Has every cohort pass `change`, after the changes of the guards inside."""
+        self.inner.apply(change)
+
+    def mean(self, weigh: Weigh = by_examples) -> dict[str, torch.Tensor]:
+        """The mean, as the updates inside give it."""
+        return self.inner.mean(weigh)
+
+    def stacked(self) -> Cohort:
+        """All updates, as those inside give them."""
+        return self.inner.stacked()
+
+
+class Kept(Guarded):
+    """Updates that are stacked and kept, to be taken any number of times."""
+
+    _cohort: Cohort | None = None
+
+    def stacked(self) -> Cohort:
+        """All updates, the same ones at every call."""
+        if self._cohort is None:
+            self._cohort = self.inner.stacked()
+        return self._cohort
+
+    def mean(self, weigh: Weigh = by_examples) -> dict[str, torch.Tensor]:
+        """The mean of the kept updates."""
+        return Updates(self.request, [self.stacked()]).mean(weigh)
+
+    def of(self, request: TrainRequest) -> Updates:
+        """The kept updates of some of the clients, in the order of `request.client_ids`."""
+        whole = self.stacked()
+        places = {report.client_id: row for row, report in enumerate(whole.reports)}
+        rows = [places[client_id] for client_id in request.client_ids]
+        reports = tuple(whole.reports[row] for row in rows)
+        return Updates(request, [Cohort(reports, {n: t[rows] for n, t in whole.tensors.items()})])
 
 
 def tensor_bytes(name: str, tensor: torch.Tensor, rank: int | None) -> int:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+"""Progress displays: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,41 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedclip.records import ClientReport
+from fedclip.reports.listener import Listener
 from fedclip.reports.tables import partition_table
-
-
-class Listener:
-    """Hears of a run's events and shows nothing; the base of what does show something."""
-
-    def __enter__(self) -> Self:
-        """Starts the display."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Ends the display, also after an error."""
-
-    def message(self, text: str) -> None:
-        """A line worth reading, for example which stage begins."""
-
-    def images(self, done: int, total: int) -> None:
-        """So many images have been decoded."""
-
-    def partition(self, class_names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> None:
-        """How many training examples of each class each client holds."""
-
-    def rounds(self, finished: int, total: int, clients_per_round: int) -> None:
-        """The round loop begins, after so many finished rounds."""
-
-    def client(self, report: ClientReport) -> None:
-        """A client has finished its part of the current round."""
-
-    def round(self, record: Mapping[str, Any]) -> None:
-        """A round is finished; `record` is its line of `metrics.jsonl`."""
 
 
 class PlainProgress(Listener):

@@ -14,7 +14,7 @@ from fedclip.errors import UsageError
 from fedclip.experiment.build import assemble, load_data
 from fedclip.experiment.context import Parts
 from fedclip.models.pretrained import load_pixels
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 
 _NONE = np.empty(0, dtype=np.int64)
 

@@ -43,7 +43,7 @@ def coordinate(config: Config, folder: Path, say: Callable[[str], None]) -> Run:
     """
     config = with_absolute_paths(config)
     run = _take_up(config, folder)
-    if run.is_finished():
+    if not run.has_rounds_left():
         say(f"{folder} is finished; there is nothing left to do")
         return Run(run.path, run.read_json(SUMMARY))
     files = DeployFiles(run.path.absolute())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ import torch
 from fedclip.deploy.messages.codec import Format, decode, digest, encode, rank_map
 from fedclip.deploy.messages.envelope import BadMessage, Envelope
 from fedclip.deploy.messages.requests import Exchange, Ticket
-from fedclip.records import ClientReport, State
+from fedclip.federated.update_checks import check, outliers
+from fedclip.records import ClientReport, ClientUpdate, State, TrainRequest
 
 READY, UPDATE, TESTED, REFUSAL = "ready", "update", "tested", "refusal"
 
@@ -30,14 +30,9 @@ class Refused(BadMessage):
 
 
 @dataclass(frozen=True)
-class Update:
-    """What a site sends after training: new values of the tensors, and its report.
+class Update(ClientUpdate):
+    """A site's update; `change` is the norm of the difference to what it started from."""
 
-    `change` is the norm of the difference to what it started from.
-    """
-
-    report: ClientReport
-    tensors: State
     change: float
 
 
@@ -110,10 +105,14 @@ def read_update(
     exchange: Exchange,
     form: Format,
     *,
+    request: TrainRequest,
     num_examples: int,
     largest: int,
 ) -> Update:
-    """A site's update; raises Refused, naming the site, for whatever does not match the request."""
+    """A site's update; raises Refused, naming the site, for whatever does not match the request.
+
+    `request` is what the round's sites were asked, `exchange` this one's part of it.
+    """
     envelope = check_answer(data, UPDATE, ticket, site, largest)
     header, layout = envelope.header, exchange.answer_layout
     if header.get("ranks") != rank_map(layout):
@@ -129,8 +128,6 @@ def read_update(
         tensors = decode(envelope.tensors, layout, form, UPDATE)
     except BadMessage as error:
         raise Refused(f"{site}: {error}") from None
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise Refused(f"{site} sends values that are not finite (NaN or infinity)")
     if form != "fp32":
         tensors = {n: exchange.start[n].float() + t for n, t in tensors.items()}
     if count_of(header, "num_examples", site) != num_examples:
@@ -147,7 +144,10 @@ def read_update(
         _maybe(header, "rate_sum", site),
         _maybe(header, "start_loss", site),
     )
-    return Update(report, tensors, _distance(tensors, exchange.start))
+    update = Update(report, tensors, _distance(tensors, exchange.start))
+    if (reason := check(update, request)) is not None:
+        raise Refused(f"{site} {reason.words}")
+    return update
 
 
 def check_answer(data: bytes, kind: str, ticket: Ticket, site: str, largest: int) -> Envelope:
@@ -165,16 +165,11 @@ def too_large(changes: Mapping[str, float], times: float, usual: float | None) -
 
     Each is compared with the median of the others, a single one with `usual`, if there is one.
     """
-    found = {}
-    for site, change in changes.items():
-        others = [other for name, other in changes.items() if name != site]
-        normal = median(others) if others else usual
-        if normal is not None and change > times * normal > 0:
-            found[site] = (
-                f"{site} sends an update {change / normal:.0f} times as large as the others' "
-                f"(norm {change:.3g}); {times:g} times is the limit (deploy.largest_update)"
-            )
-    return found
+    return {
+        site: f"{site} sends an update {found.times:.0f} times as large as the others' "
+        f"(norm {found.norm:.3g}); {times:g} times is the limit (deploy.largest_update)"
+        for site, found in outliers(changes, times, usual).items()
+    }
 
 
 def _opened(data: bytes, largest: int, site: str) -> Envelope:

@@ -212,6 +212,7 @@ class RemoteEngine:
                 site,
                 exchange,
                 self._formats.up,
+                request=work.request,
                 num_examples=self._roster.examples[site],
                 largest=self._formats.largest_message,
             )

@@ -32,8 +32,9 @@ from fedclip.experiment.engine import create_engine
 from fedclip.experiment.evaluate import evaluate_parts
 from fedclip.experiment.save_adapters import save_adapter
 from fedclip.federated.rounds import Engine
+from fedclip.federated.update_checks import require_sound
 from fedclip.models.pretrained import load_pixels
-from fedclip.reports.progress import Listener
+from fedclip.reports.listener import Listener
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +129,7 @@ class SiteTrainer:
         if not request.shift:
             work.parts.shift({})  # an earlier run of the same job may have left one
         (cohort,) = work.engine.train(replace(request, starts={site: kept}))
+        require_sound(cohort, request)
         tensors = {name: stacked[0] for name, stacked in cohort.tensors.items()}
         residual = {
             n.removeprefix(RESIDUAL): t for n, t in before.items() if n.startswith(RESIDUAL)

@@ -18,6 +18,7 @@ from fedclip import files
 from fedclip.errors import UsageError
 from fedclip.experiment.bench.plan import Cell
 from fedclip.experiment.folder import SUMMARY, RunFolder
+from fedclip.federated.update_checks import ADVICE
 
 _LAST_LINES = 12
 
@@ -183,4 +184,4 @@ def _reason(code: int, errors: str) -> str:
 
 
 def _diverged(code: int, errors: str) -> bool:
-    return code == 1 and "the loss became" in errors
+    return code == 1 and ADVICE in errors

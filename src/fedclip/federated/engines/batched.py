@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedclip.device import at_least_fp32, float64_home
-from fedclip.errors import FedclipWarning, TrainingFailed, out_of_memory
+from fedclip.errors import FedclipWarning, out_of_memory
 from fedclip.federated.client import LocalSettings, plan_steps, schedule_factor, training_images
 from fedclip.federated.engines.protocols import Images, Stacked
 from fedclip.federated.engines.stack import Group
@@ -170,12 +170,9 @@ class BatchedEngine:
             optimizer.step(rates)
             grads.zero_()
         tensors = group.result()
-        finite = parameters.values.isfinite().all(dim=1).tolist()
         seconds = time.perf_counter() - started
         extras = list(zip(rate_sums.tolist(), before, strict=True))
-        return Cohort(
-            self._reports(ids, request, losses.tolist(), plans, finite, seconds, extras), tensors
-        )
+        return Cohort(self._reports(ids, losses.tolist(), plans, seconds, extras), tensors)
 
     @torch.no_grad()
     def _start_losses(self, ids: tuple[str, ...], group: Group) -> list[float]:
@@ -267,24 +264,16 @@ class BatchedEngine:
     def _reports(
         self,
         ids: tuple[str, ...],
-        request: TrainRequest,
         losses: list[float],
         plans: list[Plan],
-        finite: list[bool],
         seconds: float,
         extras: list[tuple[float, float]],
     ) -> tuple[ClientReport, ...]:
         reports = []
         all_steps = sum(map(len, plans))
-        rows = zip(ids, losses, plans, finite, extras, strict=True)
-        for client_id, total, plan, sound, extra in rows:
+        for client_id, total, plan, extra in zip(ids, losses, plans, extras, strict=True):
             examples = len(self._clients[client_id])
             loss = total / (self._settings.local_epochs * examples)
-            if not (math.isfinite(loss) and sound):
-                raise TrainingFailed(
-                    f"client {client_id}, round {request.server_round}: the loss became {loss}; a "
-                    "lower client.learning_rate or precision: fp32 may help"
-                )
             # The group's time, shared out by the steps that each client took.
             share = len(plan) / all_steps
             own = seconds * share

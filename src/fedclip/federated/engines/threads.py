@@ -14,7 +14,6 @@ from threading import Event
 
 import torch
 
-from fedclip.errors import TrainingFailed
 from fedclip.federated.engines.batched import BatchedEngine
 from fedclip.records import Cohort, TrainRequest
 
@@ -67,8 +66,6 @@ class SideBySide:
             engine = self._engine.part(-(-len(part) // passes), stop)
             try:
                 return list(engine.train(replace(request, client_ids=part)))
-            except TrainingFailed:  # the others go on: timing must not decide who is named
-                raise
             except BaseException:
                 stop.set()
                 raise

@@ -21,6 +21,15 @@ Train = Callable[[TrainRequest], Updates]
 """Has clients trained, and gives what they send."""
 
 
+def guarded(train: Train, guard: Callable[[Updates], Updates]) -> Train:
+    """The same training, whose updates reach the strategy through a guard (`updates.Guarded`).
+
+    So privacy or a robust rule goes around any strategy, however often it trains:
+    `inner.round(state, request, guarded(train, guard))`.
+    """
+    return lambda request: guard(train(request))
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a strategy knows of the run, besides its state.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,11 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from fedclip.federated.strategies.base import Setting, Strategy, Train
-from fedclip.federated.updates import Updates
+from fedclip.federated.strategies.base import Setting, Strategy, Train, guarded
+from fedclip.federated.updates import Kept, Updates
 from fedclip.lora.aggregate import StackedLora, gram
 from fedclip.lora.names import first_ranks, pairs
-from fedclip.records import ClientReport, Cohort, RunState, State, TrainRequest
+from fedclip.records import Cohort, RunState, State, TrainRequest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -106,15 +106,15 @@ class Clustered(Strategy):
             return _group_rounds(self._inner, state, request, train)
         if request.server_round < self._cluster_round:
             return self._inner.round(state, request, train)
-        heard: list[Cohort] = []
+        heard: list[Kept] = []
 
-        def trained_once(asked: TrainRequest) -> Updates:
-            heard.append(train(asked).stacked())
-            return Updates(asked, heard)
+        def keeping(updates: Updates) -> Updates:
+            heard.append(Kept(updates))
+            return heard[-1]
 
         everyone = replace(request, client_ids=self._everyone)
-        self._inner.round(state, everyone, trained_once)
-        cohort = heard[0]
+        self._inner.round(state, everyone, guarded(train, keeping))
+        cohort = heard[0].stacked()
         alike = similarities(self.setting, state.shared, cohort)
         labels = cluster(alike, self._clusters)
         ids = [report.client_id for report in cohort.reports]
@@ -125,11 +125,7 @@ class Clustered(Strategy):
             groups={name: replace(state, private={}) for name in names},
             member_of=member_of,
         )
-
-        def heard_again(part: TrainRequest) -> Updates:
-            return Updates(part, [_of(cohort, part.client_ids)])
-
-        return _group_rounds(self._inner, parted, everyone, heard_again)
+        return _group_rounds(self._inner, parted, everyone, heard[0].of)
 
 
 def _group_rounds(
@@ -224,11 +220,3 @@ def _silhouette(distances: NDArray[np.float64], labels: NDArray[np.int32]) -> fl
     from sklearn.metrics import silhouette_score  # slow to import
 
     return float(silhouette_score(distances, labels, metric="precomputed"))
-
-
-def _of(cohort: Cohort, client_ids: Sequence[str]) -> Cohort:
-    """Some clients' part of a cohort, in that order."""
-    places = {report.client_id: index for index, report in enumerate(cohort.reports)}
-    rows = [places[client_id] for client_id in client_ids]
-    reports: tuple[ClientReport, ...] = tuple(cohort.reports[row] for row in rows)
-    return Cohort(reports, {name: tensor[rows] for name, tensor in cohort.tensors.items()})

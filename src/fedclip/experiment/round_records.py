@@ -1,0 +1,49 @@
+"""The records of rounds, as `metrics.jsonl` holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedclip.evaluation.metrics import chosen
+from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.evaluate import evaluate_run
+from fedclip.federated.rounds import RoundResult
+from fedclip.records import RunState
+
+
+def before_training(parts: Parts | TaskParts, state: RunState, personal: bool) -> dict[str, Any]:
+    """Round 0: the untrained model, and the base model with CLIP's own zero-shot classifier."""
+    figures = evaluate_run(parts, state, personal=personal)
+    base = figures
+    if "retrieval" in figures:
+        figures["zero_shot_retrieval"] = figures["retrieval"]
+    if parts.model.head != "text":
+        base = evaluate_run(parts, state, base=True, personal=personal)
+    names = ("accuracy", *chosen(parts.config.evaluation.metrics))
+    return {"server_round": 0} | {f"zero_shot_{name}": base[name] for name in names} | figures
+
+
+def round_record(result: RoundResult) -> dict[str, Any]:
+    """What a round's training tells; `seconds_by_client` goes to `timing.jsonl`."""
+    return {
+        "server_round": result.server_round,
+        "loss": result.loss,
+        "num_examples": sum(r.num_examples for r in result.reports),
+        "bytes_up": result.bytes_up,
+        "bytes_down": result.bytes_down,
+        "clients": {r.client_id: {"loss": r.loss, "steps": r.steps} for r in result.reports},
+        "seconds_by_client": {r.client_id: r.seconds for r in result.reports},
+    }
+
+
+def figures_of(
+    parts: Parts | TaskParts,
+    result: RoundResult,
+    personal: bool,
+    due: bool,
+    judge: Callable[[RoundResult], Mapping[str, Any]] | None,
+) -> dict[str, Any]:
+    """A round's figures: evaluated here where that is due, and told by a judge, if there is one."""
+    figures = evaluate_run(parts, result.state, personal=personal) if due else {}
+    return figures | dict(judge(result) if judge is not None else {})

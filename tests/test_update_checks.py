@@ -1,0 +1,210 @@
+"""What may be aggregated: checks of updates in every engine, and guards around `train`."""
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedclip.errors import TrainingFailed, UsageError
+from fedclip.federated.rounds import run_rounds
+from fedclip.federated.strategies import Setting, Strategy, create_strategy
+from fedclip.federated.strategies.averaging import FedAvg
+from fedclip.federated.strategies.base import guarded
+from fedclip.federated.strategies.groups import Clustered, Grouped
+from fedclip.federated.strategies.wrappers import Ditto, Scaffold, ServerOptimizer
+from fedclip.federated.update_checks import check, outliers
+from fedclip.federated.updates import Guarded, Kept, Updates
+from fedclip.records import ClientReport, ClientUpdate, Cohort, RunState, TrainRequest
+
+LAYER = "base_model.model.layer"
+A, B = f"{LAYER}.lora_A.weight", f"{LAYER}.lora_B.weight"
+STATE = {A: torch.ones(2, 4), B: torch.zeros(3, 2), "head": torch.zeros(3)}
+CLIENTS = {"a": 10, "b": 30, "c": 20, "d": 5}
+REQUEST = TrainRequest(4, ("a", "b"), STATE)
+REPORT = ClientReport("a", 10, loss=0.5, steps=3, seconds=0.1, rate_sum=0.3, start_loss=0.7)
+
+
+def changed(name, tensor):
+    return {**STATE, name: tensor}
+
+
+ASKED_OFFSETS = replace(REQUEST, offsets={"a": STATE})
+ASKED_START_LOSS = replace(REQUEST, start_loss=True)
+WRONG = {
+    "NaN": (changed(B, torch.full((3, 2), math.nan)), REPORT, REQUEST, "finite", B),
+    "infinity": (changed(B, torch.full((3, 2), -math.inf)), REPORT, REQUEST, "finite", B),
+    "loss": (STATE, replace(REPORT, loss=math.inf), REQUEST, "finite", "the loss became inf"),
+    "start loss": (
+        STATE,
+        replace(REPORT, start_loss=math.nan),
+        ASKED_START_LOSS,
+        "finite",
+        "start_loss that is not finite: nan",
+    ),
+    "rates": (STATE, replace(REPORT, rate_sum=math.nan), ASKED_OFFSETS, "finite", "rate_sum"),
+    "shape": (changed(A, torch.ones(1, 4)), REPORT, REQUEST, "shape", r"\[1, 4\], \[2, 4\] was"),
+    "broadcast": (changed("head", torch.zeros(1)), REPORT, REQUEST, "shape", r"\[1\], \[3\] was"),
+    "format": (changed(A, torch.ones(2, 4).half()), REPORT, REQUEST, "dtype", "float16, float32"),
+    "missing": ({A: STATE[A], B: STATE[B]}, REPORT, REQUEST, "names", "does not send head"),
+    "unknown": (changed("x", torch.ones(1)), REPORT, REQUEST, "names", "sends x, which was not"),
+    "untrained": (STATE, REPORT, replace(REQUEST, trained=frozenset({B})), "names", "not asked"),
+}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "report", "request_", "kind", "words"), WRONG.values(), ids=WRONG
+)
+def test_what_must_not_be_aggregated_has_a_reason(tensors, report, request_, kind, words):
+    reason = check(ClientUpdate(report, tensors), request_)
+    assert reason is not None
+    assert reason.kind == kind
+    assert re.search(words, reason.words)
+
+
+def test_what_was_asked_for_is_taken():
+    assert check(ClientUpdate(REPORT, STATE), REQUEST) is None
+    assert check(ClientUpdate(REPORT, STATE), ASKED_OFFSETS) is None
+    assert check(ClientUpdate(REPORT, STATE), ASKED_START_LOSS) is None
+    # What a client keeps may come along in simulation, and stays away over a network.
+    sends_b = replace(REQUEST, sent=frozenset({B}))
+    assert check(ClientUpdate(REPORT, STATE), sends_b) is None
+    assert check(ClientUpdate(REPORT, {B: STATE[B]}), sends_b) is None
+    # Numbers that nobody asked for may be unknown.
+    unknown = replace(REPORT, rate_sum=math.nan, start_loss=math.nan)
+    assert check(ClientUpdate(unknown, STATE), REQUEST) is None
+
+
+def test_sizes_are_compared_with_the_median_of_the_others():
+    found = outliers({"a": 1.0, "b": 2.0, "c": 90.0}, limit=20, usual=None)
+    assert list(found) == ["c"]  # the others' median is 1.5
+    assert found["c"].times == 60
+    assert not outliers({"a": 90.0}, limit=20, usual=None)
+    assert outliers({"a": 90.0}, limit=20, usual=1.0)["a"].times == 90
+
+
+class Engine:
+    """Clients that move by a step of their own; two of them at a time."""
+
+    def __init__(self, poison=None):
+        self.poison = poison or {}
+
+    def train(self, request):
+        ids = request.client_ids
+        for group in (ids[:2], ids[2:]):
+            if not group:
+                continue
+            names = request.state if request.trained is None else request.trained
+            steps = torch.tensor([0.1 + 0.2 * ("abcd".index(c) % 2) for c in group])
+            tensors = {
+                n: request.state[n] + steps.view(-1, *[1] * request.state[n].dim()) for n in names
+            }
+            for row, client_id in enumerate(group):
+                if client_id in self.poison:
+                    tensors[B][row, 0, 0] = self.poison[client_id]
+            reports = tuple(
+                ClientReport(c, CLIENTS[c], 0.5, 4, 0.1, rate_sum=0.4, start_loss=0.6)
+                for c in group
+            )
+            yield Cohort(reports, tensors)
+
+
+def played(strategy, rounds=2, engine=None):
+    return list(
+        run_rounds(
+            RunState(STATE),
+            engine or Engine(),
+            strategy,
+            clients=CLIENTS,
+            rounds=rounds,
+            clients_per_round=4,
+            seed=0,
+        )
+    )
+
+
+def test_no_engine_gets_numbers_into_the_state_that_are_not_finite():
+    engine = Engine({"c": math.nan, "a": math.inf})
+    # The largest client comes first, so of a and c it is c; the loss itself is a number.
+    with pytest.raises(TrainingFailed, match=rf"client c, round 1: .*not finite .*{B}.*rate"):
+        played(FedAvg(), engine=engine)
+
+
+class Around(Strategy):
+    """What privacy and robust rules will be: a strategy inside, and a guard around `train`."""
+
+    def __init__(self, inner, guard):
+        super().__init__(inner.setting)
+        self._inner = inner
+        self._guard = guard
+
+    def round(self, state, request, train):
+        return self._inner.round(state, request, guarded(train, self._guard))
+
+
+STEPS = {"learning_rate": 0.5, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3}
+SETTING = Setting(scalings={"layer": 1.0})
+STRATEGIES = {
+    "fedavg": lambda: FedAvg(SETTING),
+    "flora": lambda: create_strategy("flora", SETTING),
+    "scaffold": lambda: Scaffold(FedAvg(SETTING), 4),
+    "ditto": lambda: Ditto(FedAvg(SETTING), 0.1),
+    "server optimizer": lambda: ServerOptimizer(FedAvg(SETTING), "fedavgm", STEPS),
+    "groups": lambda: Grouped(FedAvg(SETTING), {"a": "x", "b": "y", "c": "x", "d": "y"}),
+    "clusters": lambda: Clustered(FedAvg(SETTING), CLIENTS, 1, 2),
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+def test_a_guard_that_lets_all_through_changes_nothing_not_even_the_books(strategy):
+    plain, around = played(strategy()), played(Around(Around(strategy(), Guarded), Guarded))
+    for one, other in zip(plain, around, strict=True):
+        assert one.reports == other.reports
+        assert one.bytes_up == other.bytes_up
+        assert one.bytes_down == other.bytes_down
+        flat, same = one.state.flat(), other.state.flat()
+        assert flat.keys() == same.keys()
+        assert all(torch.equal(flat[n], same[n]) for n in flat)
+
+
+class Secret(Guarded):
+    """Refuses single updates; its mean is that of updates clipped to steps of a tenth."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.apply(self.clipped)
+
+    def clipped(self, cohort):
+        start = self.request.state
+        tensors = {n: start[n] + (t - start[n]).clamp(max=0.1) for n, t in cohort.tensors.items()}
+        return Cohort(cohort.reports, tensors)
+
+    def mean(self, weigh=None):
+        return super().mean(lambda report: 1.0)
+
+    def stacked(self):
+        raise UsageError("single updates are not to be seen")
+
+
+def test_a_guard_decides_what_a_mean_gives():
+    (result,) = played(Around(FedAvg(SETTING), Secret), rounds=1)
+    assert torch.allclose(result.state.shared[B], STATE[B] + 0.1)  # steps were 0.1 and 0.3
+    assert result.bytes_up == 4 * 4 * (8 + 6 + 3)  # four clients, fp32
+
+
+@pytest.mark.parametrize("name", ["flora", "scaffold", "ditto", "clusters"])
+def test_a_guard_refuses_a_strategy_that_looks_at_single_updates(name):
+    with pytest.raises(UsageError, match="not to be seen"):
+        played(Around(STRATEGIES[name](), Secret), rounds=1)
+
+
+def test_kept_updates_can_be_taken_again_and_in_parts():
+    request = TrainRequest(1, ("a", "b", "c"), STATE)
+    kept = Kept(Updates(request, Engine().train(request)))
+    assert kept.stacked() is kept.stacked()
+    mean = kept.mean()[B]  # steps 0.1, 0.3, 0.1 with 10, 30 and 20 examples
+    assert torch.allclose(mean, torch.full((3, 2), (10 * 0.1 + 30 * 0.3 + 20 * 0.1) / 60))
+    part = kept.of(replace(request, client_ids=("c", "b"))).stacked()
+    assert [report.client_id for report in part.reports] == ["c", "b"]
+    assert torch.allclose(part.tensors["head"][:, 0], torch.tensor([0.1, 0.3]))
