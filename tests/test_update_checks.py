@@ -150,7 +150,7 @@ STRATEGIES = {
     "flora": lambda: create_strategy("flora", SETTING),
     "scaffold": lambda: Scaffold(FedAvg(SETTING), 4),
     "ditto": lambda: Ditto(FedAvg(SETTING), 0.1),
-    "server optimizer": lambda: ServerOptimizer(FedAvg(SETTING), "fedavgm", STEPS),
+    "server optimizer": lambda: ServerOptimizer(FedAvg(SETTING), "adam", STEPS),
     "groups": lambda: Grouped(FedAvg(SETTING), {"a": "x", "b": "y", "c": "x", "d": "y"}),
     "clusters": lambda: Clustered(FedAvg(SETTING), CLIENTS, 1, 2),
 }
