@@ -16,6 +16,7 @@ from fedclip.config import Config
 from fedclip.config.loading import config_from_dict, dump_config, load_config
 from fedclip.device import resolve_device
 from fedclip.errors import UsageError
+from fedclip.evaluation.metrics import chosen
 from fedclip.experiment.build import assemble_run, check_partition, with_absolute_paths
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import Parts, TaskParts
