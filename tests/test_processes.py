@@ -200,10 +200,10 @@ def test_a_half_made_environment_is_explained(monkeypatch):
         Processes.join(CPU)
 
 
-def torchrun(*arguments, count=2):
+def torchrun(*arguments, count=2, of=("-m", "fedclip", "run")):
     """A command in several processes: exit code, standard output and standard error."""
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    program += ["--nproc-per-node", str(count), "-m", "fedclip", "run", *map(str, arguments)]
+    program += ["--nproc-per-node", str(count), *of, *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         program, capture_output=True, text=True, check=False, timeout=120, env=environment
@@ -240,6 +240,31 @@ def test_two_processes_go_on_with_a_run_to_the_adapter_of_one(tmp_path):
     assert out.count("run folder:") == 1
     assert [err.count(f"round {n}/3") for n in (1, 2, 3)] == [0, 1, 1]
     assert_same_run(tmp_path / "two", expected)
+
+
+ENDED = """
+import sys, fedclip
+
+class End(fedclip.Listener):
+    def stop(self):
+        return "enough"
+
+fedclip.run(sys.argv[1], output=sys.argv[2], listener=End())
+"""
+
+
+def test_a_listener_ends_a_run_of_two_processes_which_one_goes_on_with(tmp_path):
+    """The second process has no listener, and would wait for the next round's sum for ever."""
+    config = with_(federation={"rounds": 2, "clients_per_round": 1}, evaluation={"every": 2})
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "ended.py").write_text(ENDED)
+    folder = tmp_path / "two"
+    code, _, err = torchrun(tmp_path / "ended.py", tmp_path / "small.yaml", folder, of=())
+    assert code == 0, err
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["stopped_by"], summary["rounds"]) == ("enough", 1)
+    expected = fedclip.run(config, output=tmp_path / "one")
+    assert fedclip.resume(folder).summary["state_sha256"] == expected.summary["state_sha256"]
 
 
 def test_with_more_processes_than_clients_one_adds_nothing(tmp_path):

@@ -290,6 +290,21 @@ def test_what_is_not_finite_stays_so_in_short_formats(form: Any, value: float) -
         take(data, exchange_of(state()), form)
 
 
+def test_numbers_may_be_left_out_only_where_nobody_needs_them() -> None:
+    """Of q-FedAvg the start loss, of SCAFFOLD the sum of rates: a null would spoil the state."""
+    exchange, data = exchange_of(state()), answer(report=replace(REPORT, rate_sum=math.nan))
+    request = TrainRequest(3, ("north",), exchange.start)
+    limits: Any = {"num_examples": 10, "largest": LARGEST}
+    given = (data, TICKET, "north", exchange, "fp32")
+    assert read_update(*given, request=request, **limits).report.num_examples == 10
+    for key, needs_it in {
+        "start_loss": replace(request, start_loss=True),
+        "rate_sum": replace(request, offsets={"north": {}}),
+    }.items():
+        with pytest.raises(Refused, match=f"north sends a {key} that is not finite"):
+            read_update(*given, request=needs_it, **limits)
+
+
 def test_an_answer_in_anothers_name_is_refused() -> None:
     data = answer(report=replace(REPORT, client_id="south"))
     with pytest.raises(Refused, match="north answers in the name of 'south'"):
