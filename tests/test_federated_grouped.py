@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedclip.federated.rounds import run_rounds
@@ -152,6 +152,7 @@ def test_clusters_by_hand():
     assert cluster(torch.ones(2, 2), None) == [0, 0]
 
 
+@settings(deadline=None)
 @given(st.integers(3, 12), st.integers(2, 14), st.integers(0, 99))
 def test_clusters_are_numbered_from_the_first_client_on(clients, count, seed):
     rows = torch.from_numpy(np.random.default_rng(seed).normal(size=(clients, 4)))
