@@ -10,6 +10,7 @@ from fedclip.models.clip import CLIPLoRAWrapper
 NAMES = ["cat", "dog", "red car"]
 BOTH = {"vision_encoder": ["q_proj", "v_proj"], "text_encoder": ["q_proj", "v_proj"]}
 FULL = {"lora": {"enabled": False}}
+PROBE = {"head": "linear", "lora": {"target_modules": {}}}
 
 
 def some_pixels() -> torch.Tensor:

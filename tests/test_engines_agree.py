@@ -35,6 +35,7 @@ from tests.models_help import shaken
         {},
         {"targets": BOTH},
         {"head": "linear"},
+        {"head": "linear", "targets": {}},
         {"dropout": 0.2},
         {"dropout": 0.2, "targets": BOTH},
     ],
@@ -84,6 +85,7 @@ PROJECTIONS = {
     "vision_encoder": ["q_proj", "fc1", "visual_projection"],
     "text_encoder": ["k_proj", "text_projection"],
 }
+PROBE = {"targets": {}, "head": "linear"}
 ONE_PROJECTION = {"vision_encoder": ["visual_projection"]}
 
 
@@ -95,11 +97,14 @@ ONE_PROJECTION = {"vision_encoder": ["visual_projection"]}
         ({"targets": ONE_PROJECTION, "head": "linear"}, {"padded": True}, "adamw"),
         ({"targets": ONE_PROJECTION}, {"cached": True}, "sgd"),
         ({"targets": {"text_encoder": ["text_projection"]}}, {"cached": True}, "adamw"),
+        ({"targets": {}, "head": "linear", "ranks": None}, {"cached": True}, "sgd"),
     ],
-    ids=["layerwise", "rslora", "head", "image", "text"],
+    ids=["layerwise", "rslora", "head", "image", "text", "probe"],
 )
 def test_layerwise_configurations_agree(options, kind, optimizer):
     rates = {"lora_B": 4.0, "vision_encoder": 0.5, "head": 0.0, "text_encoder": 2.0}
+    if not options["targets"]:
+        rates = {"head.bias": 2.0}
     settings = LocalSettings(
         batch_size=8, local_epochs=2, optimizer=optimizer, learning_rate=1e-2, rate_pattern=rates
     )
@@ -274,7 +279,7 @@ def test_evaluation_on_merged_weights_is_the_model_s_own():
         {"targets": PROJECTIONS, "lora": LAYERWISE},
         {"targets": ONE_PROJECTION},
     )
-    for options in ({"targets": BOTH}, {"head": "linear"}, {"last": 1}, *projections):
+    for options in ({"targets": BOTH}, {"head": "linear"}, PROBE, {"last": 1}, *projections):
         model = build(**options)
         model.set_parameters(shaken(model))
         pixels, _, _ = data(SIZES)

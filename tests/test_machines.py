@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from fedclip.config.loading import config_from_dict
 from fedclip.deploy.coordinator import rounds as server_run
@@ -24,6 +23,7 @@ from fedclip.deploy.site.private_state import PrivateState
 from fedclip.errors import TrainingFailed, UsageError
 from fedclip.experiment.build import model_seed
 from fedclip.experiment.run import run
+from fedclip.models.adapter_folder import read_adapter
 from fedclip.models.clip import create_clip_model
 from tests.machines_help import (
     MAY_LEAVE,
@@ -35,6 +35,7 @@ from tests.machines_help import (
     tree,
     write_images,
 )
+from tests.models_help import PROBE
 
 Site = Callable[[bytes], bytes | None]
 
@@ -66,10 +67,11 @@ def on_training(site: Site, change: Callable[[bytes, bytes], bytes | None]) -> S
         {},
         {"federation": {"strategy": "fedsa"}},
         {"federation": {"ditto_mu": 0.1}},
+        {"model": PROBE},
         {"federation": {"strategy": "flora"}},
         {"federation": {"strategy": "flexlora", "dynamic_ranks": {"enabled": True, "every": 1}}},
     ],
-    ids=["fedavg", "fedsa", "ditto", "flora", "dynamic"],
+    ids=["fedavg", "fedsa", "ditto", "probe", "flora", "dynamic"],
 )
 def test_a_run_over_machines_is_the_sequential_engines_to_the_last_site(
     images: Path, tmp_path: Path, sections: dict[str, Any]
@@ -95,13 +97,12 @@ def test_a_run_over_machines_is_the_sequential_engines_to_the_last_site(
 
 
 def assert_same_adapter(one: Path, other: Path) -> None:
-    """Folders of PEFT with equal tensors and equal ranks."""
-    tensors, theirs = (load_file(p / "adapter_model.safetensors") for p in (one, other))
+    """Folders with equal tensors and equal ranks."""
+    (tensors, _, config), (theirs, _, other_config) = map(read_adapter, (one, other))
     assert tensors.keys() == theirs.keys()
     for name, tensor in tensors.items():
         torch.testing.assert_close(tensor, theirs[name])
-    config, theirs = (json.loads((p / "adapter_config.json").read_text()) for p in (one, other))
-    assert config == theirs
+    assert config == other_config
 
 
 def test_a_site_may_keep_its_accuracy_to_itself_and_a_silent_one_is_named(

@@ -197,7 +197,7 @@ def test_adapters_that_do_not_go_together(tmp_path: Path, pair: tuple[Path, Path
         ),
         (save(tmp_path / "less", lora=vision), r"same layers: text_model.* adapted in .*/a only"),
         (save(tmp_path / "head", head="linear", lora=vision), r"same layers"),
-        (tmp_path / "full", r"full holds a fully fine-tuned model, expected a LoRA adapter"),
+        (tmp_path / "full", r"full holds a full model, expected a LoRA adapter"),
         (tmp_path / "none", r"none holds no adapter"),
     ):
         with pytest.raises(UsageError, match=message):

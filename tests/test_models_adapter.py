@@ -21,7 +21,7 @@ from fedclip import files as house_files
 from fedclip.errors import UsageError
 from fedclip.models.clip import CLIPLoRAWrapper, adapter_sha256, create_clip_model
 from fedclip.models.pretrained import load_base
-from tests.models_help import NAMES, shaken
+from tests.models_help import NAMES, PROBE, shaken
 
 BOTH = {"vision_encoder": ["q_proj", "fc1"], "text_encoder": ["v_proj"]}
 FULL = {"lora": {"enabled": False}}
@@ -91,7 +91,7 @@ def test_a_folder_holds_what_peft_writes_and_a_card(tmp_path: Path) -> None:
     assert isinstance(scope["model"], PeftModel)
 
 
-@pytest.mark.parametrize("config", [{}, {"lora": {"target_modules": BOTH}}, FULL])
+@pytest.mark.parametrize("config", [{}, {"lora": {"target_modules": BOTH}}, FULL, PROBE])
 def test_equal_adapters_give_equal_files(tmp_path: Path, config: dict) -> None:
     for name in ("one", "two"):
         trained(config, class_names=NAMES).save_adapter(tmp_path / name)
@@ -103,6 +103,7 @@ def test_equal_adapters_give_equal_files(tmp_path: Path, config: dict) -> None:
     [
         {"lora": {"target_modules": BOTH}},
         {"head": "linear"},
+        PROBE,
         FULL,
         FULL | {"head": "linear"},
     ],
@@ -155,6 +156,8 @@ def test_a_moved_base_folder_is_the_same_base(tmp_path: Path) -> None:
         (FULL | {"model_name": "random:tiny"}, FULL, "made on random:tiny, this model is tiny"),
         ({"head": "linear"}, {}, "head.bias"),
         (FULL, {}, "holds a full model, this model trains a LoRA adapter"),
+        (PROBE, {"head": "linear"}, "holds a linear head alone, this model trains a LoRA adapter"),
+        (FULL | {"head": "linear"}, PROBE, "holds a full model, this model trains a linear head"),
         ({}, FULL, "holds a LoRA adapter, this model trains a full model"),
     ],
 )

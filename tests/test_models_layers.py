@@ -372,7 +372,9 @@ def test_a_bad_rank_changes_nothing(rank: Any, message: str) -> None:
 
 
 def test_full_fine_tuning_has_no_rank() -> None:
-    with pytest.raises(UsageError, match="full fine-tuning has no rank"):
+    with pytest.raises(
+        UsageError, match=r"trains a full model \(model.lora.enabled: false\), which has no rank"
+    ):
         create_clip_model({"lora": {"enabled": False}}).set_rank(4)
 
 

@@ -28,13 +28,14 @@ def run_card(folder: str | Path, repo_id: str | None = None) -> str:
     run = finished(folder)
     config = load_config(run.path / CONFIG)
     summary = run.read_json(SUMMARY)
-    _, notes, peft_config = read_adapter(run.path / "adapter")
+    tensors, notes, _ = read_adapter(run.path / "adapter")
+    kind, head = notes.kind, tensors.get("head.bias")
     base = public_name(config.model.model_name)
     name = repo_id or f"clip-{_data_name(config)}-{summary['strategy']}"
     card = ModelCardData(
         base_model=base if _on_the_hub(config.model.model_name) else None,
-        library_name="peft" if peft_config else "fedclip",
-        tags=["clip", "federated-learning", "fedclip", *(["lora"] if peft_config else [])],
+        library_name="peft" if kind.peft_format else "fedclip",
+        tags=["clip", "federated-learning", "fedclip", *(["lora"] if kind.peft_format else [])],
         datasets=[_data_name(config)] if _hub_data(config) else None,
         metrics=["recall" if config.task == "contrastive" else "accuracy"],
         model_name=name.split("/")[-1],
@@ -43,7 +44,7 @@ def run_card(folder: str | Path, repo_id: str | None = None) -> str:
     )
     body = [
         f"# {name.split('/')[-1]}",
-        f"{'A LoRA adapter' if peft_config else 'Fine-tuned weights'} for CLIP (`{base}`), trained "
+        f"{kind.title[0].upper()}{kind.title[1:]} for CLIP (`{base}`), trained "
         "with fedclip in a federation: sites exchanged parameters, never images.",
         *_section("Results", [*_accuracies(summary), *_recalls(summary)]),
         *_section("Data", _data(config, run.read_json(PARTITION), notes)),
@@ -53,7 +54,12 @@ def run_card(folder: str | Path, repo_id: str | None = None) -> str:
         "\n".join(
             [
                 "```python",
-                *loading(base, lora=peft_config is not None, place=repo_id or "<this folder>"),
+                *loading(
+                    kind,
+                    base,
+                    place=repo_id or "<this folder>",
+                    num_classes=None if head is None else len(head),
+                ),
                 "```",
             ]
         ),
@@ -150,8 +156,10 @@ def _data(config: Config, partition: Mapping[str, Any], notes: AdapterNotes) -> 
 
 
 def _training(config: Config, summary: Mapping[str, Any]) -> list[str]:
-    lora = config.model.lora
-    towers = f"rank {lora.r}, alpha {lora.lora_alpha:g}" if lora.enabled else "all weights"
+    lora, trains = config.model.lora, config.model.trains
+    towers = {"full": "all weights", "head": "the linear head alone"}.get(
+        trains, f"rank {lora.r}, alpha {lora.lora_alpha:g}"
+    )
     return [
         f"- Strategy `{summary['strategy']}`, {summary['rounds']} rounds, "
         f"{summary['clients_per_round']} of {summary['clients']} clients in each.",

@@ -37,11 +37,9 @@ def export(source: str | Path, to: str, output: str | Path | None = None) -> dic
 
 def _peft(source: Path, folder: Path) -> None:
     adapter = adapter_folder(source)
-    _, _, config = read_adapter(adapter)
-    if config is None:
-        raise UsageError(
-            f"{source} is a fully fine-tuned model, which has no adapter; use --to merged"
-        )
+    _, notes, _ = read_adapter(adapter)
+    if not notes.kind.peft_format:
+        raise UsageError(f"{source} holds {notes.kind.title}, no PEFT adapter; use --to merged")
     found = [adapter / name for name in FILES if (adapter / name).is_file()]
 
     def write(fresh: Path) -> None:

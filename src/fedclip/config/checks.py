@@ -11,6 +11,7 @@ from typing import Any
 
 from fedclip.config.checks_data import caption_problems
 from fedclip.config.checks_tasks import sharing_problems, task_problems, task_views
+from fedclip.config.model import no_lora
 from fedclip.config.section import CrossProblem, lookup, number
 
 __all__ = ["CrossProblem", "cross_problems", "lookup"]
@@ -131,11 +132,11 @@ def _strategies_compose(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
     own = isinstance(strategy, str) and ".py:" in strategy
     if not isinstance(strategy, str) or own:
         return
-    if strategy in LORA_STRATEGIES and lookup(values, "model.lora.enabled") is False:
+    if strategy in LORA_STRATEGIES and (reason := no_lora(values)):
         yield CrossProblem(
             "federation.strategy",
-            f"federation.strategy: {strategy} combines LoRA factors, but model.lora.enabled is "
-            "false; use fedavg, or train an adapter",
+            f"federation.strategy: {strategy} combines LoRA factors, but {reason}; use fedavg, or "
+            "train an adapter",
         )
     dora_fits = MEANS | {"fedsa", "qfedavg", "local", "centralised"}
     if lookup(values, "model.lora.use_dora") is True and strategy not in dora_fits:
@@ -217,10 +218,8 @@ def _one_source_of_ranks(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
             f"{' and '.join(given)} cannot be used together, as each says what the ranks are; "
             "keep one of them",
         )
-    if given and lookup(values, "model.lora.enabled") is False:
-        yield CrossProblem(
-            given[0], f"{given[0]} needs an adapter, but model.lora.enabled is false"
-        )
+    if given and (reason := no_lora(values)):
+        yield CrossProblem(given[0], f"{given[0]} needs an adapter, but {reason}")
     if given and lookup(values, "model.lora.use_dora") is True:
         yield CrossProblem(
             given[0],

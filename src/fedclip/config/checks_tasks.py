@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from fedclip.config.model import no_lora
 from fedclip.config.section import CrossProblem, lookup, number
 
 _PERSONAL = {"fedsa", "local"}
@@ -32,10 +33,8 @@ def task_problems(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
         yield CrossProblem(
             "tasks", f"tasks names one task, {next(iter(tasks))}; name two or more, or use data"
         )
-    if lookup(values, "model.lora.enabled") is False:
-        yield CrossProblem(
-            "tasks", "tasks share adapters, but model.lora.enabled is false; train an adapter"
-        )
+    if reason := no_lora(values):
+        yield CrossProblem("tasks", f"tasks share adapters, but {reason}; train an adapter")
     if lookup(values, "model.head") == "linear" or number(values, "model.num_classes") is not None:
         key = "head" if lookup(values, "model.head") == "linear" else "num_classes"
         yield CrossProblem(
@@ -88,8 +87,8 @@ def sharing_problems(values: Mapping[str, Any], means: Collection[str]) -> Itera
     where, named = "federation.sharing.mode", f"federation.sharing.mode: {mode}"
     if mode != "clusters" and not lookup(values, "tasks"):
         yield CrossProblem(where, f"{named} needs several tasks; name them under tasks")
-    if lookup(values, "model.lora.enabled") is False:
-        yield CrossProblem(where, f"{named} needs an adapter, but model.lora.enabled is false")
+    if reason := no_lora(values):
+        yield CrossProblem(where, f"{named} needs an adapter, but {reason}")
     if strategy in _PERSONAL or number(values, "federation.ditto_mu") is not None:
         what = strategy if strategy in _PERSONAL else "federation.ditto_mu"
         yield CrossProblem(

@@ -219,6 +219,8 @@ def validated(model: type[M], values: Any, source: Source) -> M:
             defaults = deep_merge(
                 defaults, {key.split(".")[0]: {"learning_rate": None} for key in RATES}
             )
+        if isinstance(lookup(values, "model.lora.target_modules"), Mapping):
+            del defaults["model"]["lora"]["target_modules"]  # what is given replaces all of it
         crossed = cross_problems(deep_merge(defaults, values))
         if crossed:
             problems.pop("", None)
@@ -276,7 +278,7 @@ def _advise(config: BaseModel, source: Source) -> None:
     if not isinstance(model, ModelConfig):
         return
     lora = model.lora
-    if lora.enabled and not lora.r <= lora.lora_alpha <= 2 * lora.r:
+    if model.trains == "lora" and not lora.r <= lora.lora_alpha <= 2 * lora.r:
         key = f"{prefix}lora.lora_alpha"
         message = (
             f"{key} is usually 1 to 2 times r ({lora.r} to {2 * lora.r}), "

@@ -7,15 +7,35 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedclip.config.section import AsTuple, Pattern, Section, Text
+from fedclip.config.section import AsTuple, Pattern, Section, Text, lookup
 
 VisionModule = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "visual_projection"]
 TextModule = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "text_projection"]
 MAX_RANK = 64
 
+Trained = Literal["lora", "head", "full"]
+"""What is trained beside a head: a LoRA adapter, nothing, or all weights."""
+
 Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 Alpha = Annotated[float, Field(gt=0)]
 Dropout = Annotated[float, Field(ge=0, le=0.3)]
+
+
+def what_trains(enabled: object, target_modules: object) -> Trained:
+    """What is trained, by `lora.enabled` and the layers that `lora.target_modules` names."""
+    if enabled is False:
+        return "full"
+    towers = target_modules.values() if isinstance(target_modules, Mapping) else [True]
+    return "lora" if any(towers) else "head"
+
+
+def no_lora(values: Mapping[str, Any]) -> str | None:
+    """Why a configuration, as nested mappings, has no LoRA adapter; None where it has one."""
+    enabled, targets = (lookup(values, f"model.lora.{k}") for k in ("enabled", "target_modules"))
+    return {
+        "full": "model.lora.enabled is false",
+        "head": "model.lora.target_modules names no layer",
+    }.get(what_trains(enabled, targets))
 
 
 class TargetModules(Section):
@@ -47,7 +67,8 @@ class LoraConfig(Section):
     )
     target_modules: TargetModules = Field(
         TargetModules(vision_encoder=("q_proj", "k_proj", "v_proj", "out_proj")),
-        description="Layers that get an adapter, by tower.",
+        description="Layers that get an adapter, by tower; `{}` with `model.head: linear` trains "
+        "the head alone (a linear probe).",
     )
     last_layers: int | None = Field(
         None,
@@ -85,16 +106,6 @@ class LoraConfig(Section):
             return {**data, "lora_alpha": 2.0 * r if isinstance(r, int) and r > 0 else 16.0}
         return data
 
-    @model_validator(mode="after")
-    def _something_to_adapt(self) -> LoraConfig:
-        modules = self.target_modules
-        if self.enabled and not (modules.vision_encoder or modules.text_encoder):
-            raise ValueError(
-                "target_modules names no layer, so nothing would be trained; "
-                "name some under vision_encoder or text_encoder, or set enabled: false"
-            )
-        return self
-
 
 class ModelConfig(Section):
     """The pretrained CLIP, its classifier and its adapter."""
@@ -117,3 +128,18 @@ class ModelConfig(Section):
         False, description="Recompute activations in the backward pass: less memory, more time."
     )
     lora: LoraConfig = Field(LoraConfig(), description="The adapter.")
+
+    @property
+    def trains(self) -> Trained:
+        """What is trained beside a head."""
+        return what_trains(self.lora.enabled, dict(self.lora.target_modules))
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> ModelConfig:
+        if self.trains == "head" and self.head != "linear":
+            raise ValueError(
+                "lora.target_modules names no layer, so nothing would be trained; name some under "
+                "vision_encoder or text_encoder, set head: linear to train a linear head alone (a "
+                "linear probe), or lora.enabled: false to train all weights"
+            )
+        return self

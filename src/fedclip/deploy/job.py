@@ -63,6 +63,6 @@ def job_config(
 
 def base_sha256(model: CLIPLoRAWrapper) -> str:
     """Digest of the weights that are not trained; of full fine-tuning, of all as they came."""
-    trained = {id(p) for p in model.trainable().values()} if model.is_lora_enabled() else set()
+    trained = set() if model.kind.trains_base else set(map(id, model.trainable().values()))
     weights = model.network.named_parameters()
     return adapter_sha256({name: p for name, p in weights if id(p) not in trained})

@@ -19,7 +19,7 @@ from fedclip.experiment.strategy import settle_ranks
 from fedclip.federated.engines.sharded import Processes
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.models.pretrained import EMBEDDED, RANDOM, load_pixels
-from fedclip.models.stacked.clients import StackedClients, can_stack
+from fedclip.models.stacked.clients import StackedClients
 from fedclip.models.stacked.prefix_cache import PixelInputs
 from fedclip.models.text_head import each_once
 from fedclip.reports.listener import Listener
@@ -141,7 +141,7 @@ def _of_task(data: FederatedData, task: str) -> FederatedData:
 
 
 def _stacked(config: Config, model: CLIPLoRAWrapper, precision: str) -> StackedClients | None:
-    if not can_stack(model):
+    if model.kind.unstacked:
         return None
     return StackedClients(model, products=product_dtype(precision))
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Shared(ABC):
     """What the parts of a run have in common, whether it has one task or several.
 
-    `stacked` is the model as many clients share it (LoRA only).
+    `stacked` is the model as many clients share it, where its kind can be stacked.
     `sites` are the clients where they are on other machines, with their numbers of training
     examples; their models of their own are there too.
     """

@@ -53,14 +53,13 @@ def _settled(
     trained = [path for name in parts.model.trainable() for path in owners(name)]
     check_hits("optimizer.rate_pattern", parts.config.optimizer.rate_pattern, trained)
     engine = parts.config.engine
-    unstackable = {
-        "learning from captions": any(task.data.captioned for task in tasks),
-        "full fine-tuning": not parts.model.is_lora_enabled(),
-        "DoRA": parts.config.model.lora.use_dora,
-        "fp16, whose loss scale is each client's own,": parts.precision == "fp16",
-    }
-    for what, present in unstackable.items():
-        if present and engine.name == "batched":
+    unstacked = (
+        "learning from captions" if any(task.data.captioned for task in tasks) else None,
+        parts.model.kind.unstacked,
+        "fp16, whose loss scale is each client's own," if parts.precision == "fp16" else None,
+    )
+    for what in unstacked:
+        if what and engine.name == "batched":
             listener.message(f"{what} is not stacked: it runs on the sequential engine")
             engine = engine.model_copy(update={"name": "sequential"})
     if engine.name == "batched":

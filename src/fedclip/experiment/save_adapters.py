@@ -85,7 +85,7 @@ def _merge(parts: Parts | TaskParts, folders: Sequence[Path], path: Path) -> Non
 def save_adapter(parts: Parts | TaskParts, state: RunState, tensors: State, path: Path) -> None:
     """Writes tensors, with what belongs to them in a state, as the folder of a PEFT adapter."""
     model = parts.model
-    whole = whole_factors(state, tensors, scalings(model.network)) if model.lora else {}
+    whole = whole_factors(state, tensors, scalings(model.network))
     if not whole:
         model.set_parameters(tensors)
         model.save_adapter(path)

@@ -28,10 +28,11 @@ def choose_strategy(parts: Parts | TaskParts) -> Strategy:
     """The strategy that the configuration asks for, and what it puts around that."""
     federation = parts.config.federation
     strategy = create_strategy(federation.strategy, setting_of(parts))
-    if strategy.needs_lora and not parts.model.is_lora_enabled():
+    kind = parts.model.kind
+    if strategy.needs_lora and not kind.has_factors:
         raise UsageError(
-            f"federation.strategy: {federation.strategy} combines LoRA factors, but "
-            "model.lora.enabled is false; use fedavg, or train an adapter"
+            f"federation.strategy: {federation.strategy} combines LoRA factors, but {kind.title} "
+            f"is trained ({kind.asked_by}); use fedavg, or train an adapter"
         )
     dynamic = federation.dynamic_ranks
     if dynamic.enabled:
@@ -88,7 +89,7 @@ def setting_of(parts: Parts | TaskParts) -> Setting:
     federation = parts.config.federation
     return Setting(
         seed=parts.config.seed,
-        scalings=scalings(parts.model.network) if parts.model.is_lora_enabled() else {},
+        scalings=scalings(parts.model.network),
         ranks=_client_ranks(parts),
         rslora=parts.config.model.lora.use_rslora,
         options={

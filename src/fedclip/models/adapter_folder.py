@@ -1,4 +1,4 @@
-"""An adapter on disk: a PEFT folder, the trained head beside it, and what fedclip adds."""
+"""What is trained, on disk: a PEFT folder (with LoRA), the head beside it, and fedclip's notes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from fedclip.errors import UsageError
 from fedclip.files import write_folder
 from fedclip.models.adapter_card import adapter_card
 from fedclip.models.pretrained import RANDOM, source_of
+from fedclip.models.protocols import Trainable
 from fedclip.models.state import adapter_sha256
+from fedclip.models.trainable import KINDS
 
 CONFIG = "adapter_config.json"
-ADAPTER = "adapter_model.safetensors"
-FULL = "model.safetensors"
 HEAD = "head.safetensors"
 NOTES = "fedclip.json"
 CARD = "README.md"
-FILES = (CONFIG, ADAPTER, FULL, HEAD, NOTES, CARD)
+_WEIGHTS = tuple(kind.weights for kind in KINDS.values() if kind.weights)
+FILES = (CONFIG, *_WEIGHTS, HEAD, NOTES, CARD)
 _HEAD_PREFIX = "head."
 
 
@@ -32,6 +33,7 @@ _HEAD_PREFIX = "head."
 class AdapterNotes:
     """What `fedclip.json` says about an adapter, besides PEFT's own configuration.
 
+    `trained` is the kind of what was trained, a name in `fedclip.models.trainable.KINDS`.
     `base_sha256` is the digest of the frozen weights that the tensors belong to. `own_ranks`:
     the ranks are not those of a configuration, but come of `set_rank`, stacking or merging.
     """
@@ -42,6 +44,12 @@ class AdapterNotes:
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
     own_ranks: bool = False
+    trained: str = "lora"
+
+    @property
+    def kind(self) -> type[Trainable]:
+        """What was trained."""
+        return KINDS[self.trained]
 
 
 def write_adapter(
@@ -52,7 +60,8 @@ def write_adapter(
 ) -> None:
     """Write an adapter folder, whole or not at all; equal adapters give equal bytes.
 
-    `peft_config` is None after full fine-tuning, whose tensors go to `model.safetensors`.
+    `peft_config` is None for what PEFT does not read. Tensors go to the file of the kind that was
+    trained, those of the head to `head.safetensors`.
     """
     head = {name: tensor for name, tensor in state.items() if name.startswith(_HEAD_PREFIX)}
     body = {name: tensor for name, tensor in state.items() if name not in head}
@@ -64,20 +73,25 @@ def write_adapter(
         "templates": list(notes.templates),
         "adapter_sha256": adapter_sha256(state),
     } | ({"own_ranks": True} if notes.own_ranks else {})
+    weights = notes.kind.weights
+    if weights is None:  # no file would tell
+        about["trained"] = notes.trained
 
     def write(fresh: Path) -> None:
         if peft_config is not None:
             _write_json(fresh / CONFIG, peft_config)
-        save_file(body, fresh / (FULL if peft_config is None else ADAPTER), {"format": "pt"})
+        if weights is not None:
+            save_file(body, fresh / weights, {"format": "pt"})
         if head:
             save_file(head, fresh / HEAD, {"format": "pt"})
         _write_json(fresh / NOTES, about)
         card = adapter_card(
+            notes.kind,
             base_model=notes.base_model,
-            lora=peft_config is not None,
             head=notes.head,
             class_names=notes.class_names,
             templates=notes.templates,
+            num_classes=len(head["head.bias"]) if head else None,
         )
         (fresh / CARD).write_text(card, encoding="utf-8")
 
@@ -87,20 +101,17 @@ def write_adapter(
 def read_adapter(
     folder: Path,
 ) -> tuple[dict[str, torch.Tensor], AdapterNotes, dict[str, Any] | None]:
-    """Read tensors, notes and PEFT configuration (None after full fine-tuning) of a folder.
+    """Read tensors, notes and PEFT configuration (None where there is none) of a folder.
 
     A plain PEFT adapter, without fedclip's notes, is read as well.
     """
-    full = folder / FULL
-    weights = full if full.is_file() else folder / ADAPTER
-    if not weights.is_file():
-        raise UsageError(f"{folder} holds no adapter: there is no {ADAPTER} (nor {FULL}) in it")
     try:
-        tensors = load_file(weights)
+        about = _read_json(folder / NOTES) if (folder / NOTES).is_file() else {}
+        kind = _kind_in(folder, about)
+        tensors = load_file(folder / kind.weights) if kind.weights else {}
         if (folder / HEAD).is_file():
             tensors |= load_file(folder / HEAD)
-        config = None if weights == full else _read_json(folder / CONFIG)
-        about = _read_json(folder / NOTES) if (folder / NOTES).is_file() else {}
+        config = _read_json(folder / CONFIG) if kind.peft_format else None
     except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(f"the adapter in {folder} cannot be read: {error}") from error
     notes = AdapterNotes(
@@ -110,8 +121,23 @@ def read_adapter(
         class_names=tuple(about.get("class_names", ())),
         templates=tuple(about.get("templates", ())),
         own_ranks=about.get("own_ranks") is True,
+        trained=kind.name,
     )
     return tensors, notes, config
+
+
+def _kind_in(folder: Path, about: Mapping[str, Any]) -> type[Trainable]:
+    """The kind whose file is in a folder; without any, that which the notes name."""
+    for kind in KINDS.values():
+        if kind.weights and (folder / kind.weights).is_file():
+            return kind
+    told = [kind for kind in KINDS.values() if kind.name == about.get("trained")]
+    if told and told[0].weights is None and (folder / HEAD).is_file():
+        return told[0]
+    raise UsageError(
+        f"{folder} holds no adapter: there is none of {', '.join(_WEIGHTS)} in it, nor {HEAD} "
+        f"with a {NOTES} that says that nothing else was trained"
+    )
 
 
 def check_base(
@@ -144,16 +170,19 @@ def _same_source(theirs: str, ours: str) -> bool:
 
 
 def check_kind(
-    folder: Path, theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None
+    folder: Path,
+    notes: AdapterNotes,
+    theirs: Mapping[str, Any] | None,
+    kind: Trainable,
+    ours: Mapping[str, Any] | None,
 ) -> None:
-    """Raise unless both are full models, or adapters that compute alike from tensors and ranks."""
+    """Raise unless a folder's kind is the model's, and of adapters, both compute alike."""
+    if notes.trained != kind.name:
+        raise UsageError(
+            f"{folder} holds {notes.kind.title}, this model trains {kind.title}; what is trained "
+            f"follows from the configuration, here {notes.kind.asked_by}"
+        )
     if theirs is None or ours is None:
-        if theirs is not ours:
-            kinds = ("a full model", "a LoRA adapter")
-            there, here = (kinds[config is not None] for config in (theirs, ours))
-            raise UsageError(
-                f"{folder} holds {there}, this model trains {here}; change model.lora.enabled"
-            )
         return
     if theirs.get("peft_type") != "LORA":
         raise UsageError(f"{folder} holds a {theirs.get('peft_type')} adapter, expected LORA")

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-
 from fedclip.errors import UsageError
 from fedclip.models import change_rank
 from fedclip.models.adapter_folder import (
@@ -19,7 +17,7 @@ from fedclip.models.adapter_folder import (
     write_adapter,
 )
 from fedclip.models.lora_settings import LayerPlan
-from fedclip.models.peft_lora import adapter_config, base_parameters, lora_layers, plan_of
+from fedclip.models.peft_lora import base_parameters, lora_layers, plan_of
 from fedclip.models.protocols import AdapterHost
 from fedclip.models.state import adapter_sha256, checked_state
 
@@ -32,10 +30,10 @@ def save_adapter(model: AdapterHost, folder: Path) -> None:
         head=model.head,
         class_names=model.class_names,
         templates=model.templates,
-        own_ranks=model.lora is not None and model.lora.own_ranks,
+        own_ranks=model.kind.own_ranks,
+        trained=model.kind.name,
     )
-    config = adapter_config(model.network) if isinstance(model.network, PeftModel) else None
-    write_adapter(folder, model.get_parameters(), notes, config)
+    write_adapter(folder, model.get_parameters(), notes, model.kind.config(model.network))
 
 
 def load_adapter(model: AdapterHost, folder: Path) -> None:
@@ -44,8 +42,7 @@ def load_adapter(model: AdapterHost, folder: Path) -> None:
     An adapter that brings its own ranks gives them to the model.
     """
     tensors, notes, theirs = read_adapter(folder)
-    ours = adapter_config(model.network) if isinstance(model.network, PeftModel) else None
-    check_kind(folder, theirs, ours)
+    check_kind(folder, notes, theirs, model.kind, model.kind.config(model.network))
     plans = _new_plans(model, folder, theirs, notes) if theirs else None
     check_base(folder, notes, base_model=model.base_name, base_sha256=_frozen_sha256(model))
     check_classes(folder, notes, model.class_names)

@@ -19,6 +19,8 @@ from fedclip.models.lora_settings import scaling
 from fedclip.models.peft_lora import base_parameters
 from fedclip.models.pretrained import load_base
 from fedclip.models.state import adapter_sha256, checked_state
+from fedclip.models.trainable import KINDS
+from fedclip.models.trainable.full import FullFineTuning
 from fedclip.models.wrapper import CLIPLoRAWrapper
 
 _LEFT_TO_PEFT = ("use_dora", "lora_bias", "modules_to_save", "fan_in_fan_out")
@@ -47,7 +49,7 @@ def read_lora(folder: Path) -> LoraAdapter:
     """Read an adapter folder, of whatever rank, also with ranks and scales by layer."""
     tensors, notes, config = read_adapter(folder)
     if config is None or config.get("peft_type") != "LORA":
-        kind = "a fully fine-tuned model" if config is None else f"a {config.get('peft_type')}"
+        kind = notes.kind.title if config is None else f"a {config.get('peft_type')}"
         raise UsageError(f"{folder} holds {kind}, expected a LoRA adapter")
     for key in _LEFT_TO_PEFT:
         if config.get(key):
@@ -88,7 +90,7 @@ def write_lora(folder: Path, adapter: LoraAdapter) -> None:
 def folded_model(folder: Path, *, base_model: str | None = None, seed: int = 0) -> CLIPLoRAWrapper:
     """A model without adapter whose weights hold what an adapter folder holds.
 
-    The folder may be that of an adapter, of whatever rank, or of a fully fine-tuned model. The base
+    The folder may hold any kind of what is trained, an adapter of whatever rank. The base
     is the one that the folder names, or the same under the name `base_model`; `seed` is that of its
     random weights.
     """
@@ -98,7 +100,7 @@ def folded_model(folder: Path, *, base_model: str | None = None, seed: int = 0) 
     linear = notes.head == "linear"
     model = CLIPLoRAWrapper(
         base,
-        lora=None,
+        kind=KINDS[notes.trained]() if config is None else FullFineTuning(),
         head=notes.head or "auto",
         num_classes=len(tensors["head.bias"]) if linear and "head.bias" in tensors else None,
         class_names=notes.class_names or None,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
-from fedclip.config import LoraConfig, ModelConfig
+from fedclip.config import ModelConfig
 from fedclip.config.loading import validate_model
-from fedclip.models.lora_settings import LoraSettings
 from fedclip.models.pretrained import load_base
 from fedclip.models.state import adapter_sha256
+from fedclip.models.trainable import trainable_of
 from fedclip.models.wrapper import CLIPLoRAWrapper
 
 __all__ = ["CLIPLoRAWrapper", "adapter_sha256", "create_clip_model"]
@@ -33,7 +32,7 @@ def create_clip_model(
         config = validate_model(config, "create_clip_model")
     return CLIPLoRAWrapper(
         load_base(config.model_name, seed=seed),
-        lora=_settings(config.lora) if config.lora.enabled else None,
+        kind=trainable_of(config),
         head=config.head,
         num_classes=config.num_classes,
         class_names=class_names,
@@ -41,10 +40,3 @@ def create_clip_model(
         gradient_checkpointing=config.gradient_checkpointing,
         seed=seed,
     )
-
-
-def _settings(lora: LoraConfig) -> LoraSettings:
-    """The adapter that a configuration asks for."""
-    same = [field.name for field in fields(LoraSettings) if field.name in LoraConfig.model_fields]
-    values = {name: getattr(lora, name) for name in same}
-    return LoraSettings(**values | {"target_modules": dict(lora.target_modules)})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from fedclip.errors import FedclipWarning
-from fedclip.models.lora_settings import LoraSettings
+from fedclip.models.peft_lora import tower_of
 from fedclip.seeding import seed_for
 
 
@@ -26,9 +27,9 @@ def new_classifier(width: int, count: int, *, seed: int) -> nn.Linear:
     return layer
 
 
-def warn_of_idle_text(lora: LoraSettings) -> None:
-    """Warn where the text tower has an adapter that a linear classifier never uses."""
-    if lora.target_modules.get("text_encoder"):
+def warn_of_idle_text(trained: Iterable[str]) -> None:
+    """Warn where an adapter trains text-tower tensors, which a linear classifier never uses."""
+    if any(tower_of(name) == "text_encoder" for name in trained):
         warnings.warn(
             "model.lora.target_modules.text_encoder: the linear classifier does not use the text "
             "tower, so its adapter is made and sent but gets no gradient; give class names for a "

@@ -107,19 +107,6 @@ def base_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     return dict(sorted(found.items()))
 
 
-def trained_body(network: nn.Module, *, adapter: bool, idle_text: bool) -> dict[str, nn.Parameter]:
-    """What trains besides a head: the adapter, or else all weights that get a gradient.
-
-    With `idle_text`, as under a linear classifier, text tower and logit scale get none.
-    """
-    if adapter:
-        return lora_parameters(network)
-    body = base_parameters(network)
-    for name, parameter in body.items():
-        parameter.requires_grad_(not (idle_text and tower_of(name) != "vision_encoder"))
-    return {name: parameter for name, parameter in body.items() if parameter.requires_grad}
-
-
 def adapter_config(network: PeftModel) -> dict[str, Any]:
     """What `adapter_config.json` holds, the same for the same adapter."""
     values = network.peft_config[_ADAPTER].to_dict()

@@ -14,7 +14,7 @@ from fedclip.models.protocols import AdapterHost
 
 def lora_info(model: AdapterHost) -> dict[str, Any]:
     """What `get_lora_info` returns; `ranks`, `alphas` and `dropouts` where layers differ."""
-    facts = model.lora.facts() if model.lora else {"enabled": False}
+    facts = model.kind.facts()
     count = _count(lora_parameters(model.network).values())
     return {**facts, **ranks_by_layer(model.network), "trainable_parameters": count}
 

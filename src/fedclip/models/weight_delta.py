@@ -16,6 +16,7 @@ from fedclip.records import State
 if TYPE_CHECKING:
     from typing import Self
 
+    from fedclip.models.protocols import Trainable
     from fedclip.models.text_head import TextHead
 
 
@@ -46,6 +47,7 @@ class MergeableLora(nn.Module):
     """A model with an adapter whose frozen weights can change, and come back as they were."""
 
     network: nn.Module
+    kind: Trainable
     text_head: TextHead
     _folded: ShiftedWeights | None = None
     _shifted: ShiftedWeights | None = None
@@ -59,7 +61,7 @@ class MergeableLora(nn.Module):
 
         The frozen weights are kept beside, so `unmerge_lora` restores them bit for bit. Parameters
         can be read, set, saved and loaded as before; training raises `UsageError`, and so does
-        this after full fine-tuning. Merging twice is merging once.
+        this where no LoRA adapter is trained. Merging twice is merging once.
         """
         self._require_adapter("merge_lora")
         if self._folded is None:
@@ -120,9 +122,10 @@ class MergeableLora(nn.Module):
         self.text_head.forget()
 
     def _require_adapter(self, what: str) -> None:
-        if not lora_layers(self.network):
+        if not self.kind.has_factors:
             raise UsageError(
-                f"{what}: after full fine-tuning there is no adapter; the weights hold it all"
+                f"{what}: this model trains {self.kind.title} ({self.kind.asked_by}); there is no "
+                "adapter to fold into the weights"
             )
 
     def _switch(self, *, folded: bool) -> None:

@@ -1,4 +1,4 @@
-"""CLIP with a LoRA adapter and a classifier: the model that sites fine-tune together."""
+"""CLIP with a classifier and what is trained on it: the model that sites fine-tune together."""
 
 from __future__ import annotations
 
@@ -22,18 +22,14 @@ from fedclip.models import change_rank, summary
 from fedclip.models.adapter_io import load_adapter, save_adapter
 from fedclip.models.dropout import set_dropout_key
 from fedclip.models.linear_head import head_parameters, new_classifier, warn_of_idle_text
-from fedclip.models.lora_settings import LoraSettings, planned, restated
-from fedclip.models.peft_lora import (
-    add_lora,
-    base_parameters,
-    scaled_for_rank,
-    tower_of,
-    trained_body,
-)
+from fedclip.models.lora_settings import LoraSettings
+from fedclip.models.peft_lora import base_parameters, scaled_for_rank, tower_of
 from fedclip.models.pretrained import Base, enable_checkpointing, load_base
-from fedclip.models.state import checked_state, replaced, write
+from fedclip.models.protocols import Trainable
+from fedclip.models.state import checked_state, write
 from fedclip.models.tasks import ManyTasks
 from fedclip.models.text_head import TextHead, checked_classes
+from fedclip.models.trainable.lora import Lora
 from fedclip.records import State
 
 
@@ -44,7 +40,7 @@ class CLIPLoRAWrapper(ManyTasks):
         self,
         base: Base,
         *,
-        lora: LoraSettings | None,
+        kind: Trainable,
         head: str = "auto",
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
@@ -54,13 +50,11 @@ class CLIPLoRAWrapper(ManyTasks):
     ) -> None:
         super().__init__()
         self.base_name = base.name
-        self.lora = restated(lora, planned(base.model, lora)) if lora is not None else None
         self.num_classes = num_classes
         self.head: str | None = None
         self.classifier: nn.Linear | None = None
-        self.network: nn.Module = base.model
-        if self.lora is not None:
-            self.network = add_lora(base.model, self.lora, model_name=base.name, seed=seed)
+        self.kind = kind
+        self.network: nn.Module = kind.attach(base.model, model_name=base.name, seed=seed)
         if gradient_checkpointing:
             enable_checkpointing(base.model)
         self.image_size = base.pixels.image_size
@@ -95,8 +89,13 @@ class CLIPLoRAWrapper(ManyTasks):
     @property
     def clip(self) -> CLIPModel:
         """The CLIP underneath, with the adapter's layers in place."""
-        found: Any = self.network
-        return cast(CLIPModel, found if self.lora is None else found.get_base_model())
+        found = self.network
+        return cast(CLIPModel, found.get_base_model() if isinstance(found, PeftModel) else found)
+
+    @property
+    def lora(self) -> LoraSettings | None:
+        """Settings of the LoRA adapter; None where there is none."""
+        return self.kind.settings if isinstance(self.kind, Lora) else None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -109,8 +108,8 @@ class CLIPLoRAWrapper(ManyTasks):
         return self.text_head.templates
 
     def is_lora_enabled(self) -> bool:
-        """Whether an adapter is trained, and not the whole model."""
-        return self.lora is not None
+        """Whether a LoRA adapter is trained, and neither a head alone nor the whole model."""
+        return self.kind.has_factors
 
     def get_lora_info(self) -> dict[str, Any]:
         """Say what the adapter is, by layer where layers differ; counts concern LoRA alone."""
@@ -150,17 +149,16 @@ class CLIPLoRAWrapper(ManyTasks):
         keeps the nearest update of that rank. The trainable tensors are new ones, so make
         optimizers anew. Raises `UsageError` where nothing fits, and for a rank below 1.
         """
-        if self.lora is None:
-            raise UsageError("set_rank: full fine-tuning has no rank; set model.lora.enabled: true")
+        kind = self._lora_kind("set_rank")
         with self.unmerged():
-            self.lora = change_rank.set_rank(self._peft, self.lora, rank, seed=self._seed)
+            kind.settings = change_rank.set_rank(self._peft, kind.settings, rank, seed=self._seed)
         self._settle_trainable()
 
     def adopt_ranks(self, config: Mapping[str, Any], state: State) -> None:
         """Take over ranks and scales of a PEFT configuration, and factors, as loading does."""
-        assert self.lora is not None
+        kind = self._lora_kind("adopt_ranks")
         with self.unmerged():
-            self.lora = change_rank.adopt(self._peft, self.lora, config, state)
+            kind.settings = change_rank.adopt(self._peft, kind.settings, config, state)
         self._settle_trainable()
 
     def set_dropout_key(self, key: int | None) -> None:
@@ -229,10 +227,7 @@ class CLIPLoRAWrapper(ManyTasks):
         """Inside, the model is the base model alone with its text classifier."""
         if not self.class_names:
             raise UsageError("zero-shot classification needs class names; call set_classes")
-        if self.lora is not None:
-            base = self._peft.disable_adapter()
-        else:
-            base = replaced(self._trainable, self._base_parameters())
+        base = self.kind.removed(self.network, self._base_parameters)
         head, self.head, self._slot = self.head, "text", "base"
         try:
             with self.unmerged(), base:
@@ -243,7 +238,10 @@ class CLIPLoRAWrapper(ManyTasks):
     # --- on disk ---
 
     def save_adapter(self, folder: str | PathLike[str]) -> None:
-        """Write the trainable tensors as a PEFT adapter folder, whole or not at all."""
+        """Write the trainable tensors as an adapter folder, whole or not at all.
+
+        With LoRA it is one that PEFT reads.
+        """
         save_adapter(self, Path(folder))
 
     def load_adapter(self, folder: str | PathLike[str]) -> None:
@@ -271,6 +269,14 @@ class CLIPLoRAWrapper(ManyTasks):
     def _peft(self) -> PeftModel:
         return cast(PeftModel, self.network)
 
+    def _lora_kind(self, what: str) -> Lora:
+        if not isinstance(self.kind, Lora):
+            raise UsageError(
+                f"{what}: this model trains {self.kind.title} ({self.kind.asked_by}), which has no "
+                "rank; train a LoRA adapter"
+            )
+        return self.kind
+
     def _settle_head(self) -> None:
         """Choose the classifier by what is known, and with it what trains."""
         self.head = self._asked_head
@@ -281,14 +287,13 @@ class CLIPLoRAWrapper(ManyTasks):
         if self.head == "linear" and count:
             width = self.clip.visual_projection.out_features
             self.classifier = new_classifier(width, count, seed=self._seed).to(self.device)
-            if self.lora is not None:
-                warn_of_idle_text(self.lora)
+            warn_of_idle_text(self.kind.parameters(self.network, idle_text=True))
         self._settle_trainable()
 
     def _settle_trainable(self) -> None:
         """Note which tensors train."""
         linear = self.head == "linear"
-        body = trained_body(self.network, adapter=self.lora is not None, idle_text=linear)
+        body = self.kind.parameters(self.network, idle_text=linear)
         self._trainable = dict(sorted((body | head_parameters(self.classifier)).items()))
 
     def _base_parameters(self) -> State:

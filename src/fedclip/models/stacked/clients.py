@@ -25,17 +25,12 @@ State = Mapping[str, torch.Tensor]
 Prompts = tuple[tuple[str, ...], tuple[str, ...]]  # class names and templates
 
 
-def can_stack(model: CLIPLoRAWrapper) -> bool:
-    """Whether a model has an adapter whose updates are plain products, as DoRA's are not."""
-    return model.lora is not None and not model.lora.use_dora
-
-
 class StackedClients:
     """The forward pass of several clients at once, on the weights of one wrapped CLIP."""
 
     def __init__(self, model: CLIPLoRAWrapper, *, products: torch.dtype | None = None) -> None:
         """`products` is the format of matrix products, by default the weights' own."""
-        assert can_stack(model)
+        assert model.kind.unstacked is None
         model.require_unmerged("StackedClients")
         self._model = model
         # The layers themselves: their ranks, and with these their scaling, may change later on.
