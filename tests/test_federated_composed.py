@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedclip.errors import UsageError
 from fedclip.federated.strategies import create_strategy
 from fedclip.federated.strategies.dynamic_ranks import DynamicRanks, RankPlan
 from fedclip.federated.strategies.server_optimizers import server_step
@@ -122,7 +123,7 @@ def test_server_optimizers_by_hand():
 
 
 def test_an_unknown_server_optimizer_names_the_known():
-    with pytest.raises(ValueError, match="unknown server optimizer 'lion'; known: avgm"):
+    with pytest.raises(UsageError, match=r"must be one of avgm, .*got 'lion'"):
         server_rounds("lion", [0.1])
 
 

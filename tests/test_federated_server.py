@@ -119,5 +119,7 @@ def test_a_failed_client_is_named():
 
 
 def test_an_unknown_strategy_names_the_known_ones():
-    with pytest.raises(UsageError, match=r"fedavgg.*known: fedavg"):
+    with pytest.raises(
+        UsageError, match=r"must be one of fedavg, .*got 'fedavgg'; did you mean fedavg"
+    ):
         create_strategy("fedavgg")

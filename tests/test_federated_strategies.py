@@ -7,9 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from fedclip.catalog import STRATEGIES
 from fedclip.errors import UsageError
-from fedclip.federated.strategies import STRATEGIES, Setting, create_strategy
-from fedclip.federated.traffic import ALGORITHMS, Layer, bytes_per_round
+from fedclip.federated.strategies import Setting, create_strategy
+from fedclip.federated.traffic import Layer, bytes_per_round
 from fedclip.records import RunState
 from tests.strategies_help import (
     RANK,
@@ -306,7 +307,7 @@ def test_other_strategies_refuse_ranks_that_differ(strategy):
 # --- what travels ---
 
 
-@pytest.mark.parametrize("strategy", sorted(ALGORITHMS))
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_bytes_are_those_of_the_formula(strategy):
     layers = [Layer(*sides) for sides in SIDES.values()]
     results, _ = rounds(strategy, count=2, state=start(dtype=torch.float32))
@@ -346,7 +347,7 @@ def test_a_head_is_averaged_and_a_state_survives_being_written_down(strategy):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("strategy", sorted(set(ALGORITHMS) - {"hetlora", "local", "qfedavg"}))
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"hetlora", "local", "qfedavg"}))
 def test_scaling_the_weights_changes_nothing(strategy, monkeypatch):
     before, _ = rounds(strategy)
     monkeypatch.setattr("tests.strategies_help.SIZES", {c: 10 * n for c, n in SIZES.items()})

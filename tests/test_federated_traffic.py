@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedclip.federated.traffic import ALGORITHMS, Layer, Traffic, bytes_per_round
+from fedclip.catalog import STRATEGIES
+from fedclip.federated.traffic import Layer, Traffic, bytes_per_round
 from fedclip.lora import aggregate as algebra
 from fedclip.lora.aggregate import StackedLora
 from fedclip.lora.factors import orthonormal_rows, singular_frame
@@ -47,7 +48,7 @@ def test_clip_with_ten_clients(algorithm: str, up: int, down: int) -> None:
 
 def test_every_algorithm_is_worked_out_by_hand() -> None:
     marks = test_clip_with_ten_clients.pytestmark  # type: ignore[attr-defined]
-    assert {case[0] for case in marks[0].args[1]} == set(ALGORITHMS)
+    assert {case[0] for case in marks[0].args[1]} == set(STRATEGIES)
 
 
 def test_a_residual_goes_dense_where_that_is_smaller() -> None:
@@ -74,7 +75,7 @@ def test_rolora_takes_turns() -> None:
 
 
 def test_unknown_algorithms_name_the_known() -> None:
-    with pytest.raises(ValueError, match="unknown algorithm 'fedavgg'; known: fedit"):
+    with pytest.raises(ValueError, match="unknown algorithm 'fedavgg'; known: fedavg"):
         bytes_per_round("fedavgg", LAYERS, 2, 3)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import fedclip
+from fedclip.catalog import STRATEGIES
 from fedclip.experiment.run import resume
-from fedclip.federated.strategies import STRATEGIES
 from fedclip.records import RunState
 from tests.runs_help import StopAfter
 from tests.strategies_help import rounds

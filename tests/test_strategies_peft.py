@@ -7,6 +7,7 @@ from peft import PeftModel
 from transformers import CLIPModel
 
 from fedclip import base_folder
+from fedclip.catalog import STRATEGIES
 from fedclip.config.loading import config_from_dict
 from fedclip.experiment.build import assemble
 from fedclip.experiment.engine import create_engine
@@ -14,7 +15,6 @@ from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.save_adapters import save_adapters
 from fedclip.experiment.strategy import choose_strategy
 from fedclip.federated.rounds import run_rounds
-from fedclip.federated.strategies import STRATEGIES
 from fedclip.models.clip import create_clip_model
 from fedclip.models.pretrained import load_base
 from fedclip.records import RunState

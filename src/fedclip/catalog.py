@@ -1,1 +1,299 @@
-"""Registry of every name a configuration may use: where its code is, what it composes with."""
+"""Registry of every name a configuration may use: where its code is, what it composes with.
+
+A name is one of the rows below, else an entry point of an installed package in the group
+`fedclip.<kind>`, else `path/to/file.py:Name`. Nothing is imported until `load` is called.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fedclip.errors import UsageError
+
+_ALGORITHMS, _BYTES = "fedclip.federated.strategies", "fedclip.federated.traffic"
+_SOURCES = "fedclip.data.sources"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row: `target` is `module:Name`."""
+
+    target: str
+
+
+@dataclass(frozen=True)
+class StrategyEntry(Entry):
+    """A strategy, and what may be combined with it.
+
+    The defaults are the careful ones: a class of a user's own says otherwise by attributes of
+    these names (`FLAGS`).
+    """
+
+    needs_lora: bool = True  # combines LoRA factors: no full fine-tuning
+    personal: bool = False  # every client ends with a model of its own
+    averages: bool = False  # the mean, by examples, of what `asked` has trained: scaffold, clusters
+    both_factors: bool = False  # averages A and B in every round: adapters shared in part
+    stable_coordinates: bool = False  # factors keep their meaning between rounds: Ditto
+    steps_in_place: bool = False  # proposes tensors in the old ones' coordinates: server optimizers
+    mixes_ranks: bool = False  # takes clients of different ranks
+    allows_dora: bool = False  # does not need B A to be the whole update
+    options: tuple[str, ...] = ()  # keys of the configuration that it reads
+    dynamic_ranks: str = (
+        ""  # what ranks chosen by the server cut: the factors' "mean", or "product"
+    )
+    pools: bool = False  # one client holds all examples
+    traffic: str = f"{_BYTES}:both"  # formula of its bytes per round
+
+
+FLAGS = (*(f.name for f in fields(StrategyEntry) if f.type == "bool" and f.name != "pools"),)
+"""What a user's class may say of itself, as class attributes; and `options`, likewise."""
+
+
+@dataclass(frozen=True)
+class DataSetEntry(Entry):
+    """A data set: a function of a path (or None) and a layout that returns an `ImageSource`."""
+
+    path: str = ""  # what `data.path` must name; "" where the data set needs none
+    sites: bool = False  # may come with sites, whose number then stands in for `num_clients`
+    captioned: bool = False  # captions in the place of classes
+
+
+@dataclass(frozen=True)
+class EngineEntry(Entry):
+    """An engine: a function of a run's parts and what all engines take that returns an engine."""
+
+    stacks: bool = False  # many clients in one pass: LoRA without captions or DoRA
+
+
+def _strategy(target: str, traffic: str = "both", **flags: Any) -> StrategyEntry:
+    return StrategyEntry(f"{_ALGORITHMS}.{target}", traffic=f"{_BYTES}:{traffic}", **flags)
+
+
+# A mean of tensors, one by one, in coordinates that all clients share.
+_MEAN: Any = dict(averages=True, stable_coordinates=True, steps_in_place=True, allows_dora=True)  # noqa: C408
+_BOTH: Any = {"both_factors": True, "dynamic_ranks": "mean"}
+
+STRATEGIES: dict[str, StrategyEntry] = {
+    "fedavg": _strategy("averaging:FedAvg", needs_lora=False, **_MEAN, **_BOTH),
+    "fedit": _strategy("averaging:FedIT", **_MEAN, **_BOTH),
+    "ffa": _strategy("averaging:FFA", "only_b", **_MEAN),
+    "rolora": _strategy("averaging:RoLoRA", "in_turns", **_MEAN),
+    "fedsa": _strategy(
+        "averaging:FedSA", "only_a", personal=True, steps_in_place=True, allows_dora=True
+    ),
+    "flora": _strategy("weight_folding:FLoRA", "stacked", mixes_ranks=True),
+    "flexlora": _strategy(
+        "product_space:FlexLoRA",
+        mixes_ranks=True,
+        dynamic_ranks="product",
+        options=("federation.average_owners",),
+    ),
+    "hetlora": _strategy(
+        "product_space:HetLoRA",
+        mixes_ranks=True,
+        options=("federation.average_owners", "federation.order_rows"),
+    ),
+    "fedex": _strategy("weight_folding:FedEx", "mean_and_residual"),
+    "fedsvd": _strategy("product_space:FedSVD", "b_up_both_down"),
+    "lora_fair": _strategy(
+        "product_space:LoraFair",
+        stable_coordinates=True,
+        steps_in_place=True,
+        options=("federation.ridge",),
+    ),
+    "fed_sb": _strategy("fed_sb:FedSB", "cores"),
+    "qfedavg": _strategy(
+        "averaging:QFedAvg",
+        needs_lora=False,
+        stable_coordinates=True,
+        allows_dora=True,
+        options=("federation.q", "client.learning_rate"),
+    ),
+    "local": _strategy(
+        "averaging:LocalOnly", "nothing", needs_lora=False, personal=True, allows_dora=True
+    ),
+    # One client that holds all images: FedAvg of one is that client.
+    "centralised": _strategy("averaging:FedAvg", needs_lora=False, allows_dora=True, pools=True),
+}
+
+DATA_SETS: dict[str, DataSetEntry] = {
+    "digits": DataSetEntry(f"{_SOURCES}.builtin:digits"),
+    "fashion_mnist": DataSetEntry(f"{_SOURCES}.builtin:fashion_mnist"),
+    "icons": DataSetEntry(f"{_SOURCES}.builtin:icons", sites=True),
+    "imagefolder": DataSetEntry(
+        f"{_SOURCES}.imagefolder:imagefolder", path="the folder of images", sites=True
+    ),
+    "hub": DataSetEntry(f"{_SOURCES}.hub:hub", path="a hub id or a local path", sites=True),
+    "pairs": DataSetEntry(
+        f"{_SOURCES}.pairs:pairs",
+        path="the table of images and captions",
+        sites=True,
+        captioned=True,
+    ),
+}
+
+ENGINES: dict[str, EngineEntry] = {
+    "batched": EngineEntry("fedclip.experiment.engine:batched", stacks=True),
+    "sequential": EngineEntry("fedclip.experiment.engine:sequential"),
+}
+
+SERVER_OPTIMIZERS: dict[str, Entry] = {
+    name: Entry(f"{_ALGORITHMS}.server_optimizers:{name}")
+    for name in ("avgm", "adam", "yogi", "adagrad")
+}
+
+MERGE_METHODS: dict[str, Entry] = {
+    name: Entry(f"fedclip.lora.merge_methods:{name.upper().replace('-', '_')}")
+    for name in ("linear", "cat", "svd", "task-arithmetic", "ties", "dare", "knots")
+}
+
+ROBUST_RULES: dict[str, Entry] = {}
+TRACKERS: dict[str, Entry] = {}
+METRICS: dict[str, Entry] = {}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Names of one sort."""
+
+    rows: Mapping[str, Entry]
+    key: str  # where a configuration gives one
+    word: str = "function"  # what one stands for
+    opens: bool = True  # whether names from elsewhere than the rows are taken
+
+
+KINDS = {
+    "strategies": Kind(STRATEGIES, "federation.strategy", "class"),
+    "data_sets": Kind(DATA_SETS, "data.name"),
+    "engines": Kind(ENGINES, "engine.name"),
+    "robust_rules": Kind(ROBUST_RULES, "robust rule"),
+    "trackers": Kind(TRACKERS, "tracker", "class"),
+    "metrics": Kind(METRICS, "metric"),
+    "server_optimizers": Kind(SERVER_OPTIMIZERS, "federation.server_optimizer.name", opens=False),
+    "merge_methods": Kind(MERGE_METHODS, "method", opens=False),
+}
+
+
+def in_file(name: str) -> bool:
+    """Whether a name is `path/to/file.py:Name`."""
+    return re.fullmatch(r".+\.py:\w+", name) is not None
+
+
+def short_name(name: str) -> str:
+    """A name without the folders of the machine it was given on."""
+    return name.rpartition(":")[2] if in_file(name) else name
+
+
+def load(kind: str, name: str, key: str | None = None) -> Any:
+    """What a name stands for; imports its code. `key` is what an error blames.
+
+    Raises UsageError for an unknown name, with the known ones, and for code that does not load.
+    """
+    row, key = KINDS[kind].rows.get(name), key or KINDS[kind].key
+    if row is not None:
+        return target_of(row.target)
+    found = _installed(kind).get(name, [])
+    if found:
+        return _from_package(kind, found, key)
+    wrong = unknown(kind, name)
+    if wrong:
+        raise UsageError(f"{key} must be {wrong[0]}, got {name!r}{wrong[1]}")
+    return _from_file(name, key, KINDS[kind].word)
+
+
+def unknown(
+    kind: str, name: str, also: Sequence[str] = (), without: str = ""
+) -> tuple[str, str] | None:
+    """What a name should be, and a hint at the nearest; None of a known one, not yet imported.
+
+    The names of `also` are right too, and no row's of which the field `without` holds.
+    """
+    rows = [*also, *rows_without(kind, without)]
+    if name in rows or (KINDS[kind].opens and in_file(name)):
+        return None
+    known = [*rows, *sorted(_installed(kind).keys() - KINDS[kind].rows.keys())]
+    if name in known:
+        return None
+    plain = {re.sub(r"[-_ ]", "", other).casefold(): other for other in known}
+    near = difflib.get_close_matches(re.sub(r"[-_ ]", "", name).casefold(), plain, n=1)
+    return choices(kind, known), f"; did you mean {plain[near[0]]}?" if near else ""
+
+
+def rows_without(kind: str, field: str = "") -> list[str]:
+    """The names of a kind's rows of which a field does not hold."""
+    return [n for n, row in KINDS[kind].rows.items() if not (field and getattr(row, field))]
+
+
+def choices(kind: str, known: Sequence[str]) -> str:
+    """The names of a kind in words: `one of fedavg, ..., or path/to/file.py:Name`."""
+    return f"one of {', '.join(known)}" + ", or path/to/file.py:Name" * KINDS[kind].opens
+
+
+def _installed(kind: str) -> dict[str, list[Any]]:
+    from importlib.metadata import entry_points  # slow to import
+
+    found: dict[str, list[Any]] = {}
+    if KINDS[kind].opens:
+        for point in entry_points(group=f"fedclip.{kind}"):
+            found.setdefault(point.name, []).append(point)
+    return found
+
+
+def target_of(target: str) -> Any:
+    """The object at `module:Name`, of this package."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _from_package(kind: str, found: list[Any], key: str) -> Any:
+    where = [f"{point.value} of {point.dist.name if point.dist else '?'}" for point in found]
+    if len(found) > 1:
+        raise UsageError(
+            f"{key}: {found[0].name} is provided more than once, as {' and '.join(where)}, in the "
+            f"entry points fedclip.{kind}; uninstall all but one of these packages"
+        )
+    try:
+        return found[0].load()
+    except (Exception, SystemExit) as error:
+        name = f"{found[0].name}, which is {where[0]},"
+        raise UsageError(f"{key}: {name} cannot be loaded: {_words(error)}") from error
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _from_file(name: str, key: str, word: str) -> Any:
+    import importlib.machinery
+    import importlib.util
+
+    file, _, attribute = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"{key}: there is no file {file}")
+    # A name that no other module has; dataclasses look their module up by it.
+    own_name = f"_fedclip_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}"
+    loader = importlib.machinery.SourceFileLoader(own_name, str(path))
+    spec = importlib.util.spec_from_loader(own_name, loader)
+    sys.modules[own_name] = module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    try:
+        loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[own_name]
+        raise UsageError(f"{key}: {file} cannot be loaded: {_words(error)}") from error
+    if not hasattr(module, attribute):
+        raise UsageError(f"{key}: {file} has no {word} {attribute}")
+    return getattr(module, attribute)
+
+
+def strategy_row(name: str) -> StrategyEntry:
+    """A strategy's row; of one that has none, the defaults, without importing it."""
+    return STRATEGIES.get(name) or StrategyEntry(name)

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fedclip.adapters.load import finished, public_name
+from fedclip.catalog import short_name
 from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.experiment.folder import CONFIG, PARTITION, SUMMARY
@@ -31,7 +32,7 @@ def run_card(folder: str | Path, repo_id: str | None = None) -> str:
     tensors, notes, _ = read_adapter(run.path / "adapter")
     kind, head = notes.kind, tensors.get("head.bias")
     base = public_name(config.model.model_name)
-    name = repo_id or f"clip-{_data_name(config)}-{summary['strategy']}"
+    name = repo_id or f"clip-{_data_name(config)}-{short_name(summary['strategy'])}"
     card = ModelCardData(
         base_model=base if _on_the_hub(config.model.model_name) else None,
         library_name="peft" if kind.peft_format else "fedclip",
@@ -81,7 +82,7 @@ def _hub_data(config: Config) -> bool:
 def _data_name(config: Config) -> str:
     if _hub_data(config):
         return str(config.data.path).partition("?")[0]  # options follow a question mark
-    return config.data.name
+    return short_name(config.data.name)
 
 
 def _results(config: Config, summary: Mapping[str, Any]) -> list[EvalResult]:
@@ -161,7 +162,7 @@ def _training(config: Config, summary: Mapping[str, Any]) -> list[str]:
         trains, f"rank {lora.r}, alpha {lora.lora_alpha:g}"
     )
     return [
-        f"- Strategy `{summary['strategy']}`, {summary['rounds']} rounds, "
+        f"- Strategy `{short_name(summary['strategy'])}`, {summary['rounds']} rounds, "
         f"{summary['clients_per_round']} of {summary['clients']} clients in each.",
         f"- {towers}: {summary['trainable_parameters']:,} trained parameters of "
         f"{summary['total_parameters']:,}.",

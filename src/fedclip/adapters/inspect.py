@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedclip.adapters.load import finished, load_run_model
+from fedclip.adapters.load import finished, load_run_model, refuse_files
 from fedclip.adapters.predict import predict
+from fedclip.catalog import STRATEGIES, in_file
 from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.data.datasets import load_source
@@ -31,7 +32,8 @@ from fedclip.experiment.evaluate import (
     predict_all,
 )
 from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
-from fedclip.experiment.strategy import choose_strategy, expected_traffic
+from fedclip.experiment.strategy import expected_traffic
+from fedclip.federated.strategies.base import own_starts
 from fedclip.models.clip import create_clip_model
 from fedclip.records import RunState
 from fedclip.reports.listener import Listener
@@ -45,25 +47,28 @@ def info(target: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Parameters and traffic of a configuration file or a run, against full fine-tuning.
 
     Counts are parameters, traffic is in bytes per client and round, each way; messages are what
-    `fedclip coordinate` sends, headers and formats included. A finished run's
-    summary comes with it.
+    `fedclip coordinate` sends, headers and formats included, None for a run whose strategy is in a
+    file of code. A finished run's summary comes with it.
     """
     path = Path(target)
     run_folder = RunFolder.open(path) if path.is_dir() else None
     config = load_config(run_folder.path / CONFIG if run_folder else path, overrides)
+    closed = run_folder is not None  # no file of code is run because a run's folder names it
     model = create_clip_model(
-        model_config(config), class_names=_class_names(config), seed=model_seed(config)
+        model_config(config), class_names=_class_names(config, closed), seed=model_seed(config)
     )
     counts = model.get_model_summary()
     traffic = expected_traffic(config, model.trainable())
-    messages = expected_messages(config, model.get_parameters())
+    messages = None
+    if not (closed and in_file(config.federation.strategy)):
+        messages = expected_messages(config, model.get_parameters())
     full = counts["base_parameters"] * _BYTES
     facts: dict[str, Any] = {
         **counts,
         "bytes_up_per_client_round": traffic.up,
         "bytes_down_per_client_round": traffic.down,
-        "message_bytes_up_per_site_round": messages.up,
-        "message_bytes_down_per_site_round": messages.down,
+        "message_bytes_up_per_site_round": messages and messages.up,
+        "message_bytes_down_per_site_round": messages and messages.down,
         "full_fine_tuning_bytes": full,
         "times_less_traffic": 2 * full / sum(traffic) if sum(traffic) else None,
         "rounds": config.federation.rounds,
@@ -89,6 +94,10 @@ def evaluate(
             f"--full: {folder} has learned from captions, and these figures are about classes; "
             "leave it out for the recalls"
         )
+    refuse_files(config, "evaluate")
+    if in_file(config.engine.name):  # which is for training
+        engine = config.engine.model_copy(update={"name": "sequential"})
+        config = config.model_copy(update={"engine": engine})
     with listener or Listener() as listener:
         if detail and config.tasks:
             raise UsageError(f"{folder} has several tasks; figures in detail are for runs on one")
@@ -106,7 +115,7 @@ def evaluate(
 
 def _of_one(parts: Parts, run_folder: RunFolder, detail: bool) -> dict[str, Any]:
     personal = None
-    if choose_strategy(parts).personal:
+    if _is_personal(parts.config, run_folder):
         personal = _last_state(run_folder)
     else:
         parts.model.load_adapter(run_folder.path / "adapter")
@@ -116,11 +125,21 @@ def _of_one(parts: Parts, run_folder: RunFolder, detail: bool) -> dict[str, Any]
 
 def _of_tasks(parts: TaskParts, run_folder: RunFolder) -> dict[str, Any]:
     state = _last_state(run_folder)
-    figures = evaluate_run(parts, state, personal=choose_strategy(parts).personal)
+    figures = evaluate_run(parts, state, personal=_is_personal(parts.config, run_folder))
     adapters = evaluate_matrix(parts, state)
     if state.groups:
         adapters["merged"] = evaluate_merged(parts, run_folder.path / "adapter")
     return {**figures, "adapters": adapters}
+
+
+def _is_personal(config: Config, run_folder: RunFolder) -> bool:
+    """Whether every client has its own model; a strategy without a row is not loaded for it."""
+    federation = config.federation
+    if federation.ditto_mu is not None or federation.sharing.mode == "clusters":
+        return True
+    if federation.strategy in STRATEGIES:
+        return STRATEGIES[federation.strategy].personal
+    return any(own_starts(_last_state(run_folder)).values())
 
 
 def _last_state(run_folder: RunFolder) -> RunState:
@@ -140,16 +159,21 @@ def _detail(parts: Parts, personal: RunState | None) -> dict[str, Any]:
     return in_detail(trained, base, sites, parts.data.class_names)
 
 
-def _class_names(config: Config) -> tuple[str, ...] | None:
-    """The classes, as far as counting needs them: only a linear head's size depends on them."""
+def _class_names(config: Config, closed: bool) -> tuple[str, ...] | None:
+    """The classes, as far as counting needs them: only a linear head's size depends on them.
+
+    `closed`: not by running a file of code.
+    """
     if config.tasks:
-        return _class_names(for_task(config, next(iter(config.tasks))))
+        return _class_names(for_task(config, next(iter(config.tasks))), closed)
     data = config.data
     if config.task == "contrastive":
         return None
     if data.class_names:
         return data.class_names
     try:
+        if closed:
+            refuse_files(config, "info")
         return load_source(data.name, path=data.path, layout=data.layout).class_names
     except UsageError:
         if config.model.num_classes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedclip.catalog import in_file
+from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.errors import UsageError
 from fedclip.experiment.build import model_config, model_seed
@@ -62,6 +64,22 @@ def load_run_model(folder: str | Path) -> CLIPLoRAWrapper:
     )
     model.load_adapter(adapter)
     return model
+
+
+def refuse_files(config: Config, doing: str) -> None:
+    """Refuses a run whose data sets are read by a file of code that its folder names.
+
+    Whoever runs or resumes a configuration trusts it; whoever looks at a finished run need not.
+    """
+    data = [config.data, *config.tasks.values()] if config.tasks else [config.data]
+    named = [section.name for section in data] + list(config.evaluation.other_data)
+    files = [name for name in named if in_file(name)]
+    if files:
+        raise UsageError(
+            f"data.name: {files[0]} is a file of code that this run's folder names, and {doing} "
+            "runs no such files; install the data set as an entry point fedclip.data_sets, or load "
+            "the model by fedclip.load_run_model"
+        )
 
 
 def public_name(model_name: str) -> str:

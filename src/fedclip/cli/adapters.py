@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fedclip.catalog import MERGE_METHODS
 from fedclip.cli.options import AsJson, RunPath
 from fedclip.errors import UsageError
 
@@ -40,7 +41,7 @@ def merge(
     method: Annotated[
         str,
         typer.Option(
-            help="linear, cat, svd, task-arithmetic, ties, dare or knots [default: svd].",
+            help=f"{', '.join(MERGE_METHODS)} [default: svd].",
             show_default=False,
         ),
     ] = "svd",

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fedclip.catalog import DATA_SETS
 from fedclip.config.checks_data import caption_problems
+from fedclip.config.checks_strategy import named_strategy_problems, rank_sources
 from fedclip.config.checks_tasks import sharing_problems, task_problems, task_views
 from fedclip.config.model import no_lora
 from fedclip.config.section import CrossProblem, lookup, number
 
 __all__ = ["CrossProblem", "cross_problems", "lookup"]
-
-MAY_HAVE_SITES = {"icons", "imagefolder", "hub", "pairs"}
-"""Data sets that may come with sites, whose number then stands in for `num_clients`."""
 
 
 def cross_problems(values: Mapping[str, Any]) -> list[CrossProblem]:
@@ -61,10 +60,10 @@ def _something_left_to_train_on(values: Mapping[str, Any]) -> Iterator[CrossProb
 def _cohort_fits(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
     drawn = number(values, "federation.clients_per_round")
     clients = number(values, "federation.num_clients")
-    partition = lookup(values, "data.partition.name")
-    may_be_natural = partition == "natural" or (
-        partition == "auto" and lookup(values, "data.name") in MAY_HAVE_SITES
-    )
+    partition, name = lookup(values, "data.partition.name"), lookup(values, "data.name")
+    row = DATA_SETS.get(name) if isinstance(name, str) else None
+    may_have_sites = row is None or row.sites  # then their number stands in for `num_clients`
+    may_be_natural = partition == "natural" or (partition == "auto" and may_have_sites)
     if drawn is not None and clients is not None and drawn > clients and not may_be_natural:
         yield CrossProblem(
             "federation.clients_per_round",
@@ -108,85 +107,6 @@ def _images_that_stay(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
         )
 
 
-LORA_STRATEGIES = {
-    "fedit",
-    "ffa",
-    "rolora",
-    "fedsa",
-    "flora",
-    "flexlora",
-    "hetlora",
-    "fedex",
-    "fedsvd",
-    "lora_fair",
-    "fed_sb",
-}
-"""Strategies that work on the factors A and B."""
-
-MEANS = {"fedavg", "fedit", "ffa", "rolora"}
-
-
-def _strategies_compose(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
-    """What can go around which strategy, and what cannot, with the reason."""
-    strategy = lookup(values, "federation.strategy")
-    own = isinstance(strategy, str) and ".py:" in strategy
-    if not isinstance(strategy, str) or own:
-        return
-    if strategy in LORA_STRATEGIES and (reason := no_lora(values)):
-        yield CrossProblem(
-            "federation.strategy",
-            f"federation.strategy: {strategy} combines LoRA factors, but {reason}; use fedavg, or "
-            "train an adapter",
-        )
-    dora_fits = MEANS | {"fedsa", "qfedavg", "local", "centralised"}
-    if lookup(values, "model.lora.use_dora") is True and strategy not in dora_fits:
-        yield CrossProblem(
-            "model.lora.use_dora",
-            f"model.lora.use_dora: {strategy} works on the product B A, which is not the whole of "
-            f"a DoRA update; use it with {', '.join(sorted(dora_fits))}",
-        )
-    if lookup(values, "federation.scaffold") is True and strategy not in MEANS:
-        yield CrossProblem(
-            "federation.scaffold",
-            f"federation.scaffold corrects gradients of tensors that are averaged one by one, "
-            f"which {strategy} does not do; use it with {', '.join(sorted(MEANS))}",
-        )
-    if number(values, "federation.ditto_mu") is not None:
-        fits = MEANS | {"lora_fair", "qfedavg"}
-        if strategy not in fits:
-            yield CrossProblem(
-                "federation.ditto_mu",
-                "federation.ditto_mu pulls personal factors to shared ones, which must keep their "
-                f"meaning from round to round; {strategy} does not share any that do; use it with "
-                f"{', '.join(sorted(fits))}",
-            )
-    if lookup(values, "federation.dynamic_ranks.enabled") is True:
-        around = [
-            key
-            for key, given in (
-                ("federation.scaffold", lookup(values, "federation.scaffold") is True),
-                ("federation.ditto_mu", number(values, "federation.ditto_mu") is not None),
-            )
-            if given
-        ]
-        if around:
-            yield CrossProblem(
-                around[0],
-                f"{around[0]} needs factors that keep their meaning from round to round, but "
-                "federation.dynamic_ranks turns them; use one of the two",
-            )
-    server = lookup(values, "federation.server_optimizer.name")
-    fits = MEANS | {"fedsa", "lora_fair"}
-    dynamic = lookup(values, "federation.dynamic_ranks.enabled") is True
-    if isinstance(server, str) and server != "none" and (strategy not in fits or dynamic):
-        yield CrossProblem(
-            "federation.server_optimizer.name",
-            f"federation.server_optimizer.name: {server} steps from the old tensors towards the "
-            f"proposed ones, which {strategy} proposes in other coordinates or not at all; use it "
-            f"with {', '.join(sorted(fits))}, without dynamic ranks",
-        )
-
-
 def _gradients_can_be_recovered(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
     """What SCAFFOLD asks of the optimizer, around whichever strategy."""
     if lookup(values, "federation.scaffold") is not True:
@@ -208,8 +128,7 @@ def _gradients_can_be_recovered(values: Mapping[str, Any]) -> Iterator[CrossProb
 
 def _one_source_of_ranks(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
     dynamic = lookup(values, "federation.dynamic_ranks.enabled") is True
-    sources = [f"federation.{key}" for key in ("client_ranks", "client_memory_mb")]
-    given = [key for key in sources if lookup(values, key) is not None]
+    given = rank_sources(values)
     if dynamic:
         given.append("federation.dynamic_ranks.enabled")
     if len(given) > 1:
@@ -225,22 +144,6 @@ def _one_source_of_ranks(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
             given[0],
             f"{given[0]} changes the rank of the product B A, which is not the whole of a DoRA "
             "update; leave it out, or model.lora.use_dora",
-        )
-    mixing = {"flexlora", "hetlora", "flora"}
-    strategy = lookup(values, "federation.strategy")
-    named = isinstance(strategy, str)  # what is no text is reported elsewhere
-    if dynamic and named and strategy not in ("fedit", "flexlora", "fedavg"):
-        yield CrossProblem(
-            "federation.dynamic_ranks.enabled",
-            "federation.dynamic_ranks cuts the mean of the round's updates, which goes with "
-            f"federation.strategy fedit or flexlora, not with {strategy}",
-        )
-    mixed = set(given) & set(sources)
-    if mixed and named and strategy not in mixing and ".py:" not in str(strategy):
-        yield CrossProblem(
-            given[0],
-            f"{given[0]} makes clients of different ranks, which {strategy} cannot mix; set "
-            f"federation.strategy to {', '.join(sorted(mixing))}",
         )
     r, minimum = number(values, "model.lora.r"), number(values, "federation.dynamic_ranks.minimum")
     budget = number(values, "federation.dynamic_ranks.budget")
@@ -274,16 +177,12 @@ def _classes_can_change(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
         )
 
 
-def _sharing_fits(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
-    return sharing_problems(values, MEANS)
-
-
 CHECKS = (
     _one_source_of_ranks,
     _learning_rates,
-    _strategies_compose,
+    named_strategy_problems,
     _gradients_can_be_recovered,
-    _sharing_fits,
+    sharing_problems,
     _classes_can_change,
 )
 DATA_CHECKS = (  # of `data`, or of each task in its place

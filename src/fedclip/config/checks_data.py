@@ -5,35 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-PATHS = {
-    "imagefolder": "the folder of images",
-    "hub": "a hub id or a local path",
-    "pairs": "the table of images and captions",
-}
-"""What `data.path` must name, by data set."""
+from fedclip.catalog import DATA_SETS
 
 
 def caption_problems(get: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
     """Keys that do not fit data or task, each with what to say; `get` reads the value of a key."""
     task, name = get("task"), get("data.name")
-    if isinstance(name, str) and name in PATHS and get("data.path") is None:
-        yield "data.path", f"data.path must name {PATHS[name]} with data.name: {name}"
-    if task == "classification" and name == "pairs":
+    row = DATA_SETS.get(name) if isinstance(name, str) else None
+    captioned = row is not None and row.captioned
+    if row is not None and row.path and get("data.path") is None:
+        yield "data.path", f"data.path must name {row.path} with data.name: {name}"
+    if task == "classification" and captioned:
         yield (
             "task",
-            "task: classification needs classes, but data.name: pairs has captions; set task: "
+            f"task: classification needs classes, but data.name: {name} has captions; set task: "
             "contrastive",
         )
-    if name == "pairs" and get("data.shots") is not None:
+    if captioned and get("data.shots") is not None:
         yield (
             "data.shots",
-            "data.shots counts images by class, which data.name: pairs does not have; leave it "
+            f"data.shots counts images by class, which data.name: {name} does not have; leave it "
             "out, or use data.max_train_examples",
         )
-    if name == "pairs" and get("data.class_names"):
+    if captioned and get("data.class_names"):
         yield (
             "data.class_names",
-            "data.class_names: data.name: pairs has no classes; leave it out",
+            f"data.class_names: data.name: {name} has no classes; leave it out",
         )
     if task != "contrastive":
         return

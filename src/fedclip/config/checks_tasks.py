@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fedclip.catalog import strategy_row
 from fedclip.config.model import no_lora
 from fedclip.config.section import CrossProblem, lookup, number
-
-_PERSONAL = {"fedsa", "local"}
 
 
 def task_views(values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -47,10 +46,11 @@ def task_problems(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
             "tasks",
             "tasks are told apart by classes, but task is contrastive; leave one of them out",
         )
-    if lookup(values, "federation.strategy") == "centralised":
+    strategy = lookup(values, "federation.strategy")
+    if isinstance(strategy, str) and strategy_row(strategy).pools:
         yield CrossProblem(
             "federation.strategy",
-            "federation.strategy: centralised has one client, which belongs to no task; run it on "
+            f"federation.strategy: {strategy} has one client, which belongs to no task; run it on "
             "each task's data alone",
         )
     if lookup(values, "evaluation.other_data"):
@@ -68,10 +68,9 @@ def task_problems(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
             )
 
 
-def sharing_problems(values: Mapping[str, Any], means: Collection[str]) -> Iterator[CrossProblem]:
-    """What the ways of sharing need; `means` are the strategies that average tensors."""
-    sharing = lookup(values, "federation.sharing")
-    mode, strategy = lookup(sharing, "mode"), lookup(values, "federation.strategy")
+def sharing_problems(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+    """What the ways of sharing need, whatever the strategy."""
+    mode = lookup(values, "federation.sharing.mode")
     for key, owner in (
         ("shared_rank", "shared+task"),
         ("clusters", "clusters"),
@@ -89,13 +88,8 @@ def sharing_problems(values: Mapping[str, Any], means: Collection[str]) -> Itera
         yield CrossProblem(where, f"{named} needs several tasks; name them under tasks")
     if reason := no_lora(values):
         yield CrossProblem(where, f"{named} needs an adapter, but {reason}")
-    if strategy in _PERSONAL or number(values, "federation.ditto_mu") is not None:
-        what = strategy if strategy in _PERSONAL else "federation.ditto_mu"
-        yield CrossProblem(
-            where,
-            f"{named} makes a model for each group of clients, {what} one for each client; use "
-            "one of the two",
-        )
+    if number(values, "federation.ditto_mu") is not None:
+        yield one_model_each(mode, "federation.ditto_mu")
     if lookup(values, "model.lora.use_dora") is True:
         yield CrossProblem(
             where,
@@ -104,13 +98,6 @@ def sharing_problems(values: Mapping[str, Any], means: Collection[str]) -> Itera
         )
     if mode == "per_task":
         return
-    allowed = {"fedavg", "fedit"} if mode == "shared+task" else set(means)
-    if isinstance(strategy, str) and strategy not in allowed:
-        yield CrossProblem(
-            where,
-            f"{named} goes with strategies that average tensors: {', '.join(sorted(allowed))}; "
-            f"federation.strategy is {strategy}",
-        )
     others = {
         "federation.scaffold": lookup(values, "federation.scaffold") is True,
         "federation.dynamic_ranks.enabled": lookup(values, "federation.dynamic_ranks.enabled")
@@ -137,3 +124,12 @@ def sharing_problems(values: Mapping[str, Any], means: Collection[str]) -> Itera
             f"federation.sharing.cluster_round ({found}) must come before the last round "
             f"(federation.rounds: {rounds}), or the groups would not be trained",
         )
+
+
+def one_model_each(mode: str, what: str) -> CrossProblem:
+    """Groups of clients and models of the clients' own do not go together."""
+    return CrossProblem(
+        "federation.sharing.mode",
+        f"federation.sharing.mode: {mode} makes a model for each group of clients, {what} one for "
+        "each client; use one of the two",
+    )

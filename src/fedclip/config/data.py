@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from fedclip.config.section import AsTuple, Section, Text
+from fedclip.config.section import AsTuple, Named, Section, Text
 
 Template = Annotated[str, Field(pattern=r"^(?:[^{]|\{[^}])*\{\}(?:[^{]|\{[^}])*$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -35,7 +35,7 @@ class PartitionConfig(Section):
 class DataConfig(Section):
     """The images, their classes and their division."""
 
-    name: Literal["digits", "fashion_mnist", "icons", "imagefolder", "hub", "pairs"] = Field(
+    name: Annotated[str, AfterValidator(Named("data_sets"))] = Field(
         "digits", description="Data set; `pairs` are images with captions."
     )
     path: Text | None = Field(

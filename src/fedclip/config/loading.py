@@ -253,6 +253,8 @@ def _sentence(key: str, detail: ErrorDetails, model: type[BaseModel]) -> str:
     if path and name == "":  # a key of a mapping of names
         named, shown = parent.partition(".")[0], _shown(detail["input"])
         return f"names under {named} are letters, digits, `-`, `_` and `.`, got {shown}"
+    if detail["type"] == "unknown_name":
+        return f"{key} {detail['msg']}"
     if detail["type"] == "value_error":
         return f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
     known_field = section.model_fields.get(name) if section else None

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
+from fedclip.catalog import choices, rows_without, unknown
 from fedclip.lora.layer_patterns import pattern_regex
 
 Text = Annotated[str, Field(min_length=1)]
@@ -34,6 +36,31 @@ class Removed:
     def keeps(self, value: Any) -> bool:
         """Whether a value is the old default, written as it was: no 0 for false."""
         return type(value) is type(self.default) and value == self.default
+
+
+@dataclass(frozen=True)
+class Named:
+    """A validator: a name of a kind of the catalogue, or one of `also`.
+
+    Rows of which the field `without` holds are none.
+    """
+
+    kind: str
+    also: tuple[str, ...] = ()
+    without: str = ""
+
+    def __call__(self, name: str) -> str:
+        """The name; an error says which there are."""
+        wrong = unknown(self.kind, name, self.also, self.without)
+        if wrong:
+            text = f"must be {wrong[0]}, got the text {name!r}{wrong[1]}"
+            raise PydanticCustomError("unknown_name", "{text}", {"text": text})
+        return name
+
+    @property
+    def expected(self) -> str:
+        """The names that need no further package, in words."""
+        return choices(self.kind, [*self.also, *rows_without(self.kind, self.without)])
 
 
 class Section(BaseModel):

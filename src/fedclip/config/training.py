@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from fedclip.config.section import AsTuple, Pattern, Removed, Section
+from fedclip.config.section import AsTuple, Named, Pattern, Removed, Section
 
 DEFAULT_LEARNING_RATE = 1e-3
 
@@ -55,7 +55,7 @@ class EngineConfig(Section):
         "compile": Removed(False, "the eager engine is as fast; leave the key out")
     }
 
-    name: Literal["batched", "sequential"] = Field(
+    name: Annotated[str, AfterValidator(Named("engines"))] = Field(
         "batched",
         description=(
             "`batched`: many clients in one pass over the shared weights; `sequential`: one after "
@@ -88,7 +88,9 @@ class EvaluationConfig(Section):
     max_examples: int | None = Field(
         None, ge=1, description="Use at most this many examples of each set; `null` takes all."
     )
-    other_data: Annotated[tuple[Literal["digits", "fashion_mnist", "icons"], ...], AsTuple] = Field(
+    other_data: Annotated[
+        tuple[Annotated[str, AfterValidator(Named("data_sets", without="path"))], ...], AsTuple
+    ] = Field(
         (),
         description="After the run, also measure on these data sets, which were not trained: what "
         "was forgotten.",

@@ -12,6 +12,8 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from fedclip.config.section import Named
+
 
 def expected(field: FieldInfo) -> str:
     """Say what values a field takes: `a whole number from 1 to 64`."""
@@ -64,6 +66,9 @@ def _flat(metadata: list[Any]) -> Iterator[Any]:
 
 
 def _text(metadata: list[Any]) -> str:
+    named = [m.func.expected for m in metadata if isinstance(getattr(m, "func", None), Named)]
+    if named:
+        return str(named[0])
     patterns = [m.pattern for m in metadata if getattr(m, "pattern", None)]
     return "text with {} in it once" if any(r"\{\}" in p for p in patterns) else "text"
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from fedclip.catalog import DATA_SETS, load
 from fedclip.data.prompts import check_templates, clean_class_name
 from fedclip.data.source import ImageSource, some
-from fedclip.data.sources import builtin
-from fedclip.data.sources.hub import hub
-from fedclip.data.sources.imagefolder import imagefolder
-from fedclip.data.sources.pairs import pairs
-from fedclip.errors import UsageError
+from fedclip.errors import FedclipError, UsageError
 
 
 def load_source(
@@ -25,9 +22,7 @@ def load_source(
     templates: Sequence[str] | None = None,
 ) -> ImageSource:
     """The data set `name`, not decoded yet, under the given class names and templates."""
-    if name not in SOURCES:
-        raise UsageError(f"data.name must be one of {', '.join(SOURCES)}, got {name!r}")
-    source = SOURCES[name](path, layout)
+    source = _read(name, path, layout)
     if not len(source):
         raise UsageError(f"data: {name} holds no images{f' (data.path: {path})' if path else ''}")
     if class_names is not None and source.captioned:
@@ -36,6 +31,28 @@ def load_source(
         source = _rename(source, [str(class_name) for class_name in class_names])
     if templates is not None:
         source = replace(source, templates=check_templates(templates))
+    return source
+
+
+def _read(name: str, path: str | None, layout: str) -> ImageSource:
+    """What the data set's reader returns; of a reader from elsewhere, checked."""
+    reader = load("data_sets", name)
+    if name in DATA_SETS:
+        return reader(path, layout)
+    try:
+        source = reader(path, layout)
+    except FedclipError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"data.name: {name} cannot be read: {type(error).__name__}: {error}; it is called with "
+            "data.path (or None) and data.layout"
+        ) from error
+    if not isinstance(source, ImageSource):
+        raise UsageError(
+            f"data.name: {name} must return a fedclip.data.source.ImageSource, got "
+            f"{type(source).__name__}"
+        )
     return source
 
 
@@ -65,13 +82,3 @@ def _rename(source: ImageSource, names: list[str]) -> ImageSource:
 
 def _plain(name: str) -> str:
     return clean_class_name(name).casefold()
-
-
-SOURCES: dict[str, Callable[[str | None, str], ImageSource]] = {
-    "digits": builtin.digits,
-    "fashion_mnist": builtin.fashion_mnist,
-    "icons": builtin.icons,
-    "imagefolder": imagefolder,
-    "hub": hub,
-    "pairs": pairs,
-}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedclip.catalog import short_name
 from fedclip.config import Config, DataConfig
 from fedclip.config.loading import config_from_dict
 from fedclip.errors import UsageError
@@ -42,7 +43,7 @@ def whole_name(config: Config) -> str:
     """The strategy with what goes around it, in one word a site's policy can name."""
     federation = config.federation
     around = {"scaffold": federation.scaffold, "ditto": federation.ditto_mu is not None}
-    name = federation.strategy.rpartition(":")[2]  # a class of one's own without its file
+    name = short_name(federation.strategy)  # a class of a user's own without its file
     return "+".join([name, *(name for name, there in around.items() if there)])
 
 
@@ -56,6 +57,8 @@ def job_config(
             values["model"] = {**values["model"], "model_name": model}
         own = data.model_dump(mode="json")
         values["data"] = {**own, **{key: values["data"][key] for key in DATA_KEYS}}
+        # Nothing else of it: a name here could be that of a file to run.
+        values["evaluation"] = {"max_examples": values["evaluation"]["max_examples"]}
     except (KeyError, TypeError):
         raise UsageError("the coordinator's job cannot be read; is it another version?") from None
     return config_from_dict(values, "the coordinator's job")

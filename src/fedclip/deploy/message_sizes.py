@@ -42,7 +42,7 @@ def _first_request(config: Config, state: State) -> TrainRequest:
     request = TrainRequest(1, (_SITE,), state, 0.0, 1 / federation.rounds)
     strategy = create_strategy(federation.strategy, Setting(seed=config.seed))
     if federation.scaffold:
-        strategy = Scaffold(strategy, federation.num_clients)  # type: ignore[arg-type]
+        strategy = Scaffold(strategy, federation.num_clients)
 
     def train(asked: TrainRequest) -> Updates:
         raise _Asked(asked)

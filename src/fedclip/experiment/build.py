@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from fedclip.catalog import in_file
 from fedclip.config import Config, DataConfig, ModelConfig
 from fedclip.data.datasets import load_source
 from fedclip.data.federated_data import FederatedData
@@ -190,10 +191,12 @@ def with_absolute_paths(config: Config) -> Config:
     name = model.model_name.removeprefix(start)
     if name not in EMBEDDED and Path(name).is_dir():
         model = model.model_copy(update={"model_name": f"{start}{Path(name).resolve()}"})
-    strategy = _absolute(config.federation.strategy)
-    federation = config.federation.model_copy(update={"strategy": strategy})
-    metrics = tuple(map(_absolute, config.evaluation.metrics))
-    evaluation = config.evaluation.model_copy(update={"metrics": metrics})
+    strategy = absolute_name(config.federation.strategy)
+    engine = absolute_name(config.engine.name)
+    measured = {
+        key: tuple(map(absolute_name, getattr(config.evaluation, key)))
+        for key in ("other_data", "metrics")
+    }
     data = _with_absolute_path(config.data)
     keys = config.deploy.keys
     deploy = config.deploy.model_copy(update={"keys": keys and str(Path(keys).absolute())})
@@ -202,20 +205,22 @@ def with_absolute_paths(config: Config) -> Config:
             "data": data,
             "tasks": tasks,
             "model": model,
-            "federation": federation,
-            "evaluation": evaluation,
+            "federation": config.federation.model_copy(update={"strategy": strategy}),
+            "engine": config.engine.model_copy(update={"name": engine}),
+            "evaluation": config.evaluation.model_copy(update=measured),
             "deploy": deploy,
         }
     )
 
 
-def _absolute(name: str) -> str:
-    """`path/file.py:Name` by its full path; any other name unchanged."""
-    file, colon, attribute = name.rpartition(":")
-    return f"{Path(file).resolve()}:{attribute}" if colon else name
+def absolute_name(name: str) -> str:
+    """A name of the catalogue that means the same from any working directory."""
+    file, _, attribute = name.rpartition(":")
+    return f"{Path(file).resolve()}:{attribute}" if in_file(name) else name
 
 
 def _with_absolute_path(data: Data) -> Data:
+    data = data.model_copy(update={"name": absolute_name(data.name)})
     folder, mark, options = (data.path or "").partition("?")  # as of the hub's data sets
     shards = folder.endswith(".tar")  # one, or a pattern of them
     if not folder or not (Path(folder).exists() or shards):

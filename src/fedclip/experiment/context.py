@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedclip.catalog import strategy_row
 from fedclip.config import Config
 from fedclip.data.federated_data import FederatedData
 from fedclip.evaluation.predictions import Images
@@ -82,7 +83,7 @@ class Parts(Shared):
     def training(self) -> dict[str, NDArray[np.int64]]:
         """Each client's training examples; centralised training has one client with all."""
         own = {c.client_id: c.train for c in self.data.clients}
-        if self.config.federation.strategy != "centralised":
+        if not strategy_row(self.config.federation.strategy).pools:
             return own
         return {"all": np.concatenate(list(own.values()))}
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from fedclip.catalog import ENGINES, load
 from fedclip.config import Config, EngineConfig
 from fedclip.data.cache import cache_folder
-from fedclip.errors import UsageError
 from fedclip.experiment.context import Parts, Shared, TaskParts
 from fedclip.federated.client import LocalSettings
 from fedclip.federated.engines.batched import BatchedEngine
@@ -28,6 +28,12 @@ from fedclip.reports.listener import Listener
 
 _PREFIX_CACHES = ("off", "memory", "disk")
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def stacks(engine: EngineConfig) -> bool:
+    """Whether many clients share one pass; an engine from elsewhere says so by `stacks = True`."""
+    row = ENGINES.get(engine.name)
+    return row.stacks if row else getattr(load("engines", engine.name), "stacks", False) is True
 
 
 def settle_engine(parts: Parts, listener: Listener) -> Parts:
@@ -59,10 +65,10 @@ def _settled(
         "fp16, whose loss scale is each client's own," if parts.precision == "fp16" else None,
     )
     for what in unstacked:
-        if what and engine.name == "batched":
+        if what and stacks(engine):
             listener.message(f"{what} is not stacked: it runs on the sequential engine")
             engine = engine.model_copy(update={"name": "sequential"})
-    if engine.name == "batched":
+    if stacks(engine):
         augmented = any(task.config.data.augment != "none" for task in tasks)
         images = sum(len(task.data.pixels) for task in tasks)
         cache = _PREFIX_CACHES.index(_prefix_cache(parts, engine, images, augmented, listener))
@@ -80,7 +86,7 @@ def _settled(
 
 def _with_engine(parts: Parts, engine: EngineConfig) -> Parts:
     parts = replace(parts, config=parts.config.model_copy(update={"engine": engine}))
-    if engine.name == "batched" and engine.prefix_cache != "off":
+    if stacks(engine) and engine.prefix_cache != "off":
         assert parts.stacked is not None
         inputs = FrozenInputs(
             parts.stacked.frozen,
@@ -156,23 +162,20 @@ def create_engine(parts: Parts | TaskParts) -> Engine:
 
         engines = {name: create_engine(task) for name, task in parts.tasks.items()}
         return TaskEngine(engines, parts.task_of, turn_to)
-    name = parts.config.engine.name
-    if name not in ENGINES:
-        raise UsageError(
-            f"engine.name: unknown engine {name!r}; known: {', '.join(sorted(ENGINES))}"
-        )
-    engine = ENGINES[name](parts)
+    engine = load("engines", parts.config.engine.name)(parts, **_common(parts))
     if parts.processes.count == 1:
         return engine
     return ShardedEngine(engine, parts.processes, parts.clients)
 
 
-def _sequential(parts: Parts) -> Engine:
+def sequential(parts: Parts, **common: Any) -> Engine:
+    """The engine of that name."""
     objective = Contrastive(parts.data.class_names) if parts.data.captioned else classification
-    return SequentialEngine(parts.model, **_common(parts), objective=objective)
+    return SequentialEngine(parts.model, **common, objective=objective)
 
 
-def _batched(parts: Parts) -> Engine:
+def batched(parts: Parts, **common: Any) -> Engine:
+    """The engine of that name, on all threads of a CPU."""
     engine = parts.config.engine
     assert parts.stacked is not None
     assert engine.group_size is not None  # settle_engine has chosen it
@@ -182,12 +185,13 @@ def _batched(parts: Parts) -> Engine:
             images=parts.images,
             group_size=engine.group_size,
             padded=parts.device.type != "cpu",
-            **_common(parts),
+            **common,
         )
     )
 
 
 def _common(parts: Parts) -> dict[str, Any]:
+    """What every engine takes, by name."""
     return {
         "pixels": parts.data.pixels,
         "labels": parts.data.labels,
@@ -196,6 +200,3 @@ def _common(parts: Parts) -> dict[str, Any]:
         "seed": parts.config.seed,
         "device": parts.device,
     }
-
-
-ENGINES: Mapping[str, Callable[[Parts], Engine]] = {"batched": _batched, "sequential": _sequential}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from fedclip.catalog import StrategyEntry, strategy_row
 from fedclip.config import Config
+from fedclip.config.checks_strategy import strategy_problems
+from fedclip.config.section import lookup
 from fedclip.errors import UsageError
 from fedclip.experiment.context import Parts, TaskParts
 from fedclip.federated.client_ranks import client_ranks, ranks_for_memory
 from fedclip.federated.engines.memory import activation_bytes
-from fedclip.federated.strategies import FedAvg, Setting, Strategy, create_strategy
+from fedclip.federated.strategies import Setting, Strategy, load_strategy, make_strategy
 from fedclip.federated.strategies.dynamic_ranks import DynamicRanks, RankPlan
 from fedclip.federated.strategies.groups import Clustered, Grouped, SharedAndTask
 from fedclip.federated.strategies.wrappers import Ditto, Scaffold, ServerOptimizer
-from fedclip.federated.traffic import ALGORITHMS, Layer, Traffic, bytes_per_round
+from fedclip.federated.traffic import Layer, Traffic, by_formula
 from fedclip.lora.names import pairs
 from fedclip.lora.rank_budget import least_ranks
 from fedclip.models.peft_lora import scalings
@@ -27,26 +30,17 @@ AnyParts = TypeVar("AnyParts", Parts, TaskParts)
 def choose_strategy(parts: Parts | TaskParts) -> Strategy:
     """The strategy that the configuration asks for, and what it puts around that."""
     federation = parts.config.federation
-    strategy = create_strategy(federation.strategy, setting_of(parts))
-    kind = parts.model.kind
-    if strategy.needs_lora and not kind.has_factors:
-        raise UsageError(
-            f"federation.strategy: {federation.strategy} combines LoRA factors, but {kind.title} "
-            f"is trained ({kind.asked_by}); use fedavg, or train an adapter"
-        )
+    name = federation.strategy
+    own, flags = load_strategy(name)
+    check_composition(parts.config, flags)
+    strategy = make_strategy(name, own, setting_of(parts, flags))
     dynamic = federation.dynamic_ranks
     if dynamic.enabled:
         plan = RankPlan(federation.rounds, **dynamic.model_dump(exclude={"enabled"}))
         _refuse_minimum(plan, parts.model.get_parameters())
-        exact = federation.strategy == "flexlora"
+        exact = flags.dynamic_ranks == "product"
         strategy = DynamicRanks(strategy.setting, plan, exact=exact)
     if federation.scaffold:
-        # Of the strategies here the configuration knows; this is about a user's own.
-        if not (isinstance(strategy, FedAvg) and type(strategy).round is FedAvg.round):
-            raise UsageError(
-                "federation.scaffold takes plain means of tensors, which "
-                f"{federation.strategy} does not; leave scaffold out"
-            )
         strategy = Scaffold(strategy, len(parts.clients))
     server = federation.server_optimizer
     if server.name != "none":
@@ -55,6 +49,14 @@ def choose_strategy(parts: Parts | TaskParts) -> Strategy:
     if federation.ditto_mu is not None:
         strategy = Ditto(strategy, federation.ditto_mu)
     return _by_group(strategy, parts)
+
+
+def check_composition(config: Config, flags: StrategyEntry) -> None:
+    """Refuses what does not go with a strategy; of a class from elsewhere only its flags say it."""
+    problems = strategy_problems(config.model_dump(), config.federation.strategy, flags)
+    texts = [problem.text for problem in problems]
+    if texts:
+        raise UsageError("; ".join(texts))
 
 
 def _refuse_minimum(plan: RankPlan, state: State) -> None:
@@ -84,22 +86,30 @@ def _by_group(strategy: Strategy, parts: Parts | TaskParts) -> Strategy:
     return SharedAndTask(strategy, parts.task_of, shared_rank)
 
 
-def setting_of(parts: Parts | TaskParts) -> Setting:
+def setting_of(parts: Parts | TaskParts, flags: StrategyEntry) -> Setting:
     """What a strategy may know of the run."""
-    federation = parts.config.federation
     return Setting(
         seed=parts.config.seed,
         scalings=scalings(parts.model.network),
         ranks=_client_ranks(parts),
         rslora=parts.config.model.lora.use_rslora,
-        options={
-            "q": federation.q,
-            "ridge": federation.ridge,
-            "average_owners": float(federation.average_owners),
-            "order_rows": float(federation.order_rows),
-            "learning_rate": parts.config.client.learning_rate,
-        },
+        options=options_of(parts.config, flags),
     )
+
+
+def options_of(config: Config, flags: StrategyEntry) -> dict[str, Any]:
+    """The values of the keys that a strategy reads, by their last word."""
+    values, options = config.model_dump(), {}
+    for key in flags.options:
+        section, _, word = key.rpartition(".")
+        where = lookup(values, section) if section else values
+        if not isinstance(where, Mapping) or word not in where:
+            raise UsageError(
+                f"federation.strategy: {config.federation.strategy} reads {key} (its `options`), "
+                "which is no key of the configuration"
+            )
+        options[word] = where[word]
+    return options
 
 
 def _client_ranks(parts: Parts | TaskParts) -> dict[str, int]:
@@ -164,14 +174,10 @@ def expected_traffic(config: Config, state: State) -> Traffic:
     federation, found = config.federation, pairs(state)
     factor = 2 if federation.scaffold else 1
     inside = {name for pair in found.values() for name in pair}
-    rest = sum(4 * tensor.numel() for name, tensor in state.items() if name not in inside)
-    if federation.strategy == "local":
-        return Traffic(0, 0)
-    if federation.strategy == "fedsa":
-        rest = 0
-    name = federation.strategy if federation.strategy in ALGORITHMS else "fedavg"
+    rest = sum(tensor.numel() for name, tensor in state.items() if name not in inside)
+    formula = strategy_row(federation.strategy).traffic
     layers = [Layer(state[p.a].shape[1], len(state[p.b]), len(state[p.a])) for p in found.values()]
     share = federation.clients_per_round or federation.num_clients
     clients = share if isinstance(share, int) else max(1, round(share * federation.num_clients))
-    up, down = bytes_per_round(name, layers, config.model.lora.r, clients)
-    return Traffic(factor * (up + rest), factor * (down + rest))
+    up, down = by_formula(formula, layers, config.model.lora.r, clients, rest=rest)
+    return Traffic(factor * up, factor * down)

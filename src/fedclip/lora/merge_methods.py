@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import torch
 
+from fedclip.catalog import MERGE_METHODS, load
 from fedclip.lora.factors import Factors, norm, resize, svd, truncate
 
 
@@ -150,20 +151,18 @@ def _share(count: int) -> float:
     return 1 / count
 
 
-METHODS = {
-    "linear": Method(
-        lambda x, w, density, draw: mean_of_factors(x, w), _share, cut=False, same_rank=True
-    ),
-    "cat": Method(lambda x, w, density, draw: stacked(x, w), _share, cut=False),
-    "svd": Method(lambda x, w, density, draw: stacked(x, w), _share),
-    "task-arithmetic": Method(lambda x, w, density, draw: stacked(x, w), lambda count: 0.4),
-    "ties": Method(
-        lambda x, w, density, draw: ties(torch.stack([u.product() for u in x]), w, density),
-        lambda count: 1.0,
-        density=0.2,
-    ),
-    "dare": Method(dare, _share, density=0.5),
-    "knots": Method(
-        lambda x, w, density, draw: knots(x, w, density), lambda count: 1.0, density=0.2
-    ),
-}
+LINEAR = Method(
+    lambda x, w, density, draw: mean_of_factors(x, w), _share, cut=False, same_rank=True
+)
+CAT = Method(lambda x, w, density, draw: stacked(x, w), _share, cut=False)
+SVD = Method(lambda x, w, density, draw: stacked(x, w), _share)
+TASK_ARITHMETIC = Method(lambda x, w, density, draw: stacked(x, w), lambda count: 0.4)
+TIES = Method(
+    lambda x, w, density, draw: ties(torch.stack([u.product() for u in x]), w, density),
+    lambda count: 1.0,
+    density=0.2,
+)
+DARE = Method(dare, _share, density=0.5)
+KNOTS = Method(lambda x, w, density, draw: knots(x, w, density), lambda count: 1.0, density=0.2)
+
+METHODS: dict[str, Method] = {name: load("merge_methods", name) for name in MERGE_METHODS}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fedclip.catalog import load
 from fedclip.errors import UsageError
 from fedclip.lora.factors import Factors
 from fedclip.lora.merge_methods import METHODS, Method, merge_layer
@@ -41,9 +42,8 @@ def check_recipe(
     seed: int = 0,
 ) -> Recipe:
     """Fill in what is not given, and refuse what does not fit."""
-    if method not in METHODS:
-        raise UsageError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    how, count = METHODS[method], len(adapters)
+    how: Method = load("merge_methods", method)
+    count = len(adapters)
     given = [how.weight(count)] * count if weights is None else list(weights)
     if len(given) != count or not all(math.isfinite(weight) for weight in given):
         raise UsageError(

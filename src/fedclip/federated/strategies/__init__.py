@@ -2,94 +2,50 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import sys
-from collections.abc import Callable
-from pathlib import Path
-
+from fedclip.catalog import FLAGS, STRATEGIES, StrategyEntry, in_file, load
 from fedclip.errors import FedclipError, UsageError
-from fedclip.federated.strategies.averaging import (
-    FFA,
-    FedAvg,
-    FedIT,
-    FedSA,
-    LocalOnly,
-    QFedAvg,
-    RoLoRA,
-)
+from fedclip.federated.strategies.averaging import FedAvg
 from fedclip.federated.strategies.base import Setting, Strategy
-from fedclip.federated.strategies.fed_sb import FedSB
-from fedclip.federated.strategies.product_space import FedSVD, FlexLoRA, HetLoRA, LoraFair
-from fedclip.federated.strategies.weight_folding import FedEx, FLoRA
 
-__all__ = ["STRATEGIES", "FedAvg", "Setting", "Strategy", "create_strategy"]
-
-STRATEGIES: dict[str, Callable[[Setting], Strategy]] = {
-    "fedavg": FedAvg,
-    "fedit": FedIT,
-    "ffa": FFA,
-    "rolora": RoLoRA,
-    "fedsa": FedSA,
-    "flora": FLoRA,
-    "flexlora": FlexLoRA,
-    "hetlora": HetLoRA,
-    "fedex": FedEx,
-    "fedsvd": FedSVD,
-    "lora_fair": LoraFair,
-    "fed_sb": FedSB,
-    "qfedavg": QFedAvg,
-    "local": LocalOnly,
-    # One client that holds all images: FedAvg of one is that client.
-    "centralised": FedAvg,
-}
+__all__ = ["FedAvg", "Setting", "Strategy", "create_strategy", "load_strategy"]
 
 
 def create_strategy(name: str, setting: Setting | None = None) -> Strategy:
-    """The strategy of that name, or the class that `path/to/file.py:Name` names."""
-    setting = setting or Setting()
-    if name in STRATEGIES:
-        return STRATEGIES[name](setting)
-    if ".py:" in name:
-        return _made(name, _own_strategy(name), setting)
-    known = ", ".join(STRATEGIES)
-    raise UsageError(
-        f"federation.strategy: unknown strategy {name!r}; known: {known}; or a class of your own "
-        "as path/to/file.py:Name"
-    )
+    """The strategy of that name: a row of the catalogue, an installed one, or a user's class."""
+    return make_strategy(name, load_strategy(name)[0], setting or Setting())
 
 
-def _own_strategy(name: str) -> Callable[[Setting], Strategy]:
-    """A class from a user's file."""
-    file, _, attribute = name.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise UsageError(f"federation.strategy: there is no file {file}")
-    # A name that no other module has; dataclasses look their module up by it.
-    own_name = f"_fedclip_strategy_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}"
-    spec = importlib.util.spec_from_file_location(own_name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[own_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[own_name]
-        raise UsageError(
-            f"federation.strategy: {file} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
-    found = getattr(module, attribute, None)
+def load_strategy(name: str) -> tuple[type[Strategy], StrategyEntry]:
+    """The class that a name stands for, and what may be combined with it."""
+    found = load("strategies", name)
+    row = STRATEGIES.get(name)
+    if row is not None:
+        return found, row
     if not (isinstance(found, type) and issubclass(found, Strategy)):
+        file, _, attribute = name.rpartition(":")
+        what = f"{file} has no class {attribute}" if in_file(name) else f"{name} is no class"
         raise UsageError(
-            f"federation.strategy: {file} has no class {attribute} that extends "
-            "fedclip.federated.strategies.Strategy"
+            f"federation.strategy: {what} that extends fedclip.federated.strategies.Strategy"
         )
-    return found
+    flags = {flag: getattr(found, flag) for flag in FLAGS}
+    odd = [flag for flag, value in flags.items() if not isinstance(value, bool)]
+    if odd:
+        raise UsageError(
+            f"federation.strategy: {name}: {odd[0]} must be True or False, got {flags[odd[0]]!r}"
+        )
+    options = found.options
+    if not isinstance(options, tuple | list) or not all(isinstance(key, str) for key in options):
+        raise UsageError(
+            f"federation.strategy: {name}: options must list keys of the configuration, such as "
+            f'("federation.q",), got {options!r}'
+        )
+    return found, StrategyEntry(name, options=tuple(options), **flags)
 
 
-def _made(name: str, own: Callable[[Setting], Strategy], setting: Setting) -> Strategy:
-    """An object of a user's class."""
+def make_strategy(name: str, own: type[Strategy], setting: Setting) -> Strategy:
+    """An object of a strategy's class."""
+    if name in STRATEGIES:
+        return own(setting)
     try:
         return own(setting)
     except FedclipError:

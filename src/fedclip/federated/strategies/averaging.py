@@ -27,8 +27,6 @@ class FedAvg(Strategy):
     Bytes per client and round, up and down: 4 for each trained number.
     """
 
-    needs_lora = False
-
     def __init__(self, setting: Setting | None = None) -> None:
         """Refuses clients of different ranks."""
         super().__init__(setting)
@@ -38,10 +36,6 @@ class FedAvg(Strategy):
         """The weighted mean."""
         return replace(state, shared={**state.shared, **train(self.asked(request)).mean()})
 
-    def asked(self, request: TrainRequest) -> TrainRequest:
-        """The request as this strategy has it trained."""
-        return request
-
 
 class FedIT(FedAvg):
     """Mean of A and mean of B, which is not the mean of B A.
@@ -50,8 +44,6 @@ class FedIT(FedAvg):
     of examples. It misses the exact mean by the covariance of the factors.
     Bytes per client and round, up and down: 4 r (in + out) for each layer.
     """
-
-    needs_lora = True
 
 
 class FFA(FedIT):
@@ -85,8 +77,6 @@ class FedSA(FedIT):
     Guo et al. 2024 (arXiv:2410.01463): A = sum_i p_i A_i. A newcomer starts with it and B = 0.
     Bytes per client and round, up and down: 4 r in for each layer.
     """
-
-    personal = True
 
     def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
         """The mean of A; every client keeps the rest."""
@@ -136,9 +126,6 @@ class LocalOnly(Strategy):
 
     The end of the scale at which collaboration is worth nothing. Bytes: none.
     """
-
-    personal = True
-    needs_lora = False
 
     def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
         """Every client's own tensors."""

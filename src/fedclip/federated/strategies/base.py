@@ -6,9 +6,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 
+from fedclip.catalog import FLAGS, STRATEGIES, StrategyEntry
 from fedclip.errors import UsageError
 from fedclip.federated.updates import Updates
 from fedclip.lora.aggregate import StackedLora
@@ -36,14 +38,14 @@ class Setting:
 
     `scalings` are the adapted layers' own, by layer. `ranks` are those of clients that train fewer
     rows than the model has, by client id; `rslora` says that lora_alpha is divided by the root of
-    the rank. `options` are the keys of the configuration that some strategies read.
+    the rank. `options` are the values of the keys that the strategy reads, by their last word.
     """
 
     seed: int = 0
     scalings: Mapping[str, float] = field(default_factory=dict)
     ranks: Mapping[str, int] = field(default_factory=dict)
     rslora: bool = False
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def generator(self, *names: str | int) -> torch.Generator:
         """Draws of one name, the same in every process and after a resume."""
@@ -55,11 +57,34 @@ class Strategy(ABC):
 
     `round` asks for training by `train`, once or more, and takes the updates from what comes back.
     A strategy of your own needs nothing but that method; `examples/custom_strategy.py` is one.
-    `personal` says that every client ends with a model of its own.
+
+    What may be combined with it are the flags of `fedclip.catalog.StrategyEntry`, as class
+    attributes: given in the class, else by its row in the catalogue, else inherited. A class that
+    combines updates in another way than the one it extends inherits only `needs_lora`, `personal`.
     """
 
-    personal = False
-    needs_lora = True
+    needs_lora: ClassVar[bool] = StrategyEntry.needs_lora
+    personal: bool = StrategyEntry.personal
+    averages: ClassVar[bool] = StrategyEntry.averages
+    both_factors: ClassVar[bool] = StrategyEntry.both_factors
+    stable_coordinates: ClassVar[bool] = StrategyEntry.stable_coordinates
+    steps_in_place: ClassVar[bool] = StrategyEntry.steps_in_place
+    mixes_ranks: ClassVar[bool] = StrategyEntry.mixes_ranks
+    allows_dora: ClassVar[bool] = StrategyEntry.allows_dora
+    options: ClassVar[tuple[str, ...]] = StrategyEntry.options
+
+    def __init_subclass__(cls, **kw: Any) -> None:
+        """Fills in the flags that the class does not give itself."""
+        super().__init_subclass__(**kw)
+        target = f"{cls.__module__}:{cls.__qualname__}"
+        row = next((row for row in STRATEGIES.values() if row.target == target), None)
+        base = next(c for c in cls.__mro__[1:] if issubclass(c, Strategy))
+        combines = row is None and _combines_otherwise(cls, base)
+        for flag in {*FLAGS, "options"} - cls.__dict__.keys():
+            if row is not None:
+                setattr(cls, flag, getattr(row, flag))
+            elif combines and flag not in ("needs_lora", "personal", "options"):
+                setattr(cls, flag, getattr(StrategyEntry, flag))
 
     def __init__(self, setting: Setting | None = None) -> None:
         """Takes what is known of the run; the default suits strategies that need none of it."""
@@ -74,6 +99,16 @@ class Strategy(ABC):
     @abstractmethod
     def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
         """The next state. `request` is for the round's clients, to be trained from `state`."""
+
+    def asked(self, request: TrainRequest) -> TrainRequest:
+        """The request as a strategy that `averages` has it trained."""
+        return request
+
+
+def _combines_otherwise(cls: type[Strategy], base: type[Strategy]) -> bool:
+    """Whether a class replaces a method of its base other than `asked`: what is trained."""
+    methods = (n for n in dir(base) if callable(getattr(base, n)) and not n.startswith("__"))
+    return any(getattr(cls, n) is not getattr(base, n) for n in methods if n != "asked")
 
 
 def factors(state: State, pair: Pair) -> Factors:

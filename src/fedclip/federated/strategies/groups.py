@@ -34,7 +34,6 @@ class Grouped(Strategy):
     def __init__(self, inner: Strategy, member_of: Mapping[str, str]) -> None:
         """Takes the strategy, and the group of every client."""
         super().__init__(inner.setting)
-        self.needs_lora = inner.needs_lora
         self._inner = inner
         self._member_of = dict(member_of)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from fedclip.catalog import load
 from fedclip.records import State
 
 _MEMORY = "optimizer/"
@@ -44,26 +45,35 @@ class Yogi(torch.optim.Optimizer):
                 p.sub_(group["lr"] * m / (v.sqrt() + tau))
 
 
-def create_optimizer(
-    name: str, parameters: list[torch.Tensor], options: Mapping[str, float]
-) -> torch.optim.Optimizer:
-    """The optimizer that FedAvgM, FedAdam, FedYogi or FedAdagrad runs on the server.
+Parameters = list[torch.Tensor]
+Options = Mapping[str, float]
 
-    Two differ from Reddi et al. 2021 (arXiv:2003.00295, algorithm 2). "adam" is PyTorch's, whose v
-    starts at zero and whose m and v are corrected for their start; theirs starts v at tau^2 and
-    corrects nothing, as "yogi" here. "adagrad" starts at tau^2, but steps along g and not along its
-    mean m: beta1 is ignored.
+
+def avgm(parameters: Parameters, options: Options) -> torch.optim.Optimizer:
+    """FedAvgM: SGD with momentum."""
+    return torch.optim.SGD(parameters, lr=options["learning_rate"], momentum=options["beta1"])
+
+
+def adam(parameters: Parameters, options: Options) -> torch.optim.Optimizer:
+    """FedAdam by PyTorch's Adam: v starts at zero, and m and v are corrected for their start.
+
+    Reddi et al. 2021 (arXiv:2003.00295, algorithm 2) start v at tau^2 and correct nothing, as
+    `yogi` here.
     """
-    rate, b1, b2, tau = (options[k] for k in ("learning_rate", "beta1", "beta2", "tau"))
-    if name == "avgm":
-        return torch.optim.SGD(parameters, lr=rate, momentum=b1)
-    if name == "adam":
-        return torch.optim.Adam(parameters, lr=rate, betas=(b1, b2), eps=tau)
-    if name == "adagrad":
-        return torch.optim.Adagrad(parameters, lr=rate, eps=tau, initial_accumulator_value=tau**2)
-    if name == "yogi":
-        return Yogi(parameters, lr=rate, betas=(b1, b2), eps=tau)
-    raise ValueError(f"unknown server optimizer {name!r}; known: avgm, adam, adagrad, yogi")
+    rate, betas = options["learning_rate"], (options["beta1"], options["beta2"])
+    return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=options["tau"])
+
+
+def yogi(parameters: Parameters, options: Options) -> torch.optim.Optimizer:
+    """FedYogi, as published."""
+    rate, betas = options["learning_rate"], (options["beta1"], options["beta2"])
+    return Yogi(parameters, lr=rate, betas=betas, eps=options["tau"])
+
+
+def adagrad(parameters: Parameters, options: Options) -> torch.optim.Optimizer:
+    """FedAdagrad, but for its step, which is along g and not along its mean m: no `beta1`."""
+    rate, tau = options["learning_rate"], options["tau"]
+    return torch.optim.Adagrad(parameters, lr=rate, eps=tau, initial_accumulator_value=tau**2)
 
 
 def server_step(
@@ -76,7 +86,7 @@ def server_step(
     """New values by name, and what the optimizer remembers for the next step, as tensors."""
     names = list(values)
     parameters = [values[n].detach().clone().requires_grad_() for n in names]
-    optimizer = create_optimizer(name, parameters, options)
+    optimizer = load("server_optimizers", name)(parameters, options)
     for tensor_name, parameter in zip(names, parameters, strict=True):
         parameter.grad = gradients[tensor_name].clone()
         prefix = f"{_MEMORY}{tensor_name}/"

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 
-from fedclip.federated.strategies.averaging import FedAvg
 from fedclip.federated.strategies.base import Strategy, Train, examples, kept_by, own_starts
 from fedclip.federated.strategies.server_optimizers import server_step
 from fedclip.federated.updates import Updates
@@ -24,10 +23,9 @@ class Scaffold(Strategy):
     the last formula recovers gradients from a way travelled. Bytes: twice those of FedAvg.
     """
 
-    def __init__(self, inner: FedAvg, clients: int) -> None:
-        """Takes the strategy, and how many clients there are in all."""
+    def __init__(self, inner: Strategy, clients: int) -> None:
+        """Takes a strategy that `averages`, and how many clients there are in all."""
         super().__init__(inner.setting)
-        self.needs_lora = inner.needs_lora
         self._inner = inner
         self._clients = clients
 
@@ -79,7 +77,6 @@ class Ditto(Strategy):
     def __init__(self, inner: Strategy, mu: float) -> None:
         """Takes the strategy of the shared model, and the weight of the pull."""
         super().__init__(inner.setting)
-        self.needs_lora = inner.needs_lora
         self._inner = inner
         self._mu = mu
 
@@ -102,14 +99,14 @@ class ServerOptimizer(Strategy):
 
     Reddi et al. 2021 (arXiv:2003.00295, algorithm 2): the gradient is g = old - proposed, and the
     next state one step of SGD with momentum, Adagrad, Adam or Yogi on g from the old one (FedAvgM,
-    FedAdagrad, FedAdam, FedYogi). What differs from theirs: `create_optimizer`. Bytes as
-    the inner strategy.
+    FedAdagrad, FedAdam, FedYogi). What differs from theirs is said in
+    `server_optimizers`. Bytes as the inner strategy.
     """
 
     def __init__(self, inner: Strategy, name: str, options: dict[str, float]) -> None:
         """Takes the strategy, and the optimizer's name and settings."""
         super().__init__(inner.setting)
-        self.personal, self.needs_lora = inner.personal, inner.needs_lora
+        self.personal = inner.personal
         self._inner = inner
         self._name = name
         self._options = options
