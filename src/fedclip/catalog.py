@@ -254,7 +254,7 @@ def target_of(target: str) -> Any:
 
 
 def _from_package(kind: str, found: list[Any], key: str) -> Any:
-    where = [f"{point.value} of {point.dist.name if point.dist else '?'}" for point in found]
+    where = sorted(f"{p.value} of {p.dist.name if p.dist else '?'}" for p in found)
     if len(found) > 1:
         raise UsageError(
             f"{key}: {found[0].name} is provided more than once, as {' and '.join(where)}, in the "
