@@ -77,8 +77,8 @@ def refuse_files(config: Config, doing: str) -> None:
     if files:
         raise UsageError(
             f"data.name: {files[0]} is a file of code that this run's folder names, and {doing} "
-            "runs no such files; install the data set as an entry point of fedclip.data_sets and name "
-            "that, or use what needs no data set, such as fedclip predict"
+            "runs no such files; install the data set as an entry point of fedclip.data_sets and "
+            "name that, or use what needs no data set, such as fedclip predict"
         )
 
 
