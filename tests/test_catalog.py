@@ -13,7 +13,7 @@ from fedclip.catalog import FLAGS, KINDS, STRATEGIES, StrategyEntry, load, targe
 from fedclip.config.loading import config_from_dict
 from fedclip.data.datasets import load_source
 from fedclip.deploy.job import job_config, make_job
-from fedclip.errors import UsageError
+from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.strategy import check_composition, options_of
 from fedclip.federated.strategies import FedAvg, Strategy, create_strategy, load_strategy
 from fedclip.federated.strategies.product_space import FlexLoRA
@@ -203,6 +203,10 @@ def engine(parts, **common):
     return sequential(parts, **common)
 
 
+def half(predictions):
+    return 0.5
+
+
 def no_data(path, layout):
     return 3
 """
@@ -212,7 +216,9 @@ def test_only_a_run_imports_the_files_that_its_folder_names(tmp_path: Path) -> N
     file, ran = tmp_path / "own.py", tmp_path / "own.ran"
     file.write_text(OWN)
     config = with_(
-        federation={"strategy": f"{file}:Own", "rounds": 1}, engine={"name": f"{file}:engine"}
+        federation={"strategy": f"{file}:Own", "rounds": 1},
+        engine={"name": f"{file}:engine"},
+        evaluation={"metrics": [f"{file}:half"]},
     )
     run = fedclip.run(config, output=tmp_path / "run")
     assert ran.exists()
@@ -220,7 +226,11 @@ def test_only_a_run_imports_the_files_that_its_folder_names(tmp_path: Path) -> N
     config = {**config, "data": {**config["data"], "name": f"{file}:data"}}
     with_data = fedclip.run(config, output=tmp_path / "with_data")
     ran.unlink()
-    figures = evaluate(run.folder)  # of the clients' models, as the state tells without the class
+    assert run.summary["half"] == 0.5
+    with pytest.warns(FedclipWarning, match=r"own\.py:half is a file of code.*left out"):
+        figures = evaluate(
+            run.folder
+        )  # of the clients' models, as the state tells without the class
     assert figures["accuracy"] == run.summary["accuracy"]
     assert figures["client_accuracy"] == run.summary["client_accuracy"]
     facts = info(run.folder)

@@ -115,7 +115,6 @@ PROBE = """
 import json, sys
 import fedclip
 from fedclip.adapters.inspect import evaluate
-from fedclip.catalog import load
 from fedclip.cli.main import main
 
 answers = {"source": fedclip.__file__}
@@ -135,7 +134,6 @@ for job in jobs:
     }
 from fedclip.federated.engines.counting import Counting
 answers["trained"] = Counting.trained
-answers["metric"] = load("metrics", "hits")(None)
 print(json.dumps(answers))
 """
 
@@ -195,7 +193,8 @@ def install(site: Path) -> None:
 
 JOBS = {
     "changed": tiny("halfway", "squares", "counting", ridge=0.5, server_optimizer={"name": "avgm"}),
-    "installed": tiny("other-way", "other-data", "other-engine", ridge=0.5),
+    "installed": tiny("other-way", "other-data", "other-engine", ridge=0.5)
+    | {"evaluation": {"metrics": ["hits"]}},
 }
 
 
@@ -247,5 +246,6 @@ def test_the_new_engine_has_trained_the_clients(answers: dict[str, Any]) -> None
     assert answers["trained"] == 2
 
 
-def test_an_installed_metric_is_found(answers: dict[str, Any]) -> None:
-    assert answers["metric"] == 1.0
+def test_an_installed_metric_is_measured(answers: dict[str, Any]) -> None:
+    assert answers["installed"]["summary"]["hits"] == 1.0
+    assert "hits" not in answers["changed"]["summary"]

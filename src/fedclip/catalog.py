@@ -157,7 +157,7 @@ MERGE_METHODS: dict[str, Entry] = {
 
 ROBUST_RULES: dict[str, Entry] = {}
 TRACKERS: dict[str, Entry] = {}
-METRICS: dict[str, Entry] = {}
+METRICS: dict[str, Entry] = {}  # fedclip's own are functions in `evaluation.metrics.METRICS`
 
 
 @dataclass(frozen=True)
@@ -192,10 +192,11 @@ def short_name(name: str) -> str:
     return name.rpartition(":")[2] if in_file(name) else name
 
 
-def load(kind: str, name: str, key: str | None = None) -> Any:
+def load(kind: str, name: str, key: str | None = None, also: Sequence[str] = ()) -> Any:
     """What a name stands for; imports its code. `key` is what an error blames.
 
-    Raises UsageError for an unknown name, with the known ones, and for code that does not load.
+    Raises UsageError for an unknown name, with the known ones, `also` among them, and for code that
+    does not load.
     """
     row, key = KINDS[kind].rows.get(name), key or KINDS[kind].key
     if row is not None:
@@ -203,7 +204,7 @@ def load(kind: str, name: str, key: str | None = None) -> Any:
     found = _installed(kind).get(name, [])
     if found:
         return _from_package(kind, found, key)
-    wrong = unknown(kind, name)
+    wrong = unknown(kind, name, also)
     if wrong:
         raise UsageError(f"{key} must be {wrong[0]}, got {name!r}{wrong[1]}")
     return _from_file(name, key, KINDS[kind].word)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedclip.adapters.load import finished, load_run_model, refuse_files
+from fedclip.adapters.load import finished, load_run_model, refuse_files, without_files
 from fedclip.adapters.predict import predict
 from fedclip.catalog import STRATEGIES, in_file
 from fedclip.config import Config
@@ -94,10 +94,7 @@ def evaluate(
             f"--full: {folder} has learned from captions, and these figures are about classes; "
             "leave it out for the recalls"
         )
-    refuse_files(config, "evaluate")
-    if in_file(config.engine.name):  # which is for training
-        engine = config.engine.model_copy(update={"name": "sequential"})
-        config = config.model_copy(update={"engine": engine})
+    config = without_files(config, "evaluate")
     with listener or Listener() as listener:
         if detail and config.tasks:
             raise UsageError(f"{folder} has several tasks; figures in detail are for runs on one")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from fedclip.catalog import in_file
 from fedclip.config import Config
 from fedclip.config.loading import load_config
-from fedclip.errors import UsageError
+from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.build import model_config, model_seed
 from fedclip.experiment.folder import CONFIG, RunFolder
 from fedclip.models.adapter_folder import read_adapter
@@ -80,6 +81,25 @@ def refuse_files(config: Config, doing: str) -> None:
             "runs no such files; install the data set as an entry point of fedclip.data_sets and "
             "name that, or use what needs no data set, such as fedclip predict"
         )
+
+
+def without_files(config: Config, doing: str) -> Config:
+    """A finished run's configuration as far as it names no file of code; says what it leaves out.
+
+    An engine is for training only.
+    """
+    refuse_files(config, doing)
+    metrics = tuple(name for name in config.evaluation.metrics if not in_file(name))
+    for name in sorted(set(config.evaluation.metrics) - set(metrics)):
+        text = f"evaluation.metrics: {name} is a file of code, which {doing} does not run; left out"
+        warnings.warn(text, FedclipWarning, stacklevel=3)
+    engine = "sequential" if in_file(config.engine.name) else config.engine.name
+    return config.model_copy(
+        update={
+            "engine": config.engine.model_copy(update={"name": engine}),
+            "evaluation": config.evaluation.model_copy(update={"metrics": metrics}),
+        }
+    )
 
 
 def public_name(model_name: str) -> str:

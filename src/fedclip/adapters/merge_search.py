@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.optimize import differential_evolution
 
-from fedclip.adapters.load import finished, refuse_files
+from fedclip.adapters.load import finished, without_files
 from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.data.federated_data import FederatedData
@@ -62,7 +62,7 @@ class Validation:
         """
         folder = finished(run)
         config = load_config(folder.path / CONFIG)
-        refuse_files(config, "a search")
+        config = without_files(config, "a search")
         if config.task == "contrastive":
             raise UsageError(
                 f"{run} has learned from captions; weights are searched by the accuracy on classes"

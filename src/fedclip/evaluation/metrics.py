@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedclip.catalog import load
 from fedclip.errors import UsageError
 
 if TYPE_CHECKING:
@@ -116,7 +117,10 @@ def chosen(names: Iterable[str]) -> dict[str, Metric]:
 def _load(name: str) -> Metric:
     if name in METRICS:
         return METRICS[name]
-    raise UsageError(f"evaluation.metrics: unknown metric {name!r}; known: {', '.join(METRICS)}")
+    metric = load("metrics", name, "evaluation.metrics", also=list(METRICS))
+    if not callable(metric):
+        raise UsageError(f"evaluation.metrics: {name} is no function, got {metric!r}")
+    return metric  # type: ignore[no-any-return]
 
 
 def _checked(name: str, metric: Metric) -> Metric:
