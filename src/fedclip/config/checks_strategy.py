@@ -32,7 +32,8 @@ def strategy_problems(
     if flags.needs_lora and (reason := no_lora(values)):
         yield CrossProblem(
             "federation.strategy",
-            f"federation.strategy: {name} combines LoRA factors, but {reason}; use fedavg, or train an adapter{_say('needs_lora', name, 'False')}",
+            f"federation.strategy: {name} combines LoRA factors, but {reason}; use fedavg, or "
+            f"train an adapter{_say('needs_lora', name, 'False')}",
         )
     for check in (_dora, _ranks, _scaffold, _ditto, _server_optimizer, _sharing):
         yield from check(values, name, flags)
