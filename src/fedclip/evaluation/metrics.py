@@ -87,8 +87,8 @@ RESERVED = frozenset(
     | {"client_accuracy", "clients", "clients_per_round", "data", "device", "engine"}
     | {"forgetting", "groups", "harmonic_mean", "initial_accuracy", "loss", "metrics", "model"}
     | {"new_accuracy", "new_zero_shot_accuracy", "num_examples", "precision", "retrieval"}
-    | {"rounds", "seconds", "seed", "server_round", "state_sha256", "strategy", "task", "tasks"}
-    | {"test_examples", "test_loss", "total_parameters", "trainable_parameters"}
+    | {"rounds", "seconds", "seed", "server_round", "state_sha256", "stopped_by", "strategy"}
+    | {"task", "tasks", "test_examples", "test_loss", "total_parameters", "trainable_parameters"}
     | {"validation_accuracy", "validation_accuracy_by_task", "versions", "worst_class"}
     | {"zero_shot_accuracy", "zero_shot_harmonic_mean", "zero_shot_retrieval"}
 )
