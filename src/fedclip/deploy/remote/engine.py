@@ -170,10 +170,13 @@ class RemoteEngine:
         """Sends to sites and hands on their answers until the clock says `end`; who is silent."""
         nodes = [(self._roster.nodes[site], data) for site, data in letters.items()]
         asked = dict(zip(self._mail.post(nodes), letters, strict=True))
-        while asked and time.monotonic() < end:
+        while asked:  # looked at once more when time is up: what has come by then counts
+            last = time.monotonic() >= end
             for answer in self._mail.collect(list(asked)):
                 if answer.ticket in asked:
                     take(asked.pop(answer.ticket), answer)
+            if last:
+                break
             if asked:
                 self._wait(self._patience.look)
         self._mail.forget(list(asked))
