@@ -24,9 +24,19 @@ HEAD = """\
 <!-- Made by scripts/reference_configuration.py from src/fedclip/config*.py; edit there. -->
 
 A configuration is a YAML file; every key may be left out. Any key can be changed on the command
-line, as `key=value` or `--set key=value`, with values read as YAML: `federation.rounds=5`,
-`data.class_names='[cat, dog]'`, `optimizer.max_grad_norm=null`. `fedclip validate FILE` reports
-everything that is wrong with a file at once.
+line, as `key=value` or `--set key=value`: `federation.rounds=5`, `data.class_names='[cat, dog]'`,
+`optimizer.max_grad_norm=null`. `fedclip validate FILE` reports everything that is wrong with a file
+at once; with `--data` it also opens every image, and shows sites, classes and sizes.
+
+- The value of an override that begins with `[`, `{` or a quote is YAML, to its last character. Any
+  other is a number, `true`, `false`, `null`, or a text as it was typed: `"data.path=my images #1"`.
+- Words that versions of YAML read differently are texts: `yes`, `off`, `1:30`, `010`, `1_000`,
+  dates. `1e-4` is a number. Tags and keys given twice are refused; `${seed}` takes another key's
+  value.
+- Numbers have bounds beyond which they can only be mistakes, such as a learning rate over 1000; the
+  message names the bound.
+- Patterns of layers are regular expressions, but for lookaround and references; one that could be
+  matched in more than a million ways, such as `(a+)+`, is refused.
 """
 
 

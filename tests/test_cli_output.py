@@ -35,6 +35,7 @@ def test_advice_is_one_line(fedclip: Command, config: Path) -> None:
     assert err == (
         "warning: model.lora.lora_alpha is usually 1 to 2 times r (8 to 16), got 64 "
         "(command line: model.lora.lora_alpha=64)\n"
+        "looked at keys only, not at images, the model or addresses; --data opens the images\n"
     )
 
 

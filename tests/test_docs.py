@@ -23,11 +23,11 @@ import click
 import numpy as np
 import pytest
 import typer
-from omegaconf import OmegaConf
 from PIL import Image
 
 from fedclip.cli import main as cli
 from fedclip.config.loading import load_config
+from fedclip.config.strict_yaml import parse_yaml
 
 ROOT = Path(__file__).parents[1]
 CODE = ("bash", "python", "yaml")
@@ -158,7 +158,7 @@ def test_twins_have_the_same_code(page: Path) -> None:
     for language, read in (
         ("bash", commands),
         ("python", lambda text: ast.dump(ast.parse(text))),
-        ("yaml", OmegaConf.create),
+        ("yaml", parse_yaml),
     ):
         ours, theirs = ([read(b.text) for b in blocks(p, language)] for p in (page, twin))
         assert ours == theirs, language

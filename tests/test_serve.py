@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import struct
 import sys
@@ -22,8 +23,9 @@ pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
 from fedclip.adapters.predict import Predictor  # noqa: E402
-from fedclip.adapters.serve import uploads  # noqa: E402
+from fedclip.adapters.serve import guard, uploads  # noqa: E402
 from fedclip.adapters.serve.app import MAX_LABELS, create_app  # noqa: E402
+from fedclip.adapters.serve.guard import known_hosts  # noqa: E402
 
 MEGABYTE = 1_000_000
 
@@ -308,3 +310,113 @@ def test_labels_of_the_command_are_checked_first(fedclip: Command) -> None:
     code, _, err = fedclip("serve", "nowhere", "--port", "0")
     assert code == 2
     assert "nowhere is not a run folder" in err
+
+
+@pytest.mark.parametrize("top", ["9223372036854775808", "0", "-1", "1e3", "9" * 400])
+def test_top_is_a_number_that_makes_sense(served: Predictor, top: str) -> None:
+    (reply,) = ask(served, post(f"/predict?top={top}", encoded()))
+    assert reply.status_code == 422
+
+
+def form(*parts: tuple[str, bytes], boundary: str = "xyz") -> dict[str, Any]:
+    lines = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"{name}\r\n\r\n'.encode() + data
+        for name, data in parts
+    ]
+    body = b"\r\n".join([*lines, f"--{boundary}--\r\n".encode()])
+    return post("/predict", body, f"multipart/form-data; boundary={boundary}")
+
+
+def test_a_form_with_one_file_is_taken(served: Predictor) -> None:
+    data = encoded()
+    named = '; filename="x.png"\r\nContent-Type: image/png'
+    plain, sent, both = ask(
+        served,
+        post("/predict", data),
+        form((named, data)),
+        form(("", b"a note"), (named, data), boundary="'a+b'"),
+    )
+    assert plain.json() == sent.json() == both.json()
+    for wrong, code in (
+        (form((named, data), (named, data)), 422),
+        (form(("", data)), 422),
+        (post("/predict", b"x", "multipart/form-data"), 422),
+        (post("/predict", data, "multipart/form-data; boundary=xyz"), 422),
+        (form((named, bytes(MEGABYTE + 1))), 413),
+    ):
+        (reply,) = ask(served, wrong)
+        assert reply.status_code == code
+        assert reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        *[("localhost:8000", 200), ("127.0.0.1:8000", 200), ("[::1]:8000", 200), ("lab", 200)],
+        *[("LAB.:80", 200), ("10.0.0.7", 200), ("evil.example", 421), ("localhost.evil:8000", 421)],
+        *[("127.0.0.1.evil.example", 421), ("", 421)],
+    ],
+)
+def test_only_known_hosts_are_answered(served: Predictor, host: str, code: int) -> None:
+    async def go() -> int:
+        app = create_app(served, max_bytes=MEGABYTE, hosts=known_hosts("127.0.0.1", ["lab"]))
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return (await client.get("/health", headers={"Host": host})).status_code
+
+    assert asyncio.run(go()) == code
+
+
+def test_headers_that_do_not_come_end_the_connection(
+    served: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import uvicorn
+
+    monkeypatch.setattr(guard, "HEADER_SECONDS", 0.2)
+    app = create_app(served, max_bytes=MEGABYTE)
+
+    async def go() -> list[bytes]:
+        config = uvicorn.Config(
+            app,
+            http=guard.PromptRequests,
+            ws="none",
+            port=0,
+            log_level="error",
+            lifespan="off",
+        )
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            assert not task.done()
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        answers = []
+        for begun in (b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: x\r\nA: b\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(begun)
+            with contextlib.suppress(ConnectionError):
+                answers.append(await reader.read())
+            writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answers.append((await reader.read())[:15])
+        writer.close()
+        server.should_exit = True
+        await task
+        return answers
+
+    assert asyncio.run(go())[-1] == b"HTTP/1.1 200 OK"
+
+
+def test_webp_of_many_pixels_is_refused_unread(
+    served: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "MAX_WEBP_PIXELS", 100)
+    webp, png = ask(served, post("/predict", encoded("WEBP")), post("/predict", encoded("PNG")))
+    assert (webp.status_code, png.status_code) == (413, 200)
+
+
+def test_the_largest_size_must_be_a_number(fedclip: Command, finished_run: Path) -> None:
+    code, _, err = fedclip("serve", finished_run, "--max-mb", "nan")
+    assert code == 2
+    assert "--max-mb must be a number" in err

@@ -107,6 +107,11 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
+def readable(path: str | Path) -> str:
+    """A path for messages: bytes that are not UTF-8 as `\\xe9`, which any encoding can show."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def umask() -> int:
     """The process's umask, which can only be read by setting it."""
     mask = os.umask(0o077)

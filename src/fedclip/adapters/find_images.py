@@ -10,9 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from fedclip.data.picture_types import readable_suffixes
 from fedclip.data.rgb import open_rgb
-from fedclip.data.sources.imagefolder import IMAGE_SUFFIXES
 from fedclip.errors import UsageError
+from fedclip.files import readable
 
 
 def find_images(arguments: Sequence[str | Path]) -> list[str]:
@@ -36,7 +37,7 @@ def find_images(arguments: Sequence[str | Path]) -> list[str]:
         if not images:
             raise UsageError(
                 f"{argument}: this {what} has no images; expected files ending in "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+                f"{', '.join(sorted(readable_suffixes()))}"
             )
         found += images
     return found
@@ -50,10 +51,10 @@ def read_image(path: str | Path) -> Image.Image:
             warnings.simplefilter("ignore")
             return open_rgb(Path(path))
     except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such image file") from None
+        raise UsageError(f"{readable(path)}: there is no such image file") from None
     except Exception as error:  # decoders raise nearly anything on a damaged file
         reason = str(error) or type(error).__name__
-        raise UsageError(f"{path}: not an image that can be read: {reason}") from None
+        raise UsageError(f"{readable(path)}: not an image that can be read: {reason}") from None
 
 
 def _fitting(pattern: str) -> list[str]:
@@ -70,10 +71,17 @@ def _below(folder: str) -> list[str]:
     images: list[str] = []
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        images += [os.path.join(where, name) for name in sorted(names) if _is_image(name)]
+        images += [
+            os.path.join(where, name)
+            for name in sorted(names)
+            if _is_image(os.path.join(where, name))
+        ]
     return images
 
 
 def _is_image(path: str) -> bool:
     name = os.path.basename(path)
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    suffix = os.path.splitext(name)[1].lower()
+    # A pipe or a device among the images is none of them; a broken link is a bad image.
+    special = os.path.exists(path) and not os.path.isfile(path)
+    return not name.startswith(".") and suffix in readable_suffixes() and not special

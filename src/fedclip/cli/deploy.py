@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -34,7 +33,6 @@ def coordinate(
     from fedclip.config.loading import load_config
     from fedclip.deploy.coordinator.coordinate import coordinate as carry_out
 
-    signal.signal(signal.SIGTERM, _as_interrupt)
     folder = output or Path("runs") / file.stem
     try:
         run = carry_out(load_config(file, changes), folder, say)
@@ -67,12 +65,11 @@ def site(
         from fedclip.cli.console import show
         from fedclip.deploy.site.policy import preflight
 
-        show(preflight(loaded), False)
+        show(preflight(loaded, every_image=True), False)
         return
     _needs_flower()
     from fedclip.deploy.site.run import run_site
 
-    signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         run_site(loaded, say)
     except KeyboardInterrupt:
@@ -85,7 +82,3 @@ def _needs_flower() -> None:
 
     if find_spec("flwr") is None:
         raise UsageError("this needs Flower: pip install 'fedclip[flower]'")
-
-
-def _as_interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt

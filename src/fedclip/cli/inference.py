@@ -47,7 +47,8 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER|GLOB...", hidden=True)],
     labels: Labels = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Images in one pass, and in memory.")
+        int,
+        typer.Option("--batch-size", min=1, max=100_000, help="Images in one pass, and in memory."),
     ] = 64,
     output: Annotated[
         Path | None,
@@ -55,7 +56,9 @@ def predict(
     ] = None,
     top: Annotated[
         int | None,
-        typer.Option("--top", min=1, metavar="K", help="The K likeliest labels of each image."),
+        typer.Option(
+            "--top", min=1, max=1_000_000, metavar="K", help="The K likeliest labels of each image."
+        ),
     ] = None,
     on_bad: Annotated[
         Literal["fail", "skip"],
@@ -99,6 +102,12 @@ def serve(
         float, typer.Option("--max-mb", min=0.001, max=1000, help="Largest image, in megabytes.")
     ] = 10,
     labels: Labels = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host", metavar="NAME", help="Also answer to this host name; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Serve a run's adapter by HTTP, with a web page.
 
@@ -108,7 +117,16 @@ def serve(
     from fedclip.adapters.serve.start import serve as listen
     from fedclip.cli.console import say, warn
 
-    listen(folder, host=host, port=port, max_mb=max_mb, labels=names, say=say, warn=warn)
+    listen(
+        folder,
+        host=host,
+        port=port,
+        max_mb=max_mb,
+        labels=names,
+        allow_hosts=allow_host or (),
+        say=say,
+        warn=warn,
+    )
 
 
 def card(

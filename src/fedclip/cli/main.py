@@ -5,8 +5,11 @@ What a command needs is imported inside it, so that `fedclip --help` answers at 
 
 from __future__ import annotations
 
+import io
+import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -94,10 +97,14 @@ def validate(
         typer.Argument(metavar="CONFIG... [KEY=VALUE]...", hidden=True),
     ],
     overrides: Overrides = None,
+    data: Annotated[
+        bool, typer.Option("--data", help="Also open every image, and show who has what.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check configurations; report every error.
 
-    KEY=VALUE changes a key in each of them.
+    KEY=VALUE changes a key in each of them. Without --data only the keys are looked at.
     """
     files, changes = sorted_out(arguments, overrides)
     if not files:
@@ -105,12 +112,32 @@ def validate(
     problems = []
     for file in files:
         try:
-            _load(file, changes)
-            typer.echo(f"{file}: valid")
+            config = _load(file, changes)
+            facts = _survey(config, as_json) if data else []
+            typer.echo(json.dumps({file: facts}) if as_json else f"{file}: valid")
         except UsageError as error:
             problems.append(str(error))
     if problems:
         raise UsageError("\n".join(problems))
+    if not data:
+        from fedclip.cli.console import say
+
+        say("looked at keys only, not at images, the model or addresses; --data opens the images")
+
+
+def _survey(config: Config, as_json: bool) -> list[dict[str, Any]]:
+    """What the data hold, shown as tables unless it is wanted as JSON."""
+    from fedclip.cli.console import show, show_rows
+    from fedclip.experiment.survey import survey
+    from fedclip.reports.progress import make_progress
+
+    with make_progress() as listener:
+        found = survey(config, listener)
+    for facts in () if as_json else found:
+        show({key: value for key, value in facts.items() if key != "table"}, as_json=False)
+        typer.echo()
+        show_rows(facts["table"], as_json=False)
+    return found
 
 
 @app.command()
@@ -182,10 +209,10 @@ def bench(
         raise UsageError(
             "fedclip bench takes one grid: strategies, ranks, or a file by --grid FILE"
         )
-    if jobs is not None and jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, got {jobs}")
+    if jobs is not None and not 1 <= jobs <= 10_000:
+        raise UsageError(f"--jobs must be at least 1, and at most 10,000, got {jobs}")
     chosen = [] if seeds is None else seeds.split(",")
-    if not all(seed.strip().isdecimal() for seed in chosen):
+    if not all(seed.strip().isdecimal() and len(seed) < 19 for seed in chosen):
         raise UsageError(f'--seeds must be whole numbers separated by commas, got "{seeds}"')
     from fedclip.experiment.bench import command
 
@@ -219,11 +246,15 @@ def _load(file: str, overrides: list[str]) -> Config:
 
 def main() -> None:
     """Run the command line, and end the process with the exit code that fits."""
+    from fedclip.cli import signals
     from fedclip.cli.console import exit_code_of
     from fedclip.device import keep_freed_memory
 
     keep_freed_memory()  # before the first threads
-    raise SystemExit(exit_code_of(lambda: app(standalone_mode=False)))
+    signals.end_like_interrupt()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names that are not UTF-8 keep their bytes
+        sys.stdout.reconfigure(errors="surrogateescape")
+    raise SystemExit(signals.exit_code(exit_code_of(lambda: app(standalone_mode=False))))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ reported elsewhere), so that they can speak in the same breath as the checks of 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -88,10 +89,10 @@ def _classes_agree(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
             f"model.num_classes is {count}, but data.class_names has {len(names)} names; "
             "leave num_classes out or make them agree",
         )
-    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(map(str, names)).items() if times > 1)
     if twice:
         yield CrossProblem(
-            "data.class_names", f"data.class_names names a class twice: {', '.join(twice)}"
+            "data.class_names", f"data.class_names names a class twice: {', '.join(twice[:12])}"
         )
 
 

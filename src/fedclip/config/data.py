@@ -7,10 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from fedclip.config.section import AsTuple, Named, Section, Text
+from fedclip.config.section import (
+    AsTuple,
+    Count,
+    Fraction,
+    Named,
+    PartShare,
+    Section,
+    Space,
+    Text,
+    Times,
+)
 
-Template = Annotated[str, Field(pattern=r"^(?:[^{]|\{[^}])*\{\}(?:[^{]|\{[^}])*$")]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+Template = Annotated[Text, Field(pattern=r"^(?:[^{]|\{[^}])*\{\}(?:[^{]|\{[^}])*$")]
 
 
 class PartitionConfig(Section):
@@ -21,12 +30,12 @@ class PartitionConfig(Section):
         description="`auto` is `natural` (one client a site) where the data has sites, "
         "else `dirichlet`.",
     )
-    alpha: float = Field(
-        0.5, gt=0, description="Dirichlet concentration: the smaller, the more unlike the clients."
+    alpha: Annotated[float, Field(ge=1e-4, le=1e6)] = Field(
+        0.5, description="Dirichlet concentration: the smaller, the more unlike the clients."
     )
-    min_size: int = Field(2, ge=1, description="Fewest examples a client may get (dirichlet).")
-    classes_per_client: int = Field(2, ge=1, description="Classes a client sees (pathological).")
-    shards_per_client: int = Field(2, ge=1, description="Shards a client gets (shard).")
+    min_size: Count = Field(2, description="Fewest examples a client may get (dirichlet).")
+    classes_per_client: Times = Field(2, description="Classes a client sees (pathological).")
+    shards_per_client: Times = Field(2, description="Shards a client gets (shard).")
     size_skew: Literal["linear", "square", "exponential"] = Field(
         "linear", description="How sizes grow from client to client (size)."
     )
@@ -54,43 +63,39 @@ class DataConfig(Section):
         min_length=1,
         description="Prompts with `{}` for the class name; `null` takes the data set's own.",
     )
-    batch_size: int = Field(32, ge=1, description="Examples in one forward pass.")
-    accumulation_steps: int = Field(
-        1, ge=1, description="Batches whose gradients make one optimizer step: memory is spared."
+    batch_size: Times = Field(32, description="Examples in one forward pass.")
+    accumulation_steps: Times = Field(
+        1, description="Batches whose gradients make one optimizer step: memory is spared."
     )
     augment: Literal["none", "affine"] = Field(
         "none", description="`affine`: training images moved, turned and scaled a little."
     )
-    max_train_examples: int | None = Field(
+    max_train_examples: Count | None = Field(
         None,
-        ge=1,
         description="Train on about this many examples at most, over all clients.",
     )
-    train_classes: (
-        Annotated[float, Field(gt=0, lt=1)]
-        | Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)]
-        | None
-    ) = Field(
-        None,
-        description="Train on these classes only, and test the others too (base to new): a share, "
-        "the first ones in order, or names; `null` takes all.",
-        json_schema_extra={
-            "expected": "a share between 0 and 1, a list of class names, or null (all)"
-        },
+    train_classes: PartShare | Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)] | None = (
+        Field(
+            None,
+            description="Train on these classes only, and test the others too (base to new): a "
+            "share, the first ones in order, or names; `null` takes all.",
+            json_schema_extra={
+                "expected": "a share between 0 and 1, a list of class names, or null (all)"
+            },
+        )
     )
-    test_sites: (
-        Annotated[float, Field(gt=0, lt=1)]
-        | Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)]
-        | None
-    ) = Field(
-        None,
-        description="Sites that nobody trains on, and whose images are the central test set: a "
-        "share, the last ones in order, or names; `null` holds none out.",
-        json_schema_extra={"expected": "a share between 0 and 1, a list of sites, or null (none)"},
+    test_sites: PartShare | Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)] | None = (
+        Field(
+            None,
+            description="Sites that nobody trains on, and whose images are the central test set: a "
+            "share, the last ones in order, or names; `null` holds none out.",
+            json_schema_extra={
+                "expected": "a share between 0 and 1, a list of sites, or null (none)"
+            },
+        )
     )
-    shots: int | None = Field(
+    shots: Count | None = Field(
         None,
-        ge=1,
         description="Few-shot learning: train on this many images of each class, over all "
         "clients, and keep at most 4 of each for validation; `null` takes all.",
     )
@@ -104,22 +109,21 @@ class DataConfig(Section):
     on_empty_site: Literal["error", "skip"] = Field(
         "error", description="What a site without images does."
     )
-    memory_gb: float = Field(
-        4.0, ge=0, description="Decoded images above this go to a memory-mapped cache on disk."
+    memory_gb: Space = Field(
+        4.0, description="Decoded images above this go to a memory-mapped cache on disk."
     )
     partition: PartitionConfig = Field(PartitionConfig(), description="Division over clients.")
 
 
-TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+TaskName = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """A task's name: part of client ids and of folder names."""
 
 
 class TaskConfig(DataConfig):
     """One task of several: its images, its classes, and who has them."""
 
-    num_clients: int | None = Field(
+    num_clients: Times | None = Field(
         None,
-        ge=1,
         description="Clients of this task; `null` takes `federation.num_clients`. Clients of the "
         "same name in several tasks are one site.",
     )

@@ -6,13 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedclip.config.section import AsTuple, Section, Text
+from fedclip.config.section import (
+    AsTuple,
+    HostPort,
+    Megabytes,
+    Seconds,
+    Section,
+    Share,
+    Text,
+    Times,
+)
 
 
 class DeployConfig(Section):
     """Sites on other machines (`fedclip coordinate`); `fedclip run` takes no notice of it."""
 
-    address: Text = Field(
+    address: HostPort = Field(
         "127.0.0.1:8000",
         description="Where the coordinator listens: host and port; `0.0.0.0:8000` is all of the "
         "machine's addresses.",
@@ -27,30 +36,30 @@ class DeployConfig(Section):
         description="Names of the sites that take part; `null`: all that have a key, or "
         "`federation.num_clients` of them where there are no keys.",
     )
-    join_deadline: float = Field(
-        600.0, gt=0, description="Seconds to wait for all sites before the first round."
+    join_deadline: Seconds = Field(
+        600.0, description="Seconds to wait for all sites before the first round."
     )
-    round_deadline: float = Field(
-        3600.0, gt=0, description="Seconds after which a round goes on with what has come."
+    round_deadline: Seconds = Field(
+        3600.0, description="Seconds after which a round goes on with what has come."
     )
-    quorum: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] = Field(
+    quorum: Times | Share = Field(
         0.5,
         description="Sites that must answer: a number or a share of those asked.",
         json_schema_extra={"expected": "a whole number >= 1 (sites), or a share up to 1.0"},
     )
-    attempts: int = Field(
-        3, ge=1, description="How often a round is tried before the run stops for want of a quorum."
+    attempts: Times = Field(
+        3, description="How often a round is tried before the run stops for want of a quorum."
     )
     up: Literal["fp32", "fp16", "int8"] = Field(
         "fp32",
         description="Format of what sites send; fp16 and int8 with error feedback.",
     )
     down: Literal["fp32", "fp16"] = Field("fp32", description="Format of what sites are sent.")
-    largest_message_mb: float = Field(
-        256.0, gt=0, description="A site that sends a larger message is cut off."
+    largest_message_mb: Megabytes = Field(
+        256.0, description="A site that sends a larger message is cut off."
     )
-    largest_update: float = Field(
-        20.0, gt=1, description="An update more than so many times the others' is left out."
+    largest_update: Annotated[float, Field(gt=1, le=1e9)] = Field(
+        20.0, description="An update more than so many times the others' is left out."
     )
     test_data: bool = Field(
         True,

@@ -8,14 +8,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fedclip.config.section import AsTuple, Named, Section, Text
+from fedclip.config.section import (
+    AsTuple,
+    Fraction,
+    Megabytes,
+    Named,
+    OwnWeight,
+    PartShare,
+    Rate,
+    Section,
+    Share,
+    Text,
+    Times,
+    Weight,
+)
 
 HIGHEST_RANK = 64
 """The highest rank an adapter may have, here and in `model.lora.r`."""
 
 Rank = Annotated[int, Field(ge=1, le=HIGHEST_RANK)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def is_distribution(spec: Mapping[str, int | float]) -> bool:
@@ -57,7 +68,7 @@ ClientRanks = Annotated[
     AfterValidator(_check_shares),
 ]
 ClientMemory = Annotated[
-    Annotated[dict[Text, Annotated[float, Field(gt=0)]], Field(min_length=1)] | None,
+    Annotated[dict[Text, Megabytes], Field(min_length=1)] | None,
     BeforeValidator(_text_keys),
 ]
 
@@ -74,9 +85,7 @@ CLIENT_MEMORY = Field(
     None,
     description="Memory for training, in MB (10^6 bytes), by client id, `default` for all others: "
     "a client gets the largest rank that fits. `null`: memory does not limit ranks.",
-    json_schema_extra={
-        "expected": "a mapping of client ids (or `default`) to a number > 0, or null"
-    },
+    json_schema_extra={"expected": "a mapping of client ids (or `default`) to megabytes, or null"},
 )
 
 
@@ -96,7 +105,7 @@ class DynamicRankConfig(Section):
         "`rank_pattern` give them.",
     )
     minimum: Rank = Field(1, description="Least rank of a layer, if it has as much.")
-    every: int = Field(1, ge=1, description="Ranks may change every so many rounds.")
+    every: Times = Field(1, description="Ranks may change every so many rounds.")
     warmup: Fraction = Field(
         0.1, description="Share of the rounds, at the start, in which ranks stay as they are."
     )
@@ -127,20 +136,17 @@ class SharingConfig(Section):
         "the first ranks for all, the rest for each task; `clusters`: one for each group of "
         "clients whose updates are alike.",
     )
-    shared_rank: int | None = Field(
+    shared_rank: Rank | None = Field(
         None,
-        ge=1,
         description="Ranks that all tasks share (shared+task); `null` takes half of `lora.r`.",
     )
-    clusters: int | None = Field(
+    clusters: Annotated[int, Field(ge=2, le=1_000_000)] | None = Field(
         None,
-        ge=2,
         description="Groups to be found (clusters); `null` takes the number from 2 to 10 that "
         "tells them apart best, by the silhouette.",
     )
-    cluster_round: int = Field(
+    cluster_round: Times = Field(
         1,
-        ge=1,
         description="Round after which groups are found, in which all clients take part "
         "(clusters).",
     )
@@ -156,12 +162,12 @@ class ServerOptimizerConfig(Section):
     name: Annotated[str, AfterValidator(Named("server_optimizers", also=("none",)))] = Field(
         "none", description="`none` takes what the strategy proposes; else FedAvgM, FedAdam, ..."
     )
-    learning_rate: float = Field(
-        0.01, gt=0, description="The server's rate; FedAvgM wants about 1, the others far less."
+    learning_rate: Rate = Field(
+        0.01, description="The server's rate; FedAvgM wants about 1, the others far less."
     )
-    beta1: float = Field(0.9, ge=0, lt=1, description="Momentum (not adagrad).")
-    beta2: float = Field(0.99, ge=0, lt=1, description="Memory of squares (adam, yogi).")
-    tau: float = Field(1e-3, gt=0, description="Added to the root of the squares.")
+    beta1: Fraction = Field(0.9, description="Momentum (not adagrad).")
+    beta2: Fraction = Field(0.99, description="Memory of squares (adam, yogi).")
+    tau: Rate = Field(1e-3, description="Added to the root of the squares.")
 
 
 class FederationConfig(Section):
@@ -172,18 +178,16 @@ class FederationConfig(Section):
         description="How updates become the next global state; see the page on strategies. "
         "`path/to/file.py:Name` is a class of your own.",
     )
-    rounds: int = Field(10, ge=1, description="Rounds of the run.")
-    num_clients: int = Field(
-        10, ge=1, description="Clients; with natural sites, the sites say how many."
+    rounds: Times = Field(10, description="Rounds of the run.")
+    num_clients: Times = Field(
+        10, description="Clients; with natural sites, the sites say how many."
     )
-    clients_per_round: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = (
-        Field(
-            None,
-            description="Clients drawn for a round: a number or a share; `null` takes all.",
-            json_schema_extra={
-                "expected": "a whole number >= 1 (clients), a share between 0 and 1, or null (all)"
-            },
-        )
+    clients_per_round: Times | PartShare | None = Field(
+        None,
+        description="Clients drawn for a round: a number or a share; `null` takes all.",
+        json_schema_extra={
+            "expected": "a whole number >= 1 (clients), a share between 0 and 1, or null (all)"
+        },
     )
     client_ranks: ClientRanks = CLIENT_RANKS
     client_memory_mb: ClientMemory = CLIENT_MEMORY
@@ -198,15 +202,16 @@ class FederationConfig(Section):
     scaffold: bool = Field(
         False, description="Control variates against client drift (SCAFFOLD); for plain SGD."
     )
-    ditto_mu: float | None = Field(
+    ditto_mu: OwnWeight | None = Field(
         None,
-        gt=0,
         description="Also train a personal model for each client, pulled to the shared one with "
         "this weight (Ditto); `null` trains none.",
     )
-    q: float = Field(1.0, ge=0, description="How much more a client of high loss weighs (qfedavg).")
-    ridge: float = Field(
-        0.01, ge=0, description="Weight that keeps LoRA-FAIR's correction small (lora_fair)."
+    q: Annotated[float, Field(ge=0, le=100)] = Field(
+        1.0, description="How much more a client of high loss weighs (qfedavg)."
+    )
+    ridge: Weight = Field(
+        0.01, description="Weight that keeps LoRA-FAIR's correction small (lora_fair)."
     )
     average_owners: bool = Field(
         False, description="Average a row over the clients that hold it (hetlora, flexlora)."

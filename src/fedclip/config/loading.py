@@ -10,17 +10,17 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from fedclip.config.checks import cross_problems, lookup
 from fedclip.config.model import ModelConfig
+from fedclip.config.overrides import RATES, deep_merge, listed, parse_overrides, with_references
+from fedclip.config.strict_yaml import dump_yaml, read_yaml
 from fedclip.config.tree import Config
 from fedclip.config.wording import (
     expected,
     expected_item,
+    is_sanity_bound,
     key_path,
     nearest,
     section_at,
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=BaseModel)
 
-RATES = ("client.learning_rate", "optimizer.learning_rate")
+MAX_PROBLEMS = 50
+"""Problems that are named; a file that has more is no configuration."""
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
@@ -62,131 +63,31 @@ class Source:
 
 def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file (or start from the defaults), lay overrides over it, and check it all."""
-    values, lines = read_yaml(Path(path)) if path is not None else ({}, {})
+    return load_as(Config, path, overrides)
+
+
+def load_as(model: type[M], path: Path | str | None, overrides: Sequence[str] = ()) -> M:
+    """The same for any model, such as a site's configuration."""
+    name = "command line" if path is None else str(path)
+    values, lines = ({}, {}) if path is None else read_yaml(Path(path))
     changes, typed = parse_overrides(overrides)
-    values = _resolved(deep_merge(values, changes), str(path or "command line"))
-    source = Source(str(path) if path is not None else "command line", lines, typed)
-    return validated(Config, values, source)
+    values = with_references(deep_merge(values, changes), name)
+    return validated(model, values, Source(name, lines, typed))
 
 
 def config_from_dict(values: Mapping[str, Any], source: str = "configuration") -> Config:
     """Check a configuration given as nested mappings."""
-    return validated(Config, values, Source(source))
+    return validated(Config, _numbers(values), Source(source))
 
 
 def validate_model(values: Mapping[str, Any], source: str = "configuration") -> ModelConfig:
     """Check the `model` part of a configuration on its own."""
-    return validated(ModelConfig, values, Source(source))
+    return validated(ModelConfig, _numbers(values), Source(source))
 
 
 def dump_config(config: Config) -> str:
     """Write a configuration as YAML that `load_config` reads back unchanged."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
-
-
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Read a mapping from a YAML file, with the line of every key."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"there is no configuration file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as a text file: {error}") from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        # OmegaConf's reader takes `1e-4` for the number that it is; PyYAML's does not.
-        values = OmegaConf.to_container(OmegaConf.create(text)) if node is not None else None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UsageError(_syntax_message(path, error)) from None
-    if node is None:
-        raise UsageError(f"{path} is empty; a configuration is a mapping such as `seed: 0`")
-    if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
-        raise UsageError(
-            f"{path} must hold a mapping of keys such as `seed: 0`, "
-            f"not {'a list' if isinstance(node, yaml.SequenceNode) else 'a single value'}"
-        )
-    return _text_keys(values), dict(_lines(node))
-
-
-def _syntax_message(path: Path, error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-    start = getattr(error, "context_mark", None)
-    if mark and start and start.line != mark.line:
-        problem += f" (in what begins in line {start.line + 1})"
-    return f"{where}: this is not valid YAML: {problem}; check indentation, brackets and quotes"
-
-
-def _lines(node: yaml.MappingNode, prefix: str = "") -> list[tuple[str, int]]:
-    found = []
-    for key, value in node.value:
-        name = f"{prefix}{key.value}"
-        found.append((name, key.start_mark.line + 1))
-        if isinstance(value, yaml.MappingNode):
-            found += _lines(value, f"{name}.")
-    return found
-
-
-def _text_keys(values: Any) -> Any:
-    if isinstance(values, Mapping):
-        return {str(key): _text_keys(value) for key, value in values.items()}
-    return values
-
-
-def parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Turn `a.b=value` texts into nested mappings, and tell how each key was typed.
-
-    A learning rate given under one of its two keys is given under both.
-    """
-    values: dict[str, Any] = {}
-    typed: dict[str, str] = {}
-    problems = []
-    for text in overrides:
-        key, equals, _ = text.partition("=")
-        key = key.strip()
-        if not equals or not all(key.split(".")):
-            problems.append(f"{text!r} must have the form key=value, such as federation.rounds=5")
-            continue
-        try:
-            change = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
-        except (yaml.YAMLError, OmegaConfBaseException):
-            problems.append(f"{text!r}: the value is not valid YAML; check brackets and quotes")
-            continue
-        values = deep_merge(values, _text_keys(change))
-        typed[key] = text
-    rates = {key: lookup(values, key) for key in RATES}
-    given = {key: rate for key, rate in rates.items() if rate is not None}
-    if len(given) == 2 and len(set(map(str, given.values()))) == 2:
-        both = " and ".join(typed.get(key, key) for key in given)
-        problems.append(f"{both} differ, but both mean the local learning rate; give one of them")
-    if problems:
-        raise UsageError(_report([f"{problem} (command line)" for problem in problems]))
-    if any(key in typed for key in RATES) or given:
-        rate = next(iter(given.values()), None)
-        for key in RATES:
-            section, name = key.split(".")
-            if isinstance(values.get(section, {}), dict):
-                values = deep_merge(values, {section: {name: rate}})
-                typed.setdefault(key, next(iter(typed[k] for k in RATES if k in typed), key))
-    return values, typed
-
-
-def deep_merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one nested mapping over another; lists and values are replaced whole."""
-    merged = dict(base)
-    for key, value in change.items():
-        old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = deep_merge(old, value) if both else value  # type: ignore[arg-type]
-    return merged
-
-
-def _resolved(values: dict[str, Any], source: str) -> dict[str, Any]:
-    try:
-        return OmegaConf.to_container(OmegaConf.create(values), resolve=True)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise UsageError(f"{str(error).splitlines()[0]} ({source})") from None
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def _numbers(values: Any) -> Any:
@@ -204,38 +105,52 @@ def validated(model: type[M], values: Any, source: Source) -> M:
     """Build a model, or raise one error that lists everything that is wrong."""
     problems: dict[str, str] = {}  # key path -> message
     config = None
-    values = _numbers(values)
+    sound = values  # as far as single keys show
     try:
         config = model.model_validate(values)
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
+        details = error.errors(include_url=False)
+        for detail in details[:MAX_PROBLEMS]:
             key = key_path(detail["loc"], model)
             # A bad item also makes pydantic find the list too short; the item says enough.
             if not any(known.startswith(f"{key}[") for known in problems):
-                problems.setdefault(key, _sentence(key, detail, model))
-    if model is Config and isinstance(values, Mapping):
+                problems.setdefault(key, _sentence(_shortened(key), detail, model))
+            sound = _without(sound, detail["loc"], detail["type"] == "value_error")
+        if len(details) > MAX_PROBLEMS:
+            problems["..."] = f"and {len(details) - MAX_PROBLEMS} more"
+    if model is Config and isinstance(sound, Mapping):
         defaults = Config().model_dump()
         if any(lookup(values, key) is not None for key in RATES):
             defaults = deep_merge(
                 defaults, {key.split(".")[0]: {"learning_rate": None} for key in RATES}
             )
-        if isinstance(lookup(values, "model.lora.target_modules"), Mapping):
+        if isinstance(lookup(sound, "model.lora.target_modules"), Mapping):
             del defaults["model"]["lora"]["target_modules"]  # what is given replaces all of it
-        crossed = cross_problems(deep_merge(defaults, values))
+        crossed = cross_problems(deep_merge(defaults, sound))
         if crossed:
             problems.pop("", None)
         for problem in crossed:
             problems.setdefault(problem.key, problem.text)
     if config is None or problems:
-        raise UsageError(_report([f"{text} ({source.of(key)})" for key, text in problems.items()]))
+        raise UsageError(listed([f"{text} ({source.of(key)})" for key, text in problems.items()]))
     _advise(config, source)
     return config
 
 
-def _report(problems: list[str]) -> str:
-    if len(problems) == 1:
-        return problems[0]
-    return f"{len(problems)} problems:\n" + "\n".join(f"  - {problem}" for problem in problems)
+def _without(values: Any, loc: tuple[int | str, ...], whole: bool) -> Any:
+    """The same values with None at an error's place, so that checks across keys pass it over.
+
+    `whole`: what does not fit are the values of a mapping together, each of which is sound.
+    """
+    if not isinstance(values, Mapping):
+        return None
+    name, inner = loc[0] if loc else None, loc[1:]
+    if name not in values:
+        return values
+    below = values[name]
+    if isinstance(below, Mapping) and inner and inner[0] in below:
+        return {**values, name: _without(below, inner, whole)}
+    return values if whole and isinstance(below, Mapping) else {**values, name: None}
 
 
 def _sentence(key: str, detail: ErrorDetails, model: type[BaseModel]) -> str:
@@ -263,7 +178,22 @@ def _sentence(key: str, detail: ErrorDetails, model: type[BaseModel]) -> str:
             f"{key or 'a configuration'} must be a mapping of keys, got {_shown(detail['input'])}"
         )
     wanted = expected_item(known_field) if item else expected(known_field)
-    return f"{key} must be {wanted}, got {_shown(detail['input'])}"
+    return f"{key} must be {wanted}{_sanity_bound(detail)}, got {_shown(detail['input'])}"
+
+
+def _shortened(key: str) -> str:
+    return key if len(key) <= 200 else f"{key[:197]}..."
+
+
+def _sanity_bound(detail: ErrorDetails) -> str:
+    """The bound that a value crosses, where what is expected does not name it."""
+    for name, words in (("le", "at most"), ("ge", "at least")):
+        bound = detail.get("ctx", {}).get(name)
+        if bound is not None and is_sanity_bound(bound) and detail["input"] > 0:
+            return f" ({words} {bound:,})" if isinstance(bound, int) else f" ({words} {bound:g})"
+    if detail["type"] == "string_too_long":
+        return f" of {detail['ctx']['max_length']:,} characters at most"
+    return " in UTF-8" if detail["type"] == "string_unicode" else ""
 
 
 def _shown(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedclip.config.section import AsTuple, Pattern, Section, Text, lookup
+from fedclip.config.section import MAX_PATTERNS, AsTuple, Pattern, Section, Text, Times, lookup
 
 VisionModule = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "visual_projection"]
 TextModule = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "text_projection"]
@@ -17,7 +17,7 @@ Trained = Literal["lora", "head", "full"]
 """What is trained beside a head: a LoRA adapter, nothing, or all weights."""
 
 Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
-Alpha = Annotated[float, Field(gt=0)]
+Alpha = Annotated[float, Field(ge=1e-6, le=1_000_000)]
 Dropout = Annotated[float, Field(ge=0, le=0.3)]
 
 
@@ -56,9 +56,8 @@ class LoraConfig(Section):
         True, description="Train a LoRA adapter; `false` is full fine-tuning, the baseline."
     )
     r: int = Field(8, ge=1, le=MAX_RANK, description="Rank; 4 to 16 suits most tasks.")
-    lora_alpha: float = Field(
+    lora_alpha: Alpha = Field(
         16.0,
-        gt=0,
         description="Scale of the adapter's output (times `1/r`); 1 to 2 times `r` is usual.",
         json_schema_extra={"default": "2 * r"},
     )
@@ -70,9 +69,8 @@ class LoraConfig(Section):
         description="Layers that get an adapter, by tower; `{}` with `model.head: linear` trains "
         "the head alone (a linear probe).",
     )
-    last_layers: int | None = Field(
+    last_layers: Times | None = Field(
         None,
-        ge=1,
         description="Adapt only the last so many encoder layers of a tower; `null` adapts all. "
         "What the layers below produce never changes, and is computed once.",
     )
@@ -81,14 +79,19 @@ class LoraConfig(Section):
         (), description="Patterns of layers that get no adapter after all."
     )
     rank_pattern: dict[Pattern, Rank] = Field(
-        {}, description="Ranks of the layers that a pattern fits, instead of `r`."
+        {},
+        max_length=MAX_PATTERNS,
+        description="Ranks of the layers that a pattern fits, instead of `r`.",
     )
     alpha_pattern: dict[Pattern, Alpha] = Field(
         {},
+        max_length=MAX_PATTERNS,
         description="The same for `lora_alpha`; where `rank_pattern` alone fits, it follows the "
         "rank so that the scaling stays.",
     )
-    dropout_pattern: dict[Pattern, Dropout] = Field({}, description="The same for `lora_dropout`.")
+    dropout_pattern: dict[Pattern, Dropout] = Field(
+        {}, max_length=MAX_PATTERNS, description="The same for `lora_dropout`."
+    )
     use_rslora: bool = Field(
         False, description="Scale by `lora_alpha / sqrt(r)` (rsLoRA), not `lora_alpha / r`."
     )
@@ -103,7 +106,10 @@ class LoraConfig(Section):
     def _alpha_follows_rank(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("lora_alpha") is None:
             r = data.get("r", 8)
-            return {**data, "lora_alpha": 2.0 * r if isinstance(r, int) and r > 0 else 16.0}
+            return {
+                **data,
+                "lora_alpha": 2.0 * r if isinstance(r, int) and 0 < r <= MAX_RANK else 16.0,
+            }
         return data
 
 
@@ -121,8 +127,8 @@ class ModelConfig(Section):
         description="Classifier: `text` compares with the class names' text features, `linear` "
         "trains a layer; `auto` is `text` where class names are known.",
     )
-    num_classes: int | None = Field(
-        None, ge=1, description="Number of classes; `null` takes it from the data set."
+    num_classes: Times | None = Field(
+        None, description="Number of classes; `null` takes it from the data set."
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -12,9 +13,65 @@ from pydantic_core import PydanticCustomError
 from fedclip.catalog import choices, rows_without, unknown
 from fedclip.lora.layer_patterns import pattern_regex
 
-Text = Annotated[str, Field(min_length=1)]
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+_HOST = re.compile(r"[\w.:%-]{1,253}")
+_PORT = re.compile(r"[0-9]{1,5}")
+
+
+def _printable(text: str) -> str:
+    if _CONTROL.search(text):
+        raise ValueError(f"must be one line without control characters, got {text[:80]!r}")
+    return text
+
+
+# What can only be a mistake is outside of these bounds, with room for whatever may be meant.
+Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Times = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Rounds, epochs, clients, examples of a batch."""
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+"""Examples of a data set."""
+Rate = Annotated[float, Field(ge=1e-12, le=1000)]
+"""A learning rate."""
+Weight = Annotated[float, Field(ge=0, le=10_000)]
+"""The weight of a term, such as weight decay."""
+OwnWeight = Annotated[float, Field(gt=0, le=10_000)]
+"""The weight of a term that is left out by `null`, not by 0."""
+Share = Annotated[float, Field(ge=1e-6, le=1)]
+PartShare = Annotated[float, Field(ge=1e-6, lt=1)]
+"""A share that is not all."""
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+"""A share that may be nothing, and is not all."""
+Seconds = Annotated[float, Field(ge=0.001, le=100_000_000)]
+Megabytes = Annotated[float, Field(ge=0.001, le=100_000_000)]
+Gigabytes = Annotated[float, Field(ge=1e-9, le=1_000_000)]
+Space = Annotated[float, Field(ge=0, le=1_000_000)]
+"""Gigabytes that may be none."""
 # A list in YAML is a tuple here, so that no two parts of a run can share one list and change it.
 AsTuple = Field(strict=False)
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of `host:port` or `[::1]:port`; ValueError for anything else."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    fits = colon and _HOST.fullmatch(host) and (bracketed or ":" not in host)
+    if not fits or not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
+        raise ValueError(
+            f'must be a host and a port, such as "coordinator.example.org:8000", got "{text[:80]}"'
+        )
+    return host, int(port)
+
+
+def _address(text: str) -> str:
+    split_address(text)
+    return text
+
+
+HostPort = Annotated[Text, AfterValidator(_address)]
 
 
 def _pattern(text: str) -> str:
@@ -22,6 +79,8 @@ def _pattern(text: str) -> str:
     return text
 
 
+MAX_PATTERNS = 1000
+"""Patterns of one key: each is tried on every layer."""
 Pattern = Annotated[Text, AfterValidator(_pattern)]
 """A pattern of layers: see `fedclip.lora.layer_patterns`."""
 

@@ -6,7 +6,19 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from fedclip.config.section import AsTuple, Named, Pattern, Removed, Section
+from fedclip.config.section import (
+    MAX_PATTERNS,
+    AsTuple,
+    Count,
+    Gigabytes,
+    Named,
+    Pattern,
+    Rate,
+    Removed,
+    Section,
+    Times,
+    Weight,
+)
 
 DEFAULT_LEARNING_RATE = 1e-3
 
@@ -14,14 +26,13 @@ DEFAULT_LEARNING_RATE = 1e-3
 class ClientConfig(Section):
     """What one client does in one round."""
 
-    local_epochs: int = Field(1, ge=1, description="Passes over a client's examples in a round.")
-    learning_rate: float = Field(
+    local_epochs: Times = Field(1, description="Passes over a client's examples in a round.")
+    learning_rate: Rate = Field(
         DEFAULT_LEARNING_RATE,
-        gt=0,
         description="Local learning rate; the same quantity as `optimizer.learning_rate`.",
     )
-    proximal_mu: float = Field(
-        0.0, ge=0, description="Weight of FedProx's pull towards the round's global state."
+    proximal_mu: Weight = Field(
+        0.0, description="Weight of FedProx's pull towards the round's global state."
     )
 
 
@@ -29,20 +40,20 @@ class OptimizerConfig(Section):
     """The optimizer inside a client; its state starts anew each round."""
 
     name: Literal["adamw", "sgd"] = Field("adamw", description="Optimizer.")
-    learning_rate: float = Field(
+    learning_rate: Rate = Field(
         DEFAULT_LEARNING_RATE,
-        gt=0,
         description="Local learning rate; the same quantity as `client.learning_rate`.",
     )
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled for adamw, L2 for sgd.")
-    max_grad_norm: float | None = Field(
-        1.0, gt=0, description="Gradients are clipped to this norm; `null` does not clip."
+    weight_decay: Weight = Field(0.01, description="Decoupled for adamw, L2 for sgd.")
+    max_grad_norm: Annotated[float, Field(ge=1e-9, le=1e9)] | None = Field(
+        1.0, description="Gradients are clipped to this norm; `null` does not clip."
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="How the learning rate falls over the rounds of the run."
     )
-    rate_pattern: dict[Pattern, Annotated[float, Field(ge=0)]] = Field(
+    rate_pattern: dict[Pattern, Weight] = Field(
         {},
+        max_length=MAX_PATTERNS,
         description="Factors on the learning rate, by patterns of layers or of tensors (`lora_A`, "
         "`lora_B`, `head`); the first that fits counts.",
     )
@@ -62,12 +73,11 @@ class EngineConfig(Section):
             "another, the readable reference (full fine-tuning, DoRA and captions always take it)."
         ),
     )
-    group_size: int | None = Field(
-        None, ge=1, description="Clients in one pass (batched); `null`: as many as memory allows."
+    group_size: Times | None = Field(
+        None, description="Clients in one pass (batched); `null`: as many as memory allows."
     )
-    memory_gb: float | None = Field(
+    memory_gb: Gigabytes | None = Field(
         None,
-        gt=0,
         description="Memory for a group of clients, and as much for the prefix cache (batched); "
         "`null`: a quarter of all there is, for each.",
     )
@@ -84,9 +94,9 @@ class EngineConfig(Section):
 class EvaluationConfig(Section):
     """When and on how much the global model is measured."""
 
-    every: int = Field(1, ge=1, description="Evaluate every so many rounds, and after the last.")
-    max_examples: int | None = Field(
-        None, ge=1, description="Use at most this many examples of each set; `null` takes all."
+    every: Times = Field(1, description="Evaluate every so many rounds, and after the last.")
+    max_examples: Count | None = Field(
+        None, description="Use at most this many examples of each set; `null` takes all."
     )
     other_data: Annotated[
         tuple[Annotated[str, AfterValidator(Named("data_sets", without="path"))], ...], AsTuple

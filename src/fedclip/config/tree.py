@@ -17,7 +17,7 @@ from fedclip.config.data import DataConfig, TaskConfig, TaskName, laid_over
 from fedclip.config.deploy import DeployConfig
 from fedclip.config.federation import FederationConfig
 from fedclip.config.model import ModelConfig
-from fedclip.config.section import Section, lookup
+from fedclip.config.section import Section, Seed, lookup
 from fedclip.config.training import (
     DEFAULT_LEARNING_RATE,
     ClientConfig,
@@ -30,13 +30,13 @@ from fedclip.config.training import (
 class Config(Section):
     """A whole run."""
 
-    seed: int = Field(0, ge=0, description="Seed from which every named draw follows.")
+    seed: Seed = Field(0, description="Seed from which every named draw follows.")
     task: Literal["classification", "contrastive"] = Field(
         "classification",
         description="What is learned: images to classes, or image-caption pairs "
         "(see the page on captions).",
     )
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = Field(
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?|mps)$")] = Field(
         "auto",
         description="`auto` takes the first accelerator there is.",
         json_schema_extra={"expected": "auto, cpu, cuda, cuda:<number> or mps"},

@@ -28,9 +28,15 @@ def expected_item(field: FieldInfo) -> str:
     annotation = field.annotation
     if get_origin(annotation) is dict:
         return _kind(get_args(annotation)[1], [])
-    while get_origin(annotation) is not tuple:
-        annotation = get_args(annotation)[0]  # through `| None` and Annotated
-    return _kind(get_args(annotation)[0], [])
+    found = _find_list(annotation)
+    return expected(field) if found is None else _kind(get_args(found)[0], [])
+
+
+def _find_list(annotation: Any) -> Any:
+    """The first list among the parts of an annotation, through unions and Annotated."""
+    if get_origin(annotation) is tuple:
+        return annotation
+    return next(filter(None, map(_find_list, get_args(annotation))), None)
 
 
 def _kind(annotation: Any, metadata: list[Any]) -> str:
@@ -78,16 +84,21 @@ def _bounds(metadata: list[Any]) -> str:
     for item in metadata:
         match item:
             case annotated_types.Ge(ge=value):
-                low = f">= {value}"
+                low = "> 0" if is_sanity_bound(value) else f">= {value}"
             case annotated_types.Gt(gt=value):
                 low = f"> {value}"
-            case annotated_types.Le(le=value):
+            case annotated_types.Le(le=value) if not is_sanity_bound(value):
                 high = f"<= {value}"
             case annotated_types.Lt(lt=value):
                 high = f"< {value}"
     if low.startswith(">=") and high.startswith("<="):
         return f" from {low[3:]} to {high[3:]}"
     return " " + " and ".join(bound for bound in (low, high) if bound) if low or high else ""
+
+
+def is_sanity_bound(value: Any) -> bool:
+    """Whether a bound is only there to catch mistakes; it is named where it is crossed."""
+    return 0 < value <= 1e-3 or value >= 100
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

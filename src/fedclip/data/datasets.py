@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -65,7 +66,7 @@ def _rename(source: ImageSource, names: list[str]) -> ImageSource:
             f"({some(own)}), got {len(names)} ({some(names)})"
         )
     if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, times in Counter(names).items() if times > 1)
         raise UsageError(f"data.class_names names a class twice: {some(twice)}")
     given, known = [_plain(name) for name in names], [_plain(name) for name in own]
     if sorted(given) == sorted(known):

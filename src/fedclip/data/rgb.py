@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fedclip.data.picture_types import open_regular, readable_formats
+
+LARGE = 12_000_000
+"""Pixels from which a picture is made smaller while it is decoded: a fraction of the memory."""
+SHORT_EDGE = 672
+"""What is left of the short edge then, at least: twice the input of the largest CLIP."""
+_ORIENTATION = 0x0112
+_FULL_SIZE = "full_size"
 # Resizing the short edge to the model's size would blow such a picture up beyond all memory.
 MAX_ASPECT_RATIO = 200
 
@@ -15,27 +24,70 @@ MAX_ASPECT_RATIO = 200
 def open_rgb(file: Path | BinaryIO, *, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Decode one file: rotation from EXIF applied, alpha over white, any mode to RGB.
 
-    `formats` are Pillow's names of those that are accepted; None accepts all that it knows.
+    `formats` are Pillow's names of those that are accepted; None accepts all that are read at all.
+    Pictures of more than LARGE pixels come out smaller, by a whole factor.
     """
-    with Image.open(file, formats=formats) as image:
-        image.load()
+    with (
+        open_regular(file) if isinstance(file, Path) else nullcontext(file) as stream,
+        _identified(stream, formats or readable_formats()) as image,
+    ):
         if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels: too narrow for a picture")
-        return to_rgb(_upright(image))
+        size, factor = image.size, _factor(image.size)
+        if factor > 1:  # JPEG is decoded at a half, a fourth or an eighth, for less than the whole
+            image.draft(image.mode, (image.width // factor, image.height // factor))
+            factor = _factor(image.size)
+        image.load()
+        made = to_rgb(_upright(image)) if factor == 1 else _upright(_reduced(image, factor))
+        made.info[_FULL_SIZE] = size
+        return made
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def _identified(stream: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
+    try:
+        return Image.open(stream, formats=formats)
+    except UnidentifiedImageError:  # Pillow's text names an object in memory
+        raise UnidentifiedImageError("cannot identify image file") from None
+
+
+def full_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height that a picture of `open_rgb` has in its file."""
+    return image.info.get(_FULL_SIZE, image.size)
+
+
+def _factor(size: tuple[int, int]) -> int:
+    """By how much a picture of this size is made smaller."""
+    return max(1, min(size) // SHORT_EDGE) if size[0] * size[1] > LARGE else 1
+
+
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
+    """A picture as RGB, made smaller strip by strip, so that few copies of it are in memory."""
+    width, height = image.size
+    wide = image.mode.startswith(("I", "F"))
+    high = float(np.max(np.nan_to_num(image.getextrema()))) if wide else None
+    canvas = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    with suppress(Exception):  # damaged metadata says nothing about the picture
+        canvas.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+    rows = factor * max(1, 1_000_000 // (width * factor))
+    for top in range(0, height, rows):
+        strip = to_rgb(image.crop((0, top, width, min(top + rows, height))), high)
+        canvas.paste(strip.reduce(factor), (0, top // factor))
+    return canvas
+
+
+def to_rgb(image: Image.Image, high: float | None = None) -> Image.Image:
     """Any mode to 8-bit RGB.
 
     Transparency is laid over white. 16-bit grey levels are divided by 257, whatever the image
     holds. Modes I and F do not say how far their levels go: `_to_8_bit` takes the first of 1
     (floats only), 255 and 65535 that the largest level does not exceed. So no image is stretched
     to its own extremes, but one that stays below 256 is brighter than its 16-bit neighbours.
+    `high` is the largest level of the whole picture, where `image` is a part of it.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+        return Image.fromarray(_to_8_bit(np.asarray(image), high)).convert("RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         if image.mode in ("RGBa", "La"):  # premultiplied: Pillow converts each one way only
             image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
@@ -53,10 +105,10 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_8_bit(levels: np.ndarray) -> np.ndarray:
+def _to_8_bit(levels: np.ndarray, high: float | None) -> np.ndarray:
     """Wide grey levels to uint8, by one of the factors 255 (floats only), 1 and 1/257."""
     values = np.nan_to_num(levels.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    high = values.max(initial=0.0)
+    high = values.max(initial=0.0) if high is None else high
     if np.issubdtype(levels.dtype, np.floating):
         scale = 255.0 if high <= 1.0 else 1.0 if high <= 255.0 else 1 / 257
     else:  # mode "I" also carries 8-bit files; "I;16" arrives as uint16

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fedclip.data.picture_types import open_regular
 from fedclip.data.rgb import open_rgb
+from fedclip.files import readable
 
 Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -60,15 +62,16 @@ class FileImages:
 
     def content(self, index: int) -> bytes:
         """The file as it is."""
-        return (self.root / self.paths[index]).read_bytes()
+        with open_regular(self.root / self.paths[index]) as file:
+            return file.read()
 
     def open(self, index: int) -> Image.Image:
         """The file's picture (of an animation, the first)."""
         return open_rgb(self.root / self.paths[index])
 
     def path_of(self, index: int) -> str:
-        """The file's whole path."""
-        return str(self.root / self.paths[index])
+        """The file's whole path, bytes that are not UTF-8 written out."""
+        return readable(self.root / self.paths[index])
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class ImageSource:
     All arrays have one entry per image. `sites` is -1 where an image belongs to no site;
     images of one group (variants of one drawing) must stay on one side of a split. `roles`, where
     given, say what each image is for in the place of the splits (`data.roles`). With `captioned`
-    there are captions in the place of classes (`data.captions`).
+    there are captions in the place of classes (`data.captions`). `passed_over` counts pictures
+    that are not read, by site ('' without sites) and type.
     """
 
     name: str
@@ -93,6 +97,7 @@ class ImageSource:
     site_names: tuple[str, ...] = ()
     roles: Labels | None = None
     captioned: bool = False
+    passed_over: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of images."""

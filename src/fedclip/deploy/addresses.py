@@ -9,6 +9,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedclip.config.section import split_address
 from fedclip.errors import FedclipError, UsageError
 
 _BY_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -24,16 +25,10 @@ class Address:
     @classmethod
     def parse(cls, text: str, key: str = "address") -> Address:
         """Read `host:port` or `[::1]:port`; raises UsageError that names the key."""
-        host, colon, port = text.rpartition(":")
-        bracketed = host.startswith("[") and host.endswith("]")
-        host = host[1:-1] if bracketed else host
-        fits = colon and host and (bracketed or ":" not in host) and "/" not in host
-        if not fits or not port.isdecimal() or not 1 <= int(port) <= 65535:
-            raise UsageError(
-                f'{key} must be a host and a port, such as "coordinator.example.org:8000", '
-                f'got "{text}"'
-            )
-        return cls(host, int(port))
+        try:
+            return cls(*split_address(text))
+        except ValueError as error:
+            raise UsageError(f"{key} {error}") from None
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

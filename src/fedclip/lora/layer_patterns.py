@@ -5,16 +5,21 @@ must end with, from a dot on, such as `q_proj` or `layers.3.self_attn.q_proj`. O
 the first that fits counts. Beside these, `vision_encoder` and `text_encoder` stand for a tower, as
 in `vision_encoder`, `vision_encoder.fc1`, `text_encoder.layers.0-3` and
 `vision_encoder.layers.11.q_proj`; layers count from 0 and a range includes both ends.
+
+Of regular expressions, letters, classes such as `[0-3]`, `.`, `|`, groups, anchors and repetition
+are offered, as far as a path is matched in a moment; `fedclip.lora.safe_regex` says how far.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 from fedclip.errors import UsageError
 from fedclip.lora.names import layer_path
+from fedclip.lora.safe_regex import safe_regex
 
 LAYERS = {
     "q_proj": "self_attn.q_proj",
@@ -39,23 +44,21 @@ _OWN_ENDS = (r"\.weight$|\.bias$", r"\.lora_\w+$")
 Value = TypeVar("Value")
 
 
+@lru_cache(maxsize=1024)
 def pattern_regex(pattern: str) -> re.Pattern[str]:
-    """What a layer's whole path must match; ValueError for what is no regular expression."""
-    try:
-        return re.compile(rf"(.*\.)?({_spelled_out(pattern)})")
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    """What a layer's whole path must match; ValueError for what is no pattern."""
+    return re.compile(rf"(.*\.)?({_spelled_out(pattern)})")
 
 
 def _spelled_out(pattern: str) -> str:
     """A pattern that begins with a tower as an expression for paths; others as they are."""
     found = _BY_TOWER.fullmatch(pattern)
     if found is None:
-        return pattern
+        return safe_regex(pattern)
     tower, first, last, name = found.group("tower", "first", "last", "name")
     module, projection = TOWERS[tower], PROJECTIONS[tower]
     if first is not None:
-        numbers = "|".join(map(str, range(int(first), int(last or first) + 1))) or "(?!)"
+        numbers = "|".join(map(str, range(int(first), int(last or first) + 1))) or r"[^\s\S]"
         return rf"{module}\.encoder\.layers\.({numbers})\.(.+\.)?{name or '.+'}"
     if name == projection:
         return projection

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from importlib.resources import files
@@ -19,11 +19,13 @@ from starlette.requests import ClientDisconnect
 
 from fedclip.adapters.load import public_name
 from fedclip.adapters.predict import Predictor, best
+from fedclip.adapters.serve.guard import KnownHosts
 from fedclip.adapters.serve.uploads import decode_upload, read_upload
 from fedclip.errors import UsageError
 
 MAX_LABELS = 256
 MAX_LABEL = 200
+MAX_TOP = 1_000_000
 _DECODERS = 2  # an image of the largest size takes hundreds of megabytes while it is decoded
 
 T = TypeVar("T")
@@ -108,8 +110,13 @@ async def _in(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
-def create_app(predictor: Predictor, *, max_bytes: int) -> FastAPI:
-    """The application; an upload may have `max_bytes` at most."""
+def create_app(
+    predictor: Predictor, *, max_bytes: int, hosts: Iterable[str] | None = None
+) -> FastAPI:
+    """The application; an upload may have `max_bytes` at most.
+
+    `hosts` are the names that it answers to, beside addresses in numbers; None: to all.
+    """
     app = FastAPI(
         title="fedclip",
         version=version("fedclip"),
@@ -117,6 +124,8 @@ def create_app(predictor: Predictor, *, max_bytes: int) -> FastAPI:
         docs_url=None,  # FastAPI's own pages load scripts from elsewhere
         redoc_url=None,
     )
+    if hosts is not None:
+        app.add_middleware(KnownHosts, hosts=hosts)
     worker = Worker(predictor)
     text_head = predictor.model.head == "text"
     _explain_errors(app)
@@ -128,7 +137,9 @@ def create_app(predictor: Predictor, *, max_bytes: int) -> FastAPI:
             list[str] | None,
             Query(description="Other class names, comma-separated or repeated (text head only)"),
         ] = None,
-        top: Annotated[int | None, Query(ge=1, description="Only so many scores")] = None,
+        top: Annotated[
+            int | None, Query(ge=1, le=MAX_TOP, description="Only so many scores")
+        ] = None,
     ) -> Prediction:
         """Classify the image in the body."""
         names = label_list(labels)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedclip.errors import UsageError
 
-_EXTRA = ("fastapi", "starlette", "uvicorn")
+_EXTRA = ("fastapi", "starlette", "uvicorn", "h11")
 
 
 def serve(
@@ -18,17 +19,24 @@ def serve(
     port: int,
     max_mb: float,
     labels: Sequence[str] | None,
+    allow_hosts: Sequence[str] = (),
     say: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> None:
     """Serve a run's model by HTTP until Ctrl-C; port 0 takes a free one.
 
+    It answers to addresses in numbers, to localhost, and to the machine's name, the host that it
+    listens at and `allow_hosts`.
+
     UsageError where the extra packages are missing, the run does not fit, or the address is taken.
     """
+    if not math.isfinite(max_mb):
+        raise UsageError(f"--max-mb must be a number from 0.001 to 1000, got {max_mb}")
     try:
         import uvicorn
 
         from fedclip.adapters.serve.app import create_app
+        from fedclip.adapters.serve.guard import MAX_CONNECTIONS, PromptRequests, known_hosts
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA:
             raise
@@ -41,12 +49,21 @@ def serve(
 
     return_freed_memory()  # between requests nobody needs it
     with _listening(host, port) as listener:  # a taken port is reported before the model is loaded
-        app = create_app(Predictor.of_run(folder, labels), max_bytes=int(max_mb * 1e6))
+        hosts = known_hosts(host, allow_hosts)
+        app = create_app(Predictor.of_run(folder, labels), max_bytes=int(max_mb * 1e6), hosts=hosts)
         place = f"[{host}]" if ":" in host else host
         say(f"{folder} at http://{place}:{listener.getsockname()[1]} (interface at /docs)")
         if host not in ("127.0.0.1", "::1", "localhost"):
             warn(f"whoever reaches {host} can use this model: the server asks for no password")
-        config = uvicorn.Config(app, log_level="warning", lifespan="off")
+        config = uvicorn.Config(
+            app,
+            http=PromptRequests,
+            ws="none",
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=5,
+            log_level="warning",
+            lifespan="off",
+        )
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -4,36 +4,81 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
+import threading
+from contextlib import nullcontext
 
 from fastapi import HTTPException, Request
 from PIL import Image
 
-from fedclip.data.rgb import open_rgb
+from fedclip.data.rgb import LARGE, open_rgb
 
 # Pillow knows dozens of formats, some of which start other programs; these are enough.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORM = "multipart/form-data"
+MAX_PARTS = 16
+_FORM_LINES = 16_384
 MAX_PIXELS = 50_000_000
 """Width times height of an image; a small file may unpack to far more than fits into memory."""
+MAX_WEBP_PIXELS = 16_000_000
+"""The same for WebP, whose decoder takes four times the memory."""
 MAX_SECONDS = 60.0
 """Time for a whole upload, so that no client holds a connection for ever."""
 
 
-async def read_upload(request: Request, max_bytes: int) -> bytes:
-    """The body of a request. HTTPException 413 as soon as it is known to exceed `max_bytes`.
+_ONE_LARGE = threading.Lock()  # large images are decoded one at a time
 
-    415 where its content type says that it is no image, 408 where it does not come in time.
+
+async def read_upload(request: Request, max_bytes: int) -> bytes:
+    """The image in a request: its body, or the one file of a form (`curl -F file=@x.jpg`).
+
+    HTTPException 413 as soon as it is known to exceed `max_bytes`, 415 where its content type says
+    that it is no image, 408 where it does not come in time.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind, _, more = request.headers.get("content-type", "").partition(";")
+    kind = kind.strip().lower()
+    if kind == FORM:
+        data = file_in_form(await _body(request, max_bytes, max_bytes + _FORM_LINES), more)
+        if len(data) > max_bytes:
+            raise _too_many_bytes(max_bytes)
+        return data
     if kind and not kind.startswith("image/") and kind != "application/octet-stream":
-        raise HTTPException(415, f"the body must be an image (image/*), its content type is {kind}")
+        raise HTTPException(
+            415,
+            f"the body must be an image (image/*) or a form with one, its content type is "
+            f"{kind[:100]}",
+        )
+    return await _body(request, max_bytes, max_bytes)
+
+
+def file_in_form(body: bytes, parameters: str) -> bytes:
+    """The one file among the parts of a form; HTTPException 422 for none, or several."""
+    found = re.search(r'boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', parameters)
+    if found is None:
+        raise HTTPException(422, "the form names no boundary between its parts")
+    mark = b"\r\n--" + (found[1] or found[2]).encode("latin-1", "replace")
+    parts = (b"\r\n" + body).split(mark, MAX_PARTS + 1)
+    if len(parts) < 3 or not parts[-1].startswith(b"--"):
+        raise HTTPException(422, f"the form is not whole, or has more than {MAX_PARTS} parts")
+    files = []
+    for part in parts[1:-1]:
+        head, blank, content = part.partition(b"\r\n\r\n")
+        if blank and b"filename" in head.lower():
+            files.append(content)
+    if len(files) != 1:
+        raise HTTPException(422, f"the form must hold one image file, it holds {len(files)}")
+    return files[0]
+
+
+async def _body(request: Request, max_bytes: int, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
+    if declared.isdecimal() and int(declared[:20]) > limit:
         raise _too_many_bytes(max_bytes)
     body = bytearray()
     try:
         async with asyncio.timeout(MAX_SECONDS):
             async for chunk in request.stream():
-                if len(body) + len(chunk) > max_bytes:
+                if len(body) + len(chunk) > limit:
                     raise _too_many_bytes(max_bytes)
                 body += chunk
     except TimeoutError:
@@ -54,13 +99,15 @@ def decode_upload(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise _too_many_pixels(f"{width} x {height} pixels")
-        return open_rgb(io.BytesIO(data), formats=FORMATS)
+            most = MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS
+        if width * height > most:
+            raise _too_many_pixels(f"{width} x {height} pixels", most)
+        with _ONE_LARGE if width * height > LARGE else nullcontext():
+            return open_rgb(io.BytesIO(data), formats=FORMATS)
     except HTTPException:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_many_pixels("far too many pixels") from None
+        raise _too_many_pixels("far too many pixels", MAX_PIXELS) from None
     except Image.UnidentifiedImageError:
         raise HTTPException(
             422, f"the body is not an image in one of the formats {', '.join(FORMATS)}"
@@ -83,7 +130,7 @@ def _too_many_bytes(max_bytes: int) -> HTTPException:
     )
 
 
-def _too_many_pixels(found: str) -> HTTPException:
+def _too_many_pixels(found: str, most: int) -> HTTPException:
     return HTTPException(
-        413, f"the image has {found}; this server takes {MAX_PIXELS:,} at most: make it smaller"
+        413, f"the image has {found}; this server takes {most:,} at most: make it smaller"
     )

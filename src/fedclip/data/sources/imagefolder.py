@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from fedclip.data.picture_types import (
+    SPECIAL,
+    advice,
+    in_words,
+    readable_suffixes,
+    unread_type,
+)
 from fedclip.data.prompts import PROMPTS, clean_class_name
 from fedclip.data.source import FileImages, ImageSource, mask_or_none, some
 from fedclip.errors import FedclipWarning, UsageError
+from fedclip.files import readable
 
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
-)
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -34,12 +39,14 @@ class Tree:
 
     images: list[tuple[str, ...]] = field(default_factory=list)
     folders: list[tuple[str, ...]] = field(default_factory=list)
+    passed: list[tuple[tuple[str, ...], str]] = field(default_factory=list)  # with their types
 
     def below(self, name: str) -> Tree:
         """The part under the folder `name`, as seen from there."""
         return Tree(
             [path[1:] for path in self.images if path[0] == name and len(path) > 1],
             [path[1:] for path in self.folders if path[0] == name and len(path) > 1],
+            [(path[1:], kind) for path, kind in self.passed if path[0] == name and len(path) > 1],
         )
 
     @property
@@ -63,16 +70,39 @@ def imagefolder(path: str | None = None, layout: str = "auto") -> ImageSource:
         raise UsageError(f"data.path: {root} {what}; imagefolder needs <class>/* below it")
     tree = _walk(root)
     if not tree.images:
+        only = in_words({"": Counter(kind for _, kind in tree.passed)})
         raise UsageError(
-            f"data.path: no images below {root}; expected <class>/* or <site>/<class>/*, "
-            f"files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
+            f"data.path: no images below {root}"
+            + (f", only {only}, which are not read" if only else "")
+            + "; expected <class>/* or <site>/<class>/*, "
+            f"files ending in {', '.join(sorted(readable_suffixes()))}"
         )
-    return _source(root, _splits(root, tree), layout)
+    source = _source(root, _splits(root, tree), layout)
+    if source.passed_over:
+        kinds = {kind for counts in source.passed_over.values() for kind in counts}
+        warnings.warn(
+            f"data.path: files below {root} that are not read: {in_words(source.passed_over)}; "
+            f"{advice(kinds)}",
+            FedclipWarning,
+            stacklevel=2,
+        )
+    return source
+
+
+def _check_name(folder: os.DirEntry[str]) -> None:
+    """UsageError for a folder whose name, which is that of a class or site, is not UTF-8."""
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"data.path: the name of the folder {readable(folder.path)} is not UTF-8; rename it"
+        ) from None
 
 
 def _walk(root: Path) -> Tree:
     """Every image and folder, sorted by name, hidden ones left out, links followed once."""
     tree = Tree()
+    suffixes = readable_suffixes()
 
     def visit(folder: str, names: tuple[str, ...], above: frozenset[str]) -> None:
         try:
@@ -84,12 +114,18 @@ def _walk(root: Path) -> Tree:
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
             if entry.is_dir():
+                _check_name(entry)
                 real = os.path.realpath(entry.path)
                 if real not in above:  # a link to a folder above would never end
                     tree.folders.append(here)
                     visit(entry.path, here, above | {real})
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                tree.images.append(here)
+            elif kind := unread_type(entry.name):
+                tree.passed.append((here, kind))
+            elif os.path.splitext(entry.name)[1].lower() in suffixes:
+                if entry.is_file():
+                    tree.images.append(here)
+                elif not entry.is_symlink() or os.path.exists(entry.path):
+                    tree.passed.append((here, SPECIAL))
 
     visit(str(root), (), frozenset({os.path.realpath(root)}))
     return tree
@@ -184,6 +220,7 @@ def _source(root: Path, splits: dict[tuple[str, str], Tree], layout: str) -> Ima
     rows: list[tuple[str, str | None, str]] = []  # class, site, split of each image
     classes: set[str] = set()
     sites: set[str] = set()
+    passed: dict[str, Counter[str]] = {}
     trained = ""
     for (split, name), tree in sorted(splits.items(), key=lambda item: item[0][0] != "train"):
         if not tree.images:
@@ -196,6 +233,9 @@ def _source(root: Path, splits: dict[tuple[str, str], Tree], layout: str) -> Ima
         classes |= {path[at] for path in tree.folders if len(path) == at + 1}
         if by_site:
             sites |= set(tree.top)
+        for path, kind in tree.passed:
+            site = path[0] if by_site and len(path) > 1 else ""
+            passed.setdefault(site, Counter())[kind] += 1
         for path in tree.images:
             paths.append("/".join((name, *path) if name else path))
             rows.append((path[at], path[0] if by_site else None, split))
@@ -215,6 +255,7 @@ def _source(root: Path, splits: dict[tuple[str, str], Tree], layout: str) -> Ima
         if site_names
         else None,
         site_names=tuple(site_names),
+        passed_over=passed,
     )
 
 
@@ -227,7 +268,8 @@ def _in_order(names: set[str]) -> list[str]:
 
 def _warn_of_twins(names: list[str]) -> None:
     plain = [clean_class_name(name).casefold() for name in names]
-    twins = [name for name, key in zip(names, plain, strict=True) if plain.count(key) > 1]
+    times = Counter(plain)
+    twins = [name for name, key in zip(names, plain, strict=True) if times[key] > 1]
     if twins:
         warnings.warn(
             f"data.path: class folders that differ in spelling only are different classes: "

@@ -9,8 +9,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedclip.config.data import DataConfig
-from fedclip.config.loading import Source, deep_merge, parse_overrides, read_yaml, validated
-from fedclip.config.section import AsTuple, Section, Text
+from fedclip.config.loading import load_as
+from fedclip.config.section import (
+    AsTuple,
+    HostPort,
+    Megabytes,
+    OwnWeight,
+    Section,
+    Space,
+    Text,
+    Times,
+)
 
 
 class SiteDataConfig(Section):
@@ -23,7 +32,7 @@ class SiteDataConfig(Section):
     on_bad_image: Literal["error", "skip"] = Field(
         "skip", description="What an unreadable image does."
     )
-    memory_gb: float = Field(4.0, ge=0, description="Decoded images above this go to a cache file.")
+    memory_gb: Space = Field(4.0, description="Decoded images above this go to a cache file.")
 
 
 class PolicyConfig(Section):
@@ -32,17 +41,16 @@ class PolicyConfig(Section):
     strategies: Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)] | None = Field(
         None, description="Strategies that are allowed, `scaffold` and `ditto` among them."
     )
-    largest_adapter_mb: float = Field(
-        1000.0, gt=0, description="Largest adapter that it trains, in megabytes of fp32."
+    largest_adapter_mb: Megabytes = Field(
+        1000.0, description="Largest adapter that it trains, in megabytes of fp32."
     )
-    most_rounds: int | None = Field(None, ge=1, description="Most rounds of a run.")
-    most_local_epochs: int | None = Field(None, ge=1, description="Most epochs of a round.")
+    most_rounds: Times | None = Field(None, description="Most rounds of a run.")
+    most_local_epochs: Times | None = Field(None, description="Most epochs of a round.")
     tell_accuracy: bool = Field(
         True, description="Say at the end how many of its own test images are recognised."
     )
-    largest_epsilon: float | None = Field(
+    largest_epsilon: OwnWeight | None = Field(
         None,
-        gt=0,
         description="The least privacy: takes part only in runs that promise differential "
         "privacy with an epsilon of at most this; `null` asks for no promise.",
     )
@@ -52,14 +60,14 @@ class SiteConfig(Section):
     """A site of a federation."""
 
     name: Text = Field("site", description="The name under which its key is registered.")
-    coordinator: Text = Field("127.0.0.1:8000", description="The coordinator's host and port.")
+    coordinator: HostPort = Field("127.0.0.1:8000", description="The coordinator's host and port.")
     keys: Text | None = Field(
         None, description="The folder that `fedclip keys site` made; `null`: on one machine alone."
     )
     state: Text = Field(
         "site-state", description="A folder for what the site keeps: private state, logs."
     )
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = Field(
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?|mps)$")] = Field(
         "auto", description="Where it trains."
     )
     model: Text | None = Field(
@@ -71,8 +79,8 @@ class SiteConfig(Section):
     resident: bool = Field(
         True, description="Keep the model in memory; `false` loads it anew for each message."
     )
-    free_disk_gb: float = Field(1.0, ge=0, description="Space that must be free at the start.")
-    free_memory_gb: float = Field(1.0, ge=0, description="Memory that must be free at the start.")
+    free_disk_gb: Space = Field(1.0, description="Space that must be free at the start.")
+    free_memory_gb: Space = Field(1.0, description="Memory that must be free at the start.")
     data: SiteDataConfig = Field(SiteDataConfig(), description="Images.")
     policy: PolicyConfig = Field(PolicyConfig(), description="Policy.")
 
@@ -93,9 +101,7 @@ class SiteConfig(Section):
 
 def load_site(path: Path, overrides: Sequence[str] = ()) -> SiteConfig:
     """A site's configuration file, with `key=value` changes; its paths are relative to it."""
-    values, lines = read_yaml(path)
-    changes, typed = parse_overrides(overrides)
-    config = validated(SiteConfig, deep_merge(values, changes), Source(str(path), lines, typed))
+    config = load_as(SiteConfig, path, overrides)
     here = path.parent.absolute()
     return config.model_copy(
         update={

@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from fedclip.config import Config
+from fedclip.data.decode import decode, describe_bad
+from fedclip.data.picture_types import in_words
+from fedclip.data.source import ImageSource
 from fedclip.data.sources.imagefolder import imagefolder
 from fedclip.deploy.job import EPSILON
 from fedclip.deploy.site.config import PolicyConfig, SiteConfig
@@ -69,24 +73,22 @@ def check_clock(theirs: float, now: float | None = None) -> None:
         raise Against(f"its clock differs from the coordinator's by {apart:.0f} s")
 
 
-def preflight(config: SiteConfig) -> dict[str, Any]:
+def preflight(config: SiteConfig, every_image: bool = False) -> dict[str, Any]:
     """Checks what can be checked before joining; gives the facts, raises UsageError with all else.
+
+    `every_image` is decoded, or else the first of each class.
 
     Model and classes are compared with the coordinator's when it says which they are, before the
     first round.
     """
-    troubles = []
+    troubles: list[str] = []
     facts: dict[str, Any] = {"site": config.name}
     try:
         source = imagefolder(config.data.path, "classes")
         facts |= {"images": len(source), "classes": list(source.class_names)}
-        first = [int((source.labels == label).argmax()) for label in sorted(set(source.labels))]
-        for index in first:
-            source.images.open(index).close()
+        facts |= _decoded(source, config, troubles, every_image)
     except UsageError as error:
         troubles.append(str(error))
-    except OSError as error:
-        troubles.append(f"data.path: an image of {config.data.path} cannot be read: {error}")
     state = Path(config.state)
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -111,3 +113,23 @@ def preflight(config: SiteConfig) -> dict[str, Any]:
     if troubles:
         raise UsageError("\n".join(troubles))
     return facts
+
+
+def _decoded(
+    source: ImageSource, config: SiteConfig, troubles: list[str], every_image: bool
+) -> dict[str, Any]:
+    """Facts of images that were decoded; damaged ones are trouble where they are not skipped."""
+    first = np.unique(source.labels, return_index=True)[1]
+    _, bad = decode(
+        source,
+        np.arange(len(source)) if every_image else first,
+        lambda images: np.zeros((len(images), 1, 1, 1), dtype=np.uint8),
+        "preflight",
+    )
+    total = len(source) if every_image else len(first)
+    if bad and (config.data.on_bad_image == "error" or len(bad) == total):
+        troubles.append(f"data.path: {describe_bad(bad, total)}")
+    if not every_image:
+        return {}
+    facts: dict[str, Any] = {"damaged": describe_bad(bad, total) if bad else "none"}
+    return facts | {"passed_over": in_words(source.passed_over) or "none"}

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +48,7 @@ def bench(
     if dry_run:
         return _list_runs(plan, runner)
     (work / "runs").mkdir(parents=True, exist_ok=True)
-    with _terminated_like_interrupted(), Display() as display:
+    with Display() as display:
         try:
             results = run_grid(
                 plan, run_cell or runner, work, jobs=jobs, watcher=display, stop=runner.stop
@@ -241,20 +238,3 @@ def _duration(seconds: float) -> str:
     if hours >= 2:
         return f"{hours:.1f} h"
     return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Inside, a polite kill ends the runs too, as Ctrl-C does: none goes on without a parent."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

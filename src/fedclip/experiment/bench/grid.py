@@ -7,22 +7,22 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from fedclip.config.loading import read_yaml
-from fedclip.config.section import AsTuple, Section, Text
+from fedclip.config.section import AsTuple, Rate, Section, Seed, Text
+from fedclip.config.strict_yaml import read_yaml
 from fedclip.errors import UsageError
 
-Override = Annotated[str, Field(pattern=r"^[^=\s]+=")]
+Override = Annotated[Text, Field(pattern=r"^[^=\s]+=")]
 Overrides = Annotated[tuple[Override, ...], AsTuple]
-Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], AsTuple]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AsTuple]
+Rates = Annotated[tuple[Rate, ...], AsTuple]
+Seeds = Annotated[tuple[Seed, ...], AsTuple]
 # It becomes part of a folder's name.
-ArmName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
+ArmName = Annotated[str, Field(max_length=100, pattern=r"^\w[\w.+-]*$")]
 
 
 class Tuning(Section):
     """How an arm's learning rate is chosen: by validation accuracy, on a seed of its own."""
 
-    seed: int = Field(100, ge=0, description="Seed of the tuning runs; none of `seeds`.")
+    seed: Seed = Field(100, description="Seed of the tuning runs; none of `seeds`.")
     overrides: Overrides = Field((), description="What makes a tuning run shorter.")
     rates: Rates = Field((), description="Rates that arms without their own try.")
 
@@ -51,7 +51,7 @@ class Grid(Section):
     seeds: Seeds = Field((0, 1, 2), min_length=1, description="Every arm runs each of them.")
     tuning: Tuning = Field(Tuning(), description="Choice of the learning rate.")
     arms: dict[ArmName, Arm] = Field(min_length=1, description="Arms by name.")
-    reference: Annotated[tuple[str, ...], AsTuple] = Field(
+    reference: Annotated[tuple[Text, ...], AsTuple] = Field(
         (), description="Arms from which the others' paired differences are shown."
     )
     full: Full = Field(Full(), description="What `--full` changes.")

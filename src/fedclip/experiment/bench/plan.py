@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedclip.config.loading import deep_merge, load_config, parse_overrides, read_yaml
+from fedclip.config.loading import load_config
+from fedclip.config.overrides import deep_merge, parse_overrides
+from fedclip.config.strict_yaml import read_yaml
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.bench.grid import Arm, Grid, load_grid
 
