@@ -209,9 +209,7 @@ def test_layers_of_the_other_tower_are_no_empty_selection() -> None:
     ids=["ditto", "adam", "scaffold", "local", "centralised", "qfedavg"],
 )
 def test_what_takes_any_tensors_takes_a_head(sections: dict[str, Any], tmp_path: Path) -> None:
-    config = probe(**sections)
-    config["optimizer"].pop("schedule", None)
-    found = package.run(config, output=tmp_path / "run")
+    found = package.run(probe(**sections), output=tmp_path / "run")
     assert found.summary["trainable_parameters"] == NUMBERS
 
 
