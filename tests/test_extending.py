@@ -78,6 +78,14 @@ def hits(predictions):
 '''
 
 
+METRIC_AND_ROW = """def wrong(found: Predictions) -> float | None:
+    return float(1 - found.correct.mean())
+
+
+METRICS: Mapping[str, Metric] = {
+    "wrong": wrong,"""
+
+
 def row(after: str, entry: str) -> tuple[str, str, str]:
     """A row of the catalogue, after the line that begins its dictionary."""
     return ("catalog.py", after, f"{after}\n    {entry}")
@@ -107,9 +115,12 @@ CHANGES: dict[str, list[tuple[str, str] | tuple[str, str, str]]] = {
             '"counting": EngineEntry("fedclip.federated.engines.counting:counting"),',
         ),
     ],
-    # "metric", "command", "listener": a change each, as above, and its use in PROBE.
+    "metric": [
+        ("evaluation/metrics.py", "METRICS: Mapping[str, Metric] = {", METRIC_AND_ROW),
+    ],
+    # "command", "listener": a change each, as above, and its use in PROBE.
 }
-MOST_FILES = {"strategy": 2, "data set": 2, "engine": 2}
+MOST_FILES = {"strategy": 2, "data set": 2, "engine": 2, "metric": 1}
 
 PROBE = """
 import json, sys
@@ -192,7 +203,8 @@ def install(site: Path) -> None:
 
 
 JOBS = {
-    "changed": tiny("halfway", "squares", "counting", ridge=0.5, server_optimizer={"name": "avgm"}),
+    "changed": tiny("halfway", "squares", "counting", ridge=0.5, server_optimizer={"name": "avgm"})
+    | {"evaluation": {"metrics": ["wrong"]}},
     "installed": tiny("other-way", "other-data", "other-engine", ridge=0.5)
     | {"evaluation": {"metrics": ["hits"]}},
 }
@@ -246,6 +258,8 @@ def test_the_new_engine_has_trained_the_clients(answers: dict[str, Any]) -> None
     assert answers["trained"] == 2
 
 
-def test_an_installed_metric_is_measured(answers: dict[str, Any]) -> None:
+def test_a_new_and_an_installed_metric_are_measured(answers: dict[str, Any]) -> None:
     assert answers["installed"]["summary"]["hits"] == 1.0
-    assert "hits" not in answers["changed"]["summary"]
+    changed = answers["changed"]["summary"]
+    assert "hits" not in changed
+    assert changed["wrong"] == pytest.approx(1 - changed["accuracy"])

@@ -16,6 +16,7 @@ import fedclip as package
 from fedclip.adapters import inspect as inspection
 from fedclip.adapters.card import run_card
 from fedclip.cli.console import _conclude
+from fedclip.config.loading import config_from_dict
 from fedclip.errors import UsageError
 from fedclip.evaluation import metrics
 from fedclip.evaluation.metrics import METRICS, RESERVED, chosen, worst_class
@@ -59,8 +60,13 @@ def test_as_scikit_learn_has_them(pairs: list[tuple[int, int]]) -> None:
 
 def test_unknown_and_repeated_names_are_refused() -> None:
     assert list(chosen(["accuracy", "macro_f1", "loss"])) == ["macro_f1"]
-    with pytest.raises(UsageError, match=r"macro_f2.*macro_f1"):
+    message = (
+        r"evaluation\.metrics.* must be .*one of accuracy, .*'macro_f2'; did you mean macro_f1"
+    )
+    with pytest.raises(UsageError, match=message):
         chosen(["macro_f2"])
+    with pytest.raises(UsageError, match=message):
+        config_from_dict({"evaluation": {"metrics": ["macro_f2"]}})
     with pytest.raises(UsageError, match="taken"):
         chosen(["macro_f1", "macro_f1"])
 

@@ -157,7 +157,6 @@ MERGE_METHODS: dict[str, Entry] = {
 
 ROBUST_RULES: dict[str, Entry] = {}
 TRACKERS: dict[str, Entry] = {}
-METRICS: dict[str, Entry] = {}  # fedclip's own are functions in `evaluation.metrics.METRICS`
 
 
 @dataclass(frozen=True)
@@ -168,6 +167,7 @@ class Kind:
     key: str  # where a configuration gives one
     word: str = "function"  # what one stands for
     opens: bool = True  # whether names from elsewhere than the rows are taken
+    table: str = ""  # where further rows are, a function each: `module:NAME` of a dictionary
 
 
 KINDS = {
@@ -176,7 +176,7 @@ KINDS = {
     "engines": Kind(ENGINES, "engine.name"),
     "robust_rules": Kind(ROBUST_RULES, "robust rule"),
     "trackers": Kind(TRACKERS, "tracker", "class"),
-    "metrics": Kind(METRICS, "metric"),
+    "metrics": Kind({}, "evaluation.metrics", table="fedclip.evaluation.metrics:METRICS"),
     "server_optimizers": Kind(SERVER_OPTIMIZERS, "federation.server_optimizer.name", opens=False),
     "merge_methods": Kind(MERGE_METHODS, "method", opens=False),
 }
@@ -192,19 +192,20 @@ def short_name(name: str) -> str:
     return name.rpartition(":")[2] if in_file(name) else name
 
 
-def load(kind: str, name: str, key: str | None = None, also: Sequence[str] = ()) -> Any:
+def load(kind: str, name: str, key: str | None = None) -> Any:
     """What a name stands for; imports its code. `key` is what an error blames.
 
-    Raises UsageError for an unknown name, with the known ones, `also` among them, and for code that
-    does not load.
+    Raises UsageError for an unknown name, with the known ones, and for code that does not load.
     """
     row, key = KINDS[kind].rows.get(name), key or KINDS[kind].key
     if row is not None:
         return target_of(row.target)
+    if name in (own := _table(kind)):
+        return own[name]
     found = _installed(kind).get(name, [])
     if found:
         return _from_package(kind, found, key)
-    wrong = unknown(kind, name, also)
+    wrong = unknown(kind, name)
     if wrong:
         raise UsageError(f"{key} must be {wrong[0]}, got {name!r}{wrong[1]}")
     return _from_file(name, key, KINDS[kind].word)
@@ -230,7 +231,14 @@ def unknown(
 
 def rows_without(kind: str, field: str = "") -> list[str]:
     """The names of a kind's rows of which a field does not hold."""
-    return [n for n, row in KINDS[kind].rows.items() if not (field and getattr(row, field))]
+    rows = [n for n, row in KINDS[kind].rows.items() if not (field and getattr(row, field))]
+    return [*rows, *_table(kind)]
+
+
+def _table(kind: str) -> Mapping[str, Any]:
+    """The functions of a kind whose rows stand beside their code, which is free of torch."""
+    where = KINDS[kind].table
+    return target_of(where) if where else {}
 
 
 def choices(kind: str, known: Sequence[str]) -> str:

@@ -105,11 +105,11 @@ class EvaluationConfig(Section):
         description="After the run, also measure on these data sets, which were not trained: what "
         "was forgotten.",
     )
-    metrics: Annotated[tuple[str, ...], AsTuple] = Field(
-        (),
-        description="Further metrics beside accuracy and loss, for every evaluated set: "
-        "`macro_f1`, `balanced_accuracy`, `majority_class_rate`, `calibration_error`, or one of "
-        "your own.",
+    metrics: Annotated[tuple[Annotated[str, AfterValidator(Named("metrics"))], ...], AsTuple] = (
+        Field(
+            (),
+            description="Further metrics beside accuracy and loss, for every evaluated set.",
+        )
     )
     keep_best: bool = Field(
         False, description="Also keep the best round by validation, in `adapter_best/`."

@@ -1,20 +1,21 @@
 """Metrics: figures of one record of predictions, by name.
 
 A metric is a function `Predictions -> float | None`, None where it is undefined (no examples).
-`METRICS` is the table of all; one more is one more function and its row. `evaluation.metrics`
-selects among them, and each selected one is computed on every evaluated set: central test and
-validation set, and each client's test set.
+One more is a function and its row in `METRICS`, an entry point `fedclip.metrics` of another package,
+or `path/to/file.py:Name`. `evaluation.metrics` selects among them, and each selected one is computed
+on every evaluated set: central test and validation set, and each client's test set.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedclip.catalog import load
+from fedclip.catalog import load, short_name
 from fedclip.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,25 +103,19 @@ def chosen(names: Iterable[str]) -> dict[str, Metric]:
     """
     metrics: dict[str, Metric] = {}
     for name in names:
-        key = name.rpartition(":")[2]
+        key = short_name(name)
         if name in ("accuracy", "loss"):
             continue
-        if key in metrics or key in RESERVED or not key.isidentifier():
+        if key in metrics or key in RESERVED or not re.fullmatch(r"[\w-]+", key):
             raise UsageError(
                 f"evaluation.metrics: {name!r} would be written as {key!r}, which is taken or no "
                 "plain name; give the function another name, and name each metric once"
             )
-        metrics[key] = _checked(name, _load(name))
+        metric = load("metrics", name)
+        if not callable(metric):
+            raise UsageError(f"evaluation.metrics: {name} is no function, got {metric!r}")
+        metrics[key] = _checked(name, metric)
     return metrics
-
-
-def _load(name: str) -> Metric:
-    if name in METRICS:
-        return METRICS[name]
-    metric = load("metrics", name, "evaluation.metrics", also=list(METRICS))
-    if not callable(metric):
-        raise UsageError(f"evaluation.metrics: {name} is no function, got {metric!r}")
-    return metric  # type: ignore[no-any-return]
 
 
 def _checked(name: str, metric: Metric) -> Metric:
