@@ -1,9 +1,9 @@
 """Metrics: figures of one record of predictions, by name.
 
 A metric is a function `Predictions -> float | None`, None where it is undefined (no examples).
-One more is a function and its row in `METRICS`, an entry point `fedclip.metrics` of another package,
-or `path/to/file.py:Name`. `evaluation.metrics` selects among them, and each selected one is computed
-on every evaluated set: central test and validation set, and each client's test set.
+One more is a function and its row in `METRICS`, an entry point `fedclip.metrics` of another
+package, or `path/to/file.py:Name`. `evaluation.metrics` selects among them, and each selected one
+is computed on every evaluated set: central test, validation, and each client's test set.
 """
 
 from __future__ import annotations
