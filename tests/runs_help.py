@@ -21,6 +21,7 @@ COMPARED = (
     "config.yaml",
     "curves.png",
     "checkpoint.safetensors",
+    "checkpoint_previous.safetensors",
     "adapter/adapter_model.safetensors",
     "adapter/adapter_config.json",
     "adapter/fedclip.json",

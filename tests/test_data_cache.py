@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from fedclip.data import cache as cache_module
 from fedclip.data.cache import PixelCache, cache_folder
 from fedclip.data.decode import decode
 from fedclip.data.source import ArrayImages, FileImages
-from fedclip.errors import FedclipError, UsageError
+from fedclip.errors import FedclipError, FedclipWarning, UsageError
 from tests.data_help import SIZE, source_of, to_pixels
 
 
@@ -78,13 +79,51 @@ def test_content_preprocessing_and_choice_each_have_their_own_cache(cache):
     assert len(list(cache.iterdir())) == 4
 
 
-def test_a_damaged_cache_is_made_again(cache):
+def flipped(data):
+    """200 places, of which each damages a cache alone."""
+    chance = random.Random(0)
+    for _ in range(200):
+        at = chance.randrange(len(data))
+        yield data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
+
+
+def test_every_flipped_bit_of_a_cache_is_noticed(cache):
+    shape = (4, 3, SIZE, SIZE)
+    made = PixelCache("content", "key")
+    made.load_or_make(shape, lambda: iter([(np.ones(shape, np.uint8), [(1, "why")])]))
+    for name in ("pixels.npy", "bad.json", "digests.json"):
+        good = (made.folder / name).read_bytes()
+        for data in flipped(good):
+            (made.folder / name).write_bytes(data)
+            assert made._load(shape) is None
+        (made.folder / name).write_bytes(good)
+    assert made._load(shape) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("pixels.npy", lambda data: data[:1000]),
+        ("pixels.npy", lambda data: b""),
+        ("pixels.npy", lambda data: data[:10] + b"(" * 100 + data[110:]),
+        ("pixels.npy", lambda data: data[:300] + bytes([data[300] ^ 255]) + data[301:]),
+        ("bad.json", lambda data: b"5"),
+        ("bad.json", lambda data: b"[1]"),
+        ("digests.json", lambda data: b"[" * 100000),
+        ("digests.json", None),  # as an older version left it
+    ],
+)
+def test_a_damaged_cache_is_made_again(cache, name, damage):
     source = source_of(random_images())
     first, _ = decode(source, np.arange(600), to_pixels, "key", memory_gb=0)
     expected = np.array(first)
     (made,) = cache.iterdir()
-    (made / "pixels.npy").write_bytes((made / "pixels.npy").read_bytes()[:1000])
-    again, _ = decode(source, np.arange(600), to_pixels, "key", memory_gb=0)
+    if damage is None:
+        (made / name).unlink()
+    else:
+        (made / name).write_bytes(damage((made / name).read_bytes()))
+    with pytest.warns(FedclipWarning, match="is damaged, or of an older version"):
+        again, _ = decode(source, np.arange(600), to_pixels, "key", memory_gb=0)
     np.testing.assert_array_equal(again, expected)
     assert len(list(cache.iterdir())) == 1
 

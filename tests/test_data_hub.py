@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from fedclip.data.datasets import load_source
 from fedclip.errors import FedclipWarning, UsageError
@@ -177,3 +180,28 @@ def test_rows_without_an_image_are_bad_images(tmp_path):
     assert source.fingerprint(range(3))
     with pytest.raises(ValueError, match="no image here"):
         source.images.open(2)
+
+
+@pytest.mark.parametrize("outside", ["../secret.png", "{root}/secret.png", "in/../../secret.png"])
+def test_cells_name_files_of_the_data_set_only(tmp_path, outside):
+    folder = tmp_path / "set"
+    (folder / "in").mkdir(parents=True)
+    for place in (tmp_path / "secret.png", folder / "in" / "a.png", folder / "b.png"):
+        Image.fromarray(pictures(8)[7]).save(place)
+    path = outside.format(root=tmp_path)
+    for cells, good in ((["in/a.png", str(folder / "b.png")], True), (["in/a.png", path], False)):
+        struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        rows = pa.array([{"bytes": None, "path": cell} for cell in cells], type=struct)
+        kinds = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+        about = {"huggingface": json.dumps({"info": {"features": kinds.to_dict()}})}
+        made = pa.table({"image": rows, "label": ["a", "b"]}).replace_schema_metadata(about)
+        parquet.write_table(made, folder / "t.parquet")
+        images = load(folder / "t.parquet").images
+        assert np.asarray(images.open(0)).max() == 7
+        if good:
+            assert np.asarray(images.open(1)).max() == 7
+            continue
+        with pytest.raises(UsageError, match=r"row 1: .* is not below the data set's own folder"):
+            load(folder / "t.parquet").fingerprint(range(2))
+        with pytest.raises(UsageError, match="is not below"):
+            images.open(1)

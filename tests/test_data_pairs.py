@@ -15,6 +15,7 @@ from fedclip.config.loading import config_from_dict
 from fedclip.data.captions import with_captions
 from fedclip.data.datasets import load_source
 from fedclip.data.loading import load_federated
+from fedclip.data.sources.pairs import pairs
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.build import with_absolute_paths
 from tests.captions_help import picture, rows_of, write_pairs
@@ -162,7 +163,7 @@ def test_bad_tables(tmp_path, text, message):
         ('{"image": "a.png"}', "line 1 has no column 'caption'"),
         ('{"image": "a.png", "caption": 3}', "line 1: every row needs a text under caption, got 3"),
         ('{"image": "a.png", "caption": null}', "got an empty one"),
-        ('\n{"image": ', "line 2 is not JSON"),
+        ('\n{"image": ', "line 2 is damaged"),
         ('["a.png", "a dog"]', "line 1: expected an object"),
     ],
 )
@@ -355,3 +356,24 @@ def test_labels_come_before_captions_unless_they_are_asked_for(tmp_path, offline
         load_source("hub", path=f"{path}?caption=words")
     with pytest.raises(UsageError, match="column 'label' holds no captions, but 0"):
         load_source("hub", path=f"{path}?caption=label")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("image", ["../a.png", "/etc/hostname", "x/../../a.png", "/proc/self/mem"])
+def test_cells_name_files_below_the_tables_folder_only(tmp_path, kind, image):
+    row = json.dumps({"image": image, "caption": "a"})
+    text = {"csv": f"image,caption\n{image},a\n", "jsonl": f"{row}\n"}[kind]
+    (tmp_path / f"table.{kind}").write_text(text)
+    with pytest.raises(UsageError, match=rf"line \d.*{image}.* is not below the data set's own"):
+        pairs(str(tmp_path / f"table.{kind}"))
+
+
+def test_a_whole_path_below_the_tables_folder_is_read(tmp_path):
+    (tmp_path / "t.csv").write_text(f"image,caption\n{tmp_path / 'a.png'},a\n")
+    assert pairs(str(tmp_path / "t.csv")).images.path_of(0) == str(tmp_path / "a.png")
+
+
+def test_deep_json_is_an_error_of_its_line(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"image":' * 3000 + "\n")
+    with pytest.raises(UsageError, match="line 1 is damaged"):
+        pairs(str(tmp_path / "t.jsonl"))

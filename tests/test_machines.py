@@ -14,7 +14,7 @@ import torch
 
 from fedclip.config.loading import config_from_dict
 from fedclip.deploy.coordinator import rounds as server_run
-from fedclip.deploy.job import base_sha256, make_job
+from fedclip.deploy.job import make_job
 from fedclip.deploy.messages.envelope import Envelope, read_header
 from fedclip.deploy.remote.roster import Roster
 from fedclip.deploy.site.config import PolicyConfig, SiteConfig, load_site
@@ -25,6 +25,7 @@ from fedclip.experiment.build import model_seed
 from fedclip.experiment.run import run
 from fedclip.models.adapter_folder import read_adapter
 from fedclip.models.clip import create_clip_model
+from fedclip.models.summary import base_sha256
 from tests.machines_help import (
     MAY_LEAVE,
     NAMES,

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fedclip import files
-from fedclip.errors import FedclipError, UsageError
+from fedclip.errors import DamagedFile, FedclipError, UsageError
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.folder import METRICS, TIMING, RunFolder, next_folder
 
@@ -116,14 +117,23 @@ def test_checkpoint_round_trip(folder: RunFolder) -> None:
 
 def test_a_damaged_checkpoint_is_named(folder: RunFolder) -> None:
     (folder.path / "checkpoint.safetensors").write_bytes(b"not tensors")
-    with pytest.raises(UsageError, match="is not a checkpoint that can be read"):
+    with pytest.raises(DamagedFile, match=r"checkpoint\.safetensors is damaged"):
         folder.load_checkpoint()
 
 
-def test_a_checkpoint_of_another_version_is_refused(folder: RunFolder) -> None:
-    folder.save_checkpoint({"state/a": torch.ones(2)}, {"server_round": 1, "best": None})
+def test_a_checkpoint_of_another_version_is_refused(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = {"meta": json.dumps({"best": None, "server_round": 1}, sort_keys=True)}
+    save_file({"shared/a": torch.ones(2)}, folder.path / "checkpoint.safetensors", old)
+    with pytest.raises(UsageError, match="written by an older version of fedclip") as caught:
+        Checkpoint.load_usable(folder)
+    assert not isinstance(caught.value, DamagedFile)
+    with monkeypatch.context() as patch:
+        patch.setattr("fedclip.experiment.checkpoint_file.FORMAT", 3)
+        folder.save_checkpoint({"shared/a": torch.ones(2)}, {"server_round": 1})
     with pytest.raises(UsageError, match="written by another version of fedclip"):
-        Checkpoint.load(folder)
+        Checkpoint.load_usable(folder)
 
 
 def test_a_full_disk_keeps_the_last_good_state(

@@ -15,6 +15,10 @@ class UsageError(FedclipError):
     exit_code = 2
 
 
+class DamagedFile(UsageError):
+    """A file whose bytes are not those that were written."""
+
+
 class TrainingFailed(FedclipError):
     """A round that could not be finished; the last good state is kept."""
 

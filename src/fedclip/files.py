@@ -1,8 +1,10 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all; JSON that is read and not believed."""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -10,18 +12,24 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, NoReturn, TextIO
 
 from fedclip.errors import UsageError
 
 PART = ".part-"
 """Files and folders that are still being written begin so; a kill may leave some behind."""
 
+JSON_BYTES = 1 << 28
+JSON_DEPTH = 64
 
-def replace_file(target: Path, data: bytes, mode: int | None = None) -> None:
+
+def replace_file(
+    target: Path, data: bytes, mode: int | None = None, previous: Path | None = None
+) -> None:
     """Write a file in one step: readers see the old one or the new one.
 
-    Its permissions are the usual ones, or `mode`, which it has from the first byte on.
+    Its permissions are the usual ones, or `mode`, which it has from the first byte on. The old
+    file is kept under the name `previous`; a kill in that instant leaves it under this name only.
     """
     descriptor, name = tempfile.mkstemp(prefix=PART, dir=target.parent)
     os.close(descriptor)
@@ -29,6 +37,8 @@ def replace_file(target: Path, data: bytes, mode: int | None = None) -> None:
     try:
         part.chmod(0o666 & ~umask() if mode is None else mode)
         write_synced(part, data)
+        if previous is not None and target.exists():
+            target.replace(previous)
         part.replace(target)
         sync(target.parent)
     finally:
@@ -64,6 +74,66 @@ def draft_folder(parent: Path) -> Iterator[Path]:
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def parse_json(data: bytes | str, where: str) -> Any:
+    """Parse JSON as RFC 8259 has it, of bounded size and depth.
+
+    Everything that the library raises on damaged or hostile text becomes a `UsageError` that
+    begins with `where`: other encodings, deep nesting, endless numbers, NaN, half a surrogate pair.
+    """
+    try:
+        if len(data) > JSON_BYTES:
+            raise ValueError(f"it has more than {JSON_BYTES} bytes")
+        text = data if isinstance(data, str) else data.decode()
+        value = json.loads(text, parse_constant=_no_number)
+        _check_depth(value)
+        if "\\u" in text:  # the only way for half of a pair to come in
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise UsageError(f"{where} is damaged: {reason}") from None
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file; `UsageError` names the file and what is wrong."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(JSON_BYTES + 1)
+    except FileNotFoundError:
+        raise UsageError(f"there is no file {path}") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
+    value = parse_json(data, str(path))
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} is damaged: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number in JSON")
+
+
+def _check_depth(value: object) -> None:
+    """Raise where lists and mappings lie deeper in each other than any file of ours."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > JSON_DEPTH:
+            raise RecursionError
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
 
 
 def append_line(target: Path, line: bytes) -> None:

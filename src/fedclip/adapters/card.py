@@ -9,13 +9,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from fedclip.adapters.load import finished, public_name
+from fedclip.adapters.load import finished, public_name, run_and_adapter
 from fedclip.catalog import short_name
 from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.experiment.folder import CONFIG, PARTITION, SUMMARY
 from fedclip.models.adapter_card import loading
-from fedclip.models.adapter_folder import AdapterNotes, read_adapter
+from fedclip.models.adapter_folder import read_adapter
+from fedclip.models.adapter_notes import AdapterNotes
 from fedclip.models.pretrained import EMBEDDED, RANDOM
 from fedclip.reports.tables import retrieval_rows
 
@@ -29,7 +30,7 @@ def run_card(folder: str | Path, repo_id: str | None = None) -> str:
     run = finished(folder)
     config = load_config(run.path / CONFIG)
     summary = run.read_json(SUMMARY)
-    tensors, notes, _ = read_adapter(run.path / "adapter")
+    tensors, notes, _ = read_adapter(run_and_adapter(run.path)[1])
     kind, head = notes.kind, tensors.get("head.bias")
     base = public_name(config.model.model_name)
     name = repo_id or f"clip-{_data_name(config)}-{short_name(summary['strategy'])}"

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedclip.adapters.load import finished, load_run_model, refuse_files, without_files
+from fedclip.adapters.load import (
+    finished,
+    load_run_model,
+    refuse_files,
+    run_and_adapter,
+    without_files,
+)
 from fedclip.adapters.predict import predict
 from fedclip.catalog import STRATEGIES, in_file
 from fedclip.config import Config
@@ -32,9 +38,10 @@ from fedclip.experiment.evaluate import (
     predict_all,
 )
 from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
+from fedclip.experiment.identity import check_parts
 from fedclip.experiment.strategy import expected_traffic
 from fedclip.federated.strategies.base import own_starts
-from fedclip.models.clip import create_clip_model
+from fedclip.models.clip import adapter_sha256, create_clip_model
 from fedclip.records import RunState
 from fedclip.reports.listener import Listener
 
@@ -114,18 +121,20 @@ def _of_one(parts: Parts, run_folder: RunFolder, detail: bool) -> dict[str, Any]
     personal = None
     if _is_personal(parts.config, run_folder):
         personal = _last_state(run_folder)
+        check_parts(run_folder, parts)
     else:
-        parts.model.load_adapter(run_folder.path / "adapter")
+        parts.model.load_adapter(run_and_adapter(run_folder.path)[1])
     figures = evaluate_parts(parts, personal=personal)
     return figures | ({"detail": _detail(parts, personal)} if detail else {})
 
 
 def _of_tasks(parts: TaskParts, run_folder: RunFolder) -> dict[str, Any]:
     state = _last_state(run_folder)
+    check_parts(run_folder, parts)
     figures = evaluate_run(parts, state, personal=_is_personal(parts.config, run_folder))
     adapters = evaluate_matrix(parts, state)
     if state.groups:
-        adapters["merged"] = evaluate_merged(parts, run_folder.path / "adapter")
+        adapters["merged"] = evaluate_merged(parts, run_and_adapter(run_folder.path)[1])
     return {**figures, "adapters": adapters}
 
 
@@ -140,11 +149,17 @@ def _is_personal(config: Config, run_folder: RunFolder) -> bool:
 
 
 def _last_state(run_folder: RunFolder) -> RunState:
+    """The state that a finished run ended with, which must be the one its summary tells of."""
     checkpoint = Checkpoint.load(run_folder)
     if checkpoint is None:
         raise UsageError(
             f"{run_folder.path} has lost its checkpoint.safetensors, in which the adapters of "
             "clients and groups are; put it back"
+        )
+    if adapter_sha256(checkpoint.state.flat()) != run_folder.read_json(SUMMARY).get("state_sha256"):
+        raise UsageError(
+            f"{run_folder.path}: checkpoint.safetensors is not the one that the run ended with "
+            f"(state_sha256 in {SUMMARY}); put that one back"
         )
     return checkpoint.state
 

@@ -10,8 +10,9 @@ from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.build import model_config, model_seed
-from fedclip.experiment.folder import CONFIG, RunFolder
-from fedclip.models.adapter_folder import read_adapter
+from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
+from fedclip.files import read_json
+from fedclip.models.adapter_folder import NOTES, read_adapter
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 
 
@@ -31,9 +32,21 @@ def run_and_adapter(path: str | Path) -> tuple[RunFolder, Path]:
     A path inside the run, such as `RUN/adapter_of/digits`, means that adapter.
     """
     around = in_run(path)
-    if around is not None:
-        return finished(around), Path(path)
-    return finished(path), Path(path) / "adapter"
+    run, adapter = finished(around or path), Path(path) if around else Path(path) / "adapter"
+    _check_belongs(run, adapter)
+    return run, adapter
+
+
+def _check_belongs(run: RunFolder, adapter: Path) -> None:
+    """Refuse an adapter that is not the one that the run saved in this place."""
+    told = run.read_json(SUMMARY).get("adapter_folders")  # none in a run of an older version
+    place = adapter.resolve().relative_to(run.path.resolve()).as_posix()
+    want = told.get(place) if isinstance(told, dict) else None
+    if want is not None and read_json(adapter / NOTES).get("adapter_sha256") != want:
+        raise UsageError(
+            f"{adapter} is not the adapter that the run saved there (adapter_folders in "
+            f"{SUMMARY}); put that one back, or use the folder outside the run"
+        )
 
 
 def in_run(path: str | Path) -> Path | None:
@@ -46,7 +59,7 @@ def in_run(path: str | Path) -> Path | None:
 
 def adapter_folder(path: str | Path) -> Path:
     """The adapter folder that a path means: a finished run's `adapter/`, or the path itself."""
-    return finished(path).path / "adapter" if RunFolder(Path(path)).is_run() else Path(path)
+    return run_and_adapter(path)[1] if RunFolder(Path(path)).is_run() else Path(path)
 
 
 def load_run_model(folder: str | Path) -> CLIPLoRAWrapper:

@@ -9,16 +9,19 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedclip.errors import FedclipError
+from fedclip.errors import FedclipError, FedclipWarning, UsageError
+from fedclip.files import file_sha256, parse_json, read_json
 
 Chunk = tuple[NDArray[np.uint8], list[tuple[int, str]]]
 
+PIXELS, BAD, DIGESTS = "pixels.npy", "bad.json", "digests.json"
 _STALE_SECONDS = 2 * 24 * 3600
 
 
@@ -37,10 +40,13 @@ def cache_folder() -> Path:
 
 
 class PixelCache:
-    """One decoded array, as a folder `pixels-<key>` holding `pixels.npy` and `bad.json`.
+    """One decoded array: a folder `pixels-<key>` of `pixels.npy`, `bad.json` and `digests.json`.
 
-    The folder is made under another name and renamed when it is complete, so that a killed run
-    leaves no half of it and of two processes that make the same one, the first wins.
+    Whoever opens it compares the digests first. That reads the pixels once, which costs about what
+    hashing the images for the key has cost already, and leaves them in the system's page cache. A
+    folder that is damaged, or of a version without digests, is made anew. It is made under another
+    name and renamed when it is complete, so that a killed run leaves no half of it and of two
+    processes that make the same one, the first wins.
     """
 
     def __init__(self, content_key: str, pixels_key: str) -> None:
@@ -54,6 +60,13 @@ class PixelCache:
         """The pixels as a read-only memory map, and the bad images, decoded at most once."""
         found = self._load(shape)
         if found is None:
+            if self.folder.exists():
+                warnings.warn(
+                    f"the cache of decoded images in {self.folder} is damaged, or of an older "
+                    "version: its images are decoded again",
+                    FedclipWarning,
+                    stacklevel=2,
+                )
             try:
                 self._make(shape, chunks)
             except OSError as error:
@@ -71,13 +84,16 @@ class PixelCache:
         self, shape: tuple[int, ...]
     ) -> tuple[NDArray[np.uint8], list[tuple[int, str]]] | None:
         try:
-            pixels = np.load(self.folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
-            bad = json.loads((self.folder / "bad.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            told = read_json(self.folder / DIGESTS)
+            if told != {name: file_sha256(self.folder / name) for name in (PIXELS, BAD)}:
+                return None
+            pixels = np.load(self.folder / PIXELS, mmap_mode="r", allow_pickle=False)
+            bad = parse_json((self.folder / BAD).read_bytes(), BAD)
+            if pixels.shape != shape or pixels.dtype != np.uint8:
+                return None
+            return pixels, [(int(place), str(reason)) for place, reason in bad]
+        except (OSError, ValueError, EOFError, TypeError, UsageError):
             return None
-        if pixels.shape != shape or pixels.dtype != np.uint8:
-            return None
-        return pixels, [(int(place), str(reason)) for place, reason in bad]
 
     def _make(self, shape: tuple[int, ...], chunks: Callable[[], Iterator[Chunk]]) -> None:
         parent = self.folder.parent
@@ -87,15 +103,21 @@ class PixelCache:
         try:
             bad: list[tuple[int, str]] = []
             # Plain writes: a memory map on a full disk ends the process instead of failing.
-            with (work / "pixels.npy").open("wb") as file:
+            with (work / PIXELS).open("wb") as file:
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
+                file.flush()
+                digest = hashlib.sha256((work / PIXELS).read_bytes())
                 for rows, found in chunks():
-                    file.write(rows.tobytes())
+                    data = rows.tobytes()
+                    digest.update(data)
+                    file.write(data)
                     bad += found
                 file.flush()
                 os.fsync(file.fileno())
-            (work / "bad.json").write_text(json.dumps(bad), encoding="utf-8")
+            (work / BAD).write_text(json.dumps(bad), encoding="utf-8")
+            digests = {PIXELS: digest.hexdigest(), BAD: file_sha256(work / BAD)}
+            (work / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
             try:
                 work.rename(self.folder)
             except OSError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from PIL import Image
 
 from fedclip.data.picture_types import open_regular
 from fedclip.data.rgb import open_rgb
+from fedclip.errors import UsageError
 from fedclip.files import readable
 
 Labels = NDArray[np.int64]
@@ -118,6 +119,25 @@ class ImageSource:
                 digest = b"unreadable".ljust(16)  # decoding will name the image and the reason
             total.update(digest)
         return total.hexdigest()
+
+
+def path_below(roots: Sequence[Path], path: str, where: str) -> Path:
+    """The file that a data set's cell names, which must be below the data set's own folder.
+
+    A relative path starts from the first of `roots`. Links inside the folder are followed: they
+    are its owner's. Raises `UsageError`, which begins with `where`.
+    """
+    named = Path(path)
+    for root in roots:
+        for base in (root.absolute(), root.resolve()):
+            full = named if named.is_absolute() else base / named
+            if ".." not in named.parts and "\0" not in path and full.is_relative_to(base):
+                return full
+    raise UsageError(
+        f"data.path: {where}: {path!r} is not below the data set's own folder"
+        + (f", {roots[0]}" if roots else "")
+        + "; move the image there, and name it from there"
+    )
 
 
 def mask_or_none(mask: Any) -> Mask | None:

@@ -10,7 +10,6 @@ from fedclip.catalog import short_name
 from fedclip.config import Config, DataConfig
 from fedclip.config.loading import config_from_dict
 from fedclip.errors import UsageError
-from fedclip.models.clip import CLIPLoRAWrapper, adapter_sha256
 
 SECTIONS = ("seed", "precision", "model", "client", "optimizer")
 DATA_KEYS = ("batch_size", "accumulation_steps", "augment", "validation_fraction", "test_fraction")
@@ -62,10 +61,3 @@ def job_config(
     except (KeyError, TypeError):
         raise UsageError("the coordinator's job cannot be read; is it another version?") from None
     return config_from_dict(values, "the coordinator's job")
-
-
-def base_sha256(model: CLIPLoRAWrapper) -> str:
-    """Digest of the weights that are not trained; of full fine-tuning, of all as they came."""
-    trained = set() if model.kind.trains_base else set(map(id, model.trainable().values()))
-    weights = model.network.named_parameters()
-    return adapter_sha256({name: p for name, p in weights if id(p) not in trained})

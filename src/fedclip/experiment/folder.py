@@ -6,13 +6,14 @@ the checkpoint's round. `summary.json` comes last: where it exists, the run is f
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from fedclip import files
 from fedclip.errors import FedclipError, UsageError
@@ -32,6 +33,7 @@ METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
 SUMMARY = "summary.json"
 CHECKPOINT = "checkpoint.safetensors"
+PREVIOUS = "checkpoint_previous.safetensors"
 _LOCK = ".lock"
 
 
@@ -142,12 +144,11 @@ class RunFolder:
         text = json.dumps(plain_json(value), indent=2, ensure_ascii=False, allow_nan=False)
         return self.write_text(name, text + "\n")
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run."""
-        try:
-            return json.loads(self._read(name))
-        except ValueError as error:
-            raise UsageError(f"{self.path / name} is damaged: {error}") from None
+        if not (self.path / name).exists():
+            raise UsageError(f"{self.path} has no {name}")
+        return files.read_json(self.path / name)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -167,20 +168,38 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read the metrics of all finished rounds."""
-        return self._records(METRICS)
+        return [record for _, record in self._lines(METRICS)]
 
     def read_timing(self) -> list[dict[str, Any]]:
         """Read the durations of all finished rounds."""
-        return self._records(TIMING)
+        return [record for _, record in self._lines(TIMING)]
 
-    def truncate_metrics(self, last_round: int) -> None:
-        """Drop metrics and durations after a round (-1: all) and any half-written last line."""
+    def metrics_sha256(self) -> str:
+        """Digest of the lines of metrics so far."""
+        lines = self._read(METRICS) if (self.path / METRICS).exists() else b""
+        return hashlib.sha256(lines).hexdigest()
+
+    def truncate_metrics(self, last_round: int, sha256: str | None = None) -> None:
+        """Drop metrics and durations after a round (-1: all) and any half-written last line.
+
+        Raises `UsageError` where lines are missing, or the metrics that stay do not have the
+        digest `sha256`.
+        """
         for name in (METRICS, TIMING):
-            if (self.path / name).exists():
-                kept = [r for r in self._records(name) if r["server_round"] <= last_round]
-                data = b"".join(_line(record) for record in kept)
-                if data != self._read(name):
-                    self.write_bytes(name, data)
+            path = self.path / name
+            kept = [line for line, _ in self._lines(name)[: last_round + 1]]
+            if len(kept) <= last_round:
+                raise UsageError(
+                    f"{path} ends before round {last_round}, which is finished; put the file back"
+                )
+            data = b"".join(kept)
+            if name == METRICS and sha256 and hashlib.sha256(data).hexdigest() != sha256:
+                raise UsageError(
+                    f"{path} is damaged: lines up to round {last_round} are not those that were "
+                    "written; put the file back, or start a new run"
+                )
+            if path.exists() and data != self._read(name):
+                self.write_bytes(name, data)
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         assert "server_round" in record
@@ -188,40 +207,38 @@ class RunFolder:
         with self._told(target):
             files.append_line(target, _line(record))
 
-    def _records(self, name: str) -> list[dict[str, Any]]:
+    def _lines(self, name: str) -> list[tuple[bytes, dict[str, Any]]]:
+        """Whole lines and what they say, which must be of round 0, 1, 2 and so on."""
         if not (self.path / name).exists():
             return []
         lines = self._read(name).split(b"\n")[:-1]  # the last is empty, or was cut off
-        records = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(json.loads(line))
-            except ValueError as error:
-                raise UsageError(f"{self.path / name}, line {number} is damaged: {error}") from None
-        return records
+        found = []
+        for number, line in enumerate(lines):
+            where = f"{self.path / name}, line {number + 1}"
+            record = files.parse_json(line, where)
+            server_round = record.get("server_round") if isinstance(record, dict) else None
+            if type(server_round) is not int or server_round != number:
+                raise UsageError(f"{where} is damaged: expected the record of round {number}")
+            found.append((line + b"\n", record))
+        return found
 
     # The checkpoint
 
     def save_checkpoint(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
-        """Replace the checkpoint: tensors and JSON-able facts in one safetensors file."""
-        from safetensors.torch import save
+        """Replace the checkpoint, tensors and JSON-able facts, and keep the one before it."""
+        from fedclip.experiment.checkpoint_file import checkpoint_bytes
 
-        # One metadata entry: several would come in an order that differs from process to process.
-        data = save(_owned(tensors), metadata={"meta": json.dumps(meta, sort_keys=True)})
-        self.write_bytes(CHECKPOINT, data)
+        target = self.path / CHECKPOINT
+        with self._told(target):
+            data = checkpoint_bytes(tensors, meta)
+            files.replace_file(target, data, previous=self.path / PREVIOUS)
 
     def load_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Read the checkpoint; None before the first finished round."""
+        from fedclip.experiment.checkpoint_file import read_checkpoint
+
         path = self.path / CHECKPOINT
-        if not path.exists():
-            return None
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                meta = json.loads(file.metadata()["meta"])
-                # Clones, because what is read may lie in a file mapping that a new save replaces.
-                return {name: file.get_tensor(name).clone() for name in file.keys()}, meta  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{path} is not a checkpoint that can be read: {error}") from None
+        return read_checkpoint(path) if path.exists() else None
 
     # Helpers
 
@@ -260,16 +277,3 @@ def next_folder(stem: str, root: Path | str = "runs") -> Path:
 
 def _line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(plain_json(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _owned(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors on the CPU that share no memory, as safetensors wants them."""
-    owned: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        flat = tensor.detach().cpu().contiguous()
-        storage = flat.untyped_storage()
-        shared = storage.data_ptr() in seen or storage.nbytes() != flat.nbytes
-        owned[name] = flat.clone() if shared else flat
-        seen.add(storage.data_ptr())
-    return owned

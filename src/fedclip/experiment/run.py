@@ -22,9 +22,10 @@ from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import Parts, TaskParts
 from fedclip.experiment.engine import create_engine
 from fedclip.experiment.evaluate import evaluate_merged
-from fedclip.experiment.folder import PARTITION, SUMMARY, RunFolder, next_folder
+from fedclip.experiment.folder import CONFIG, PARTITION, SUMMARY, RunFolder, next_folder
+from fedclip.experiment.identity import check_config, take_up
 from fedclip.experiment.round_records import before_training, figures_of, round_record
-from fedclip.experiment.save_adapters import save_adapters
+from fedclip.experiment.save_adapters import adapter_digests, save_adapters
 from fedclip.experiment.strategy import choose_strategy
 from fedclip.experiment.summary import summarise
 from fedclip.federated.engines.sharded import Processes
@@ -106,11 +107,12 @@ def resume(folder: str | Path, *, listener: Listener | Sequence[Listener] | None
     if not run_folder.has_rounds_left():
         return Run(run_folder.path, run_folder.read_json(SUMMARY))
     started = time.perf_counter()
-    config = load_config(run_folder.path / "config.yaml")
+    config = load_config(run_folder.path / CONFIG)
     with (
         Processes.join(resolve_device(config.device)) as processes,
         _listeners(listener, processes) as heard,
     ):
+        check_config(config, run_folder, heard)  # before the folder's code is run
         parts = assemble_run(config, heard, processes)
         strategy = choose_strategy(parts)
         if not processes.is_first:
@@ -146,14 +148,14 @@ def carry_out(
     The engine is the one that the configuration names, unless another is given. `judge` has figures
     of the last round, where the clients' tests are elsewhere.
     """
-    config, model = parts.config, parts.model
+    config = parts.config
     with folder.exclusive():
         listener.start(config)
+        checkpoint = take_up(parts, folder)
         _record_partition(parts, folder, listener)
         engine = engine or create_engine(parts)
         personal = strategy.personal and parts.sites is None  # else those models are elsewhere
-        checkpoint = Checkpoint.load(folder) or Checkpoint(-1, RunState(model.get_parameters()))
-        folder.truncate_metrics(checkpoint.finished_rounds)
+        folder.truncate_metrics(checkpoint.finished_rounds, checkpoint.metrics_sha256)
         parts.processes.first_start(checkpoint.finished_rounds, checkpoint.state)
         folder.reopen()
         clock = Stopwatch(started)
@@ -292,6 +294,7 @@ def _finish_run(
     summary = summarise(parts, checkpoint, metrics)
     if isinstance(parts, TaskParts) and checkpoint.state.groups:
         summary["adapters"]["merged"] = evaluate_merged(parts, folder.path / "adapter")
+    summary["adapter_folders"] = adapter_digests(folder)
     summary["seconds"] = sum(line["seconds"] for line in folder.read_timing()) + clock.lap()
     folder.write_json(SUMMARY, summary)
     return Run(folder.path, summary)

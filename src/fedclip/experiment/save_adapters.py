@@ -14,8 +14,10 @@ from fedclip.experiment.context import Parts, TaskParts
 from fedclip.experiment.folder import RunFolder
 from fedclip.federated.strategies.base import factors
 from fedclip.federated.strategies.dynamic_ranks import layer_ranks
+from fedclip.files import read_json
 from fedclip.lora.factors import Factors, resize
 from fedclip.lora.names import pairs
+from fedclip.models.adapter_folder import NOTES
 from fedclip.models.adapter_merge import check_recipe, combine
 from fedclip.models.adapter_updates import read_lora, write_lora
 from fedclip.models.peft_lora import scalings
@@ -47,6 +49,15 @@ def save_adapters(parts: Parts | TaskParts, state: RunState, folder: RunFolder, 
             save_adapter(parts, state, state.shared, path)
         _save_private(parts, state, folder, name)
     parts.put(state)
+
+
+def adapter_digests(folder: RunFolder) -> dict[str, str]:
+    """Digest of every adapter that a run has saved, by its folder's path in the run."""
+    found = sorted(folder.path.glob(f"adapter*/**/{NOTES}"))
+    return {
+        path.parent.relative_to(folder.path).as_posix(): read_json(path)["adapter_sha256"]
+        for path in found
+    }
 
 
 def _save_private(parts: Parts | TaskParts, state: RunState, folder: RunFolder, name: str) -> None:

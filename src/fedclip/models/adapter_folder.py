@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from fedclip.errors import UsageError
-from fedclip.files import write_folder
+from fedclip.errors import DamagedFile, UsageError
+from fedclip.files import read_json, write_folder
 from fedclip.models.adapter_card import adapter_card
+from fedclip.models.adapter_notes import AdapterNotes, read_notes, written_notes
 from fedclip.models.pretrained import RANDOM, source_of
 from fedclip.models.protocols import Trainable
-from fedclip.models.state import adapter_sha256
 from fedclip.models.trainable import KINDS
+from fedclip.tensor_files import read_tensors
 
 CONFIG = "adapter_config.json"
 HEAD = "head.safetensors"
@@ -27,29 +27,7 @@ CARD = "README.md"
 _WEIGHTS = tuple(kind.weights for kind in KINDS.values() if kind.weights)
 FILES = (CONFIG, *_WEIGHTS, HEAD, NOTES, CARD)
 _HEAD_PREFIX = "head."
-
-
-@dataclass(frozen=True)
-class AdapterNotes:
-    """What `fedclip.json` says about an adapter, besides PEFT's own configuration.
-
-    `trained` is the kind of what was trained, a name in `fedclip.models.trainable.KINDS`.
-    `base_sha256` is the digest of the frozen weights that the tensors belong to. `own_ranks`:
-    the ranks are not those of a configuration, but come of `set_rank`, stacking or merging.
-    """
-
-    base_model: str
-    base_sha256: str | None
-    head: str | None
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    own_ranks: bool = False
-    trained: str = "lora"
-
-    @property
-    def kind(self) -> type[Trainable]:
-        """What was trained."""
-        return KINDS[self.trained]
+_METADATA = {"format": "pt"}
 
 
 def write_adapter(
@@ -65,25 +43,15 @@ def write_adapter(
     """
     head = {name: tensor for name, tensor in state.items() if name.startswith(_HEAD_PREFIX)}
     body = {name: tensor for name, tensor in state.items() if name not in head}
-    about = {
-        "base_model": notes.base_model,
-        "base_sha256": notes.base_sha256,
-        "head": notes.head,
-        "class_names": list(notes.class_names),
-        "templates": list(notes.templates),
-        "adapter_sha256": adapter_sha256(state),
-    } | ({"own_ranks": True} if notes.own_ranks else {})
-    weights = notes.kind.weights
-    if weights is None:  # no file would tell
-        about["trained"] = notes.trained
+    weights, about = notes.kind.weights, written_notes(notes, state, peft_config)
 
     def write(fresh: Path) -> None:
         if peft_config is not None:
             _write_json(fresh / CONFIG, peft_config)
         if weights is not None:
-            save_file(body, fresh / weights, {"format": "pt"})
+            save_file(body, fresh / weights, _METADATA)
         if head:
-            save_file(head, fresh / HEAD, {"format": "pt"})
+            save_file(head, fresh / HEAD, _METADATA)
         _write_json(fresh / NOTES, about)
         card = adapter_card(
             notes.kind,
@@ -105,24 +73,17 @@ def read_adapter(
 
     A plain PEFT adapter, without fedclip's notes, is read as well.
     """
-    try:
-        about = _read_json(folder / NOTES) if (folder / NOTES).is_file() else {}
-        kind = _kind_in(folder, about)
-        tensors = load_file(folder / kind.weights) if kind.weights else {}
-        if (folder / HEAD).is_file():
-            tensors |= load_file(folder / HEAD)
-        config = _read_json(folder / CONFIG) if kind.peft_format else None
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError(f"the adapter in {folder} cannot be read: {error}") from error
-    notes = AdapterNotes(
-        base_model=str(about.get("base_model") or (config or {}).get("base_model_name_or_path")),
-        base_sha256=about.get("base_sha256"),
-        head=about.get("head"),
-        class_names=tuple(about.get("class_names", ())),
-        templates=tuple(about.get("templates", ())),
-        own_ranks=about.get("own_ranks") is True,
-        trained=kind.name,
-    )
+    about = read_json(folder / NOTES) if (folder / NOTES).is_file() else {}
+    kind = _kind_in(folder, about)
+    names = [name for name in (kind.weights, HEAD) if name and (folder / name).is_file()]
+    tensors: dict[str, torch.Tensor] = {}
+    for name in names:
+        found, metadata = read_tensors(folder / name)
+        tensors |= found
+        if "adapter_sha256" in about and metadata != _METADATA:
+            raise DamagedFile(f"{folder / name} is damaged: its metadata is {metadata}")
+    config = read_json(folder / CONFIG) if kind.peft_format else None
+    notes = replace(read_notes(folder, about, tensors, config), trained=kind.name)
     return tensors, notes, config
 
 
@@ -208,10 +169,3 @@ def check_classes(folder: Path, notes: AdapterNotes, class_names: Sequence[str])
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"{path.name} holds no JSON object")
-    return values

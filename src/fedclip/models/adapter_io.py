@@ -9,13 +9,13 @@ from typing import Any
 from fedclip.errors import UsageError
 from fedclip.models import change_rank
 from fedclip.models.adapter_folder import (
-    AdapterNotes,
     check_base,
     check_classes,
     check_kind,
     read_adapter,
     write_adapter,
 )
+from fedclip.models.adapter_notes import AdapterNotes
 from fedclip.models.lora_settings import LayerPlan
 from fedclip.models.peft_lora import base_parameters, lora_layers, plan_of
 from fedclip.models.protocols import AdapterHost

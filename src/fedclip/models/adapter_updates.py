@@ -14,7 +14,8 @@ from fedclip.errors import UsageError
 from fedclip.lora.factors import Factors
 from fedclip.lora.layer_patterns import first_hit
 from fedclip.lora.names import layers_in, pair_of
-from fedclip.models.adapter_folder import AdapterNotes, check_base, read_adapter, write_adapter
+from fedclip.models.adapter_folder import check_base, read_adapter, write_adapter
+from fedclip.models.adapter_notes import AdapterNotes
 from fedclip.models.lora_settings import scaling
 from fedclip.models.peft_lora import base_parameters
 from fedclip.models.pretrained import load_base

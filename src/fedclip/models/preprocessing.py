@@ -41,6 +41,16 @@ class Pixels:
         text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that decides what the vision tower sees of an image, as JSON."""
+        return {
+            "pixels": self.key,
+            "scale": self.scale,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
     def normalised(
         self, pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
     ) -> torch.Tensor:
@@ -61,6 +71,7 @@ class Pixels:
             made = self._processor(
                 image, do_rescale=False, do_normalize=False, return_tensors="np"
             )["pixel_values"][0]
+            assert made.shape == shape, made.shape  # numpy would stretch one column over the row
             pixels[row] = made
         return pixels
 

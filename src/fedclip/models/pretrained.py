@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from safetensors import SafetensorError
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as library_logging
 
 from fedclip.device import return_freed_memory
 from fedclip.errors import UsageError
 from fedclip.models.architectures import OPENAI_CLIP, openai_config
+from fedclip.models.model_config import check_preprocessing, clip_config, tokenizer_class
 from fedclip.models.preprocessing import Pixels
 from fedclip.models.tokenizer import Tokens, remapped
 
@@ -112,13 +112,7 @@ def _find_config(model_name: str) -> CLIPConfig:
         found, _ = CLIPConfig.get_config_dict(source_of(model_name))
         if not found:
             raise OSError("there is no config.json in it")
-        if found.get("model_type") != "clip":
-            kind = f"a model of type {found.get('model_type')!r}"
-            raise UsageError(
-                f"model.model_name: {name} is {kind}; fedclip fine-tunes CLIP ('clip')"
-            )
-        config: CLIPConfig = CLIPConfig.from_dict(found)
-        return config
+        return clip_config(found, name)
 
 
 def _pretrained_model(model_name: str, config: CLIPConfig) -> CLIPModel:
@@ -132,6 +126,11 @@ def _pretrained_model(model_name: str, config: CLIPConfig) -> CLIPModel:
         output_loading_info=True,
     )
     model, notes = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UsageError(
+            f"model.model_name: {model_name} holds an adapter beside the model "
+            "(adapter_config.json); name the base model, and load the adapter into it"
+        )
     missing = sorted(notes["missing_keys"])
     if missing:
         raise UsageError(
@@ -167,7 +166,8 @@ def _load_tokens(model_name: str, config: CLIPConfig) -> Tokens:
             max_length=text.max_position_embeddings,
         )
     with quiet(), _told(model_name):
-        tokenizer = AutoTokenizer.from_pretrained(source_of(model_name))
+        reader = tokenizer_class(get_tokenizer_config(source_of(model_name)), model_name)
+        tokenizer = reader.from_pretrained(source_of(model_name))
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     last = max(len(tokenizer), (begin or 0) + 1, (end or 0) + 1) - 1
     pooled = last if text.eos_token_id == LEGACY_END else text.eos_token_id
@@ -197,6 +197,7 @@ def _load_pixels(model_name: str, config: CLIPConfig) -> Pixels:
         with quiet(), _told(model_name):
             # The PIL variant by name: the pixels do not depend on what else is installed.
             processor = CLIPImageProcessorPil.from_pretrained(source_of(model_name))
+            check_preprocessing(processor, size, model_name)
     return Pixels(processor, size)
 
 
@@ -207,15 +208,7 @@ def _told(model_name: str) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-        SafetensorError,
-        HfHubHTTPError,
-    ) as error:
+    except Exception as error:  # the libraries raise a score of unrelated types
         source = source_of(model_name)
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if Path(source).is_dir():

@@ -10,6 +10,7 @@ from torch import nn
 from fedclip.models.change_rank import ranks_by_layer
 from fedclip.models.peft_lora import base_parameters, lora_parameters
 from fedclip.models.protocols import AdapterHost
+from fedclip.models.state import adapter_sha256
 
 
 def lora_info(model: AdapterHost) -> dict[str, Any]:
@@ -36,6 +37,13 @@ def summary(model: AdapterHost) -> dict[str, Any]:
         "trainable_parameters": trainable,
         "trainable_share": trainable / total,
     }
+
+
+def base_sha256(model: AdapterHost) -> str:
+    """Digest of the weights that are not trained; of full fine-tuning, of all as they came."""
+    trained = set() if model.kind.trains_base else set(map(id, model.trainable().values()))
+    weights = model.network.named_parameters()
+    return adapter_sha256({name: p for name, p in weights if id(p) not in trained})
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

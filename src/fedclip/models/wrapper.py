@@ -58,7 +58,7 @@ class CLIPLoRAWrapper(ManyTasks):
         if gradient_checkpointing:
             enable_checkpointing(base.model)
         self.image_size = base.pixels.image_size
-        self._pixels = base.pixels
+        self.preprocessing = base.pixels
         self.text_head = TextHead(base.tokens)
         self._tasks = {}
         self._asked_head = head
@@ -173,7 +173,7 @@ class CLIPLoRAWrapper(ManyTasks):
 
     def to_pixels(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
         """Resize and crop images to uint8 `[n, 3, size, size]`, the input of this model."""
-        return self._pixels.to_pixels(images)
+        return self.preprocessing.to_pixels(images)
 
     def set_classes(
         self, class_names: Sequence[str], templates: Sequence[str] | None = None
@@ -263,7 +263,7 @@ class CLIPLoRAWrapper(ManyTasks):
 
     def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the vision tower takes, of uint8 pixels; floats pass as they are."""
-        return self._pixels.normalised(pixels.to(self.device), self._mean, self._std)
+        return self.preprocessing.normalised(pixels.to(self.device), self._mean, self._std)
 
     @property
     def _peft(self) -> PeftModel:

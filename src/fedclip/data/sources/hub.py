@@ -6,56 +6,22 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
-from PIL import Image
 
 from fedclip.data.captions import numbered
 from fedclip.data.prompts import PROMPTS, clean_class_name
-from fedclip.data.rgb import open_rgb
 from fedclip.data.source import ImageSource, mask_or_none
+from fedclip.data.sources.hub_images import HubImages, roots_of
 from fedclip.errors import FedclipWarning, UsageError
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 CAPTION_NAMES = ("caption", "captions", "text", "txt")
 OPTIONS = ("config", "revision", "image", "label", "caption", "site")
-
-
-@dataclass(frozen=True)
-class HubImages:
-    """Images of an Arrow table, encoded; rows by their number in the concatenated splits."""
-
-    table: Any
-    column: str
-    name: str
-    rows: np.ndarray
-
-    def _cell(self, index: int) -> dict[str, Any]:
-        return self.table[int(self.rows[index])][self.column] or {}
-
-    def content(self, index: int) -> bytes:
-        """The encoded image."""
-        cell = self._cell(index)
-        if cell.get("bytes") is not None:
-            return cell["bytes"]
-        if cell.get("path"):
-            return Path(cell["path"]).read_bytes()
-        raise ValueError("the data set has no image here")
-
-    def open(self, index: int) -> Image.Image:
-        """One image, decoded."""
-        return open_rgb(BytesIO(self.content(index)))
-
-    def path_of(self, index: int) -> str:
-        """`user/name[17]`, with the file's name where the data set keeps it."""
-        path = self._cell(index).get("path")
-        return f"{self.name}[{self.rows[index]}]{f' {path}' if path else ''}"
 
 
 def hub(path: str | None = None, layout: str = "auto") -> ImageSource:
@@ -102,7 +68,7 @@ def hub(path: str | None = None, layout: str = "auto") -> ImageSource:
     encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     return ImageSource(
         name="hub",
-        images=HubImages(encoded, image, name, rows),
+        images=HubImages(encoded, image, name, rows, roots_of(name)),
         labels=labels[rows],
         class_names=tuple(n if caption else clean_class_name(n) for n in class_names),
         templates=PROMPTS["pairs" if caption else "hub"].templates,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ import numpy as np
 
 from fedclip.data.captions import numbered
 from fedclip.data.prompts import PROMPTS
-from fedclip.data.source import FileImages, ImageSource, mask_or_none
+from fedclip.data.source import FileImages, ImageSource, mask_or_none, path_below
 from fedclip.data.sources.hub import hub
 from fedclip.data.sources.imagefolder import SPLITS
 from fedclip.errors import UsageError
+from fedclip.files import parse_json
 
 IMAGE, CAPTION, SITE, SPLIT = "image", "caption", "site", "split"
 TABLES = (".csv", ".tsv", ".jsonl")
@@ -72,6 +72,7 @@ def _rows(file: Path) -> Iterator[tuple[str, str, str, str]]:
     for line, record in _records(file):
         where = f"data.path: {file}, line {line}"
         texts = {name: _text(record.get(name), name, where) for name in (IMAGE, CAPTION)}
+        path_below((file.parent,), texts[IMAGE], where.removeprefix("data.path: "))
         split = str(record.get(SPLIT) or "train").strip().lower()
         if split not in SPLITS:
             raise UsageError(f"{where}: split must be train, validation or test, got {split!r}")
@@ -119,10 +120,7 @@ def _json_records(file: Path, lines: Any) -> Iterator[tuple[int, dict[str, Any]]
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UsageError(f"data.path: {file}, line {number} is not JSON: {error}") from error
+        record = parse_json(line, f"data.path: {file}, line {number}")
         if not isinstance(record, dict):
             raise UsageError(f"data.path: {file}, line {number}: expected an object, got {record}")
         _check_columns(file, list(record), f", line {number}")

@@ -21,7 +21,7 @@ from fedclip.deploy.coordinator.context import coordinator_parts, expected_sites
 from fedclip.deploy.coordinator.run_files import DeployFiles
 from fedclip.deploy.flower.mail import FlowerMail
 from fedclip.deploy.flower.process import LOOK_EVERY
-from fedclip.deploy.job import base_sha256, make_job
+from fedclip.deploy.job import make_job
 from fedclip.deploy.keys.folder import site_names
 from fedclip.deploy.remote.engine import Formats, Mail, Patience, RemoteEngine, Roster, Traffic
 from fedclip.device import return_freed_memory
@@ -32,6 +32,7 @@ from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.run import Run, carry_out
 from fedclip.experiment.strategy import choose_strategy
 from fedclip.federated.rounds import RoundResult
+from fedclip.models.summary import base_sha256
 from fedclip.reports.progress import PlainProgress
 
 if TYPE_CHECKING:

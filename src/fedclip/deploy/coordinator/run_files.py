@@ -82,7 +82,4 @@ class DeployFiles:
         files.replace_file(self.folder / name, (json.dumps(value) + "\n").encode())
 
     def _read(self, name: str) -> Any:
-        try:
-            return json.loads((self.folder / name).read_bytes())
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{self.folder / name} cannot be read: {error}") from None
+        return files.read_json(self.folder / name)

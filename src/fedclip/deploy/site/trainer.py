@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fedclip import files
 from fedclip.data.loading import load_federated
 from fedclip.data.sources.site import site_source
-from fedclip.deploy.job import base_sha256, job_config
+from fedclip.deploy.job import job_config
 from fedclip.deploy.messages import replies, requests, results
 from fedclip.deploy.messages.envelope import BadMessage, Envelope
 from fedclip.deploy.messages.requests import HELLO, RESULT, TRAIN, Ticket
@@ -34,6 +34,7 @@ from fedclip.experiment.save_adapters import save_adapter
 from fedclip.federated.rounds import Engine
 from fedclip.federated.update_checks import require_sound
 from fedclip.models.pretrained import load_pixels
+from fedclip.models.summary import base_sha256
 from fedclip.reports.listener import Listener
 
 if TYPE_CHECKING:

@@ -1,0 +1,63 @@
+"""Images of a table that `datasets` has opened, and where files that it names may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fedclip.data.rgb import open_rgb
+from fedclip.data.source import path_below
+
+
+@dataclass(frozen=True)
+class HubImages:
+    """Images of an Arrow table, encoded; rows by their number in the concatenated splits.
+
+    A cell may hold a file's path in the place of its bytes, which must lie below one of `roots`.
+    """
+
+    table: Any
+    column: str
+    name: str
+    rows: np.ndarray
+    roots: tuple[Path, ...]
+
+    def _cell(self, index: int) -> dict[str, Any]:
+        return self.table[int(self.rows[index])][self.column] or {}
+
+    def content(self, index: int) -> bytes:
+        """The encoded image."""
+        cell = self._cell(index)
+        if cell.get("bytes") is not None:
+            return cell["bytes"]
+        if cell.get("path"):
+            where = f"{self.name}, row {self.rows[index]}"
+            return path_below(self.roots, cell["path"], where).read_bytes()
+        raise ValueError("the data set has no image here")
+
+    def open(self, index: int) -> Image.Image:
+        """One image, decoded."""
+        return open_rgb(BytesIO(self.content(index)))
+
+    def path_of(self, index: int) -> str:
+        """`user/name[17]`, with the file's name where the data set keeps it."""
+        path = self._cell(index).get("path")
+        return f"{self.name}[{self.rows[index]}]{f' {path}' if path else ''}"
+
+
+def roots_of(name: str) -> tuple[Path, ...]:
+    """Where a data set's files may be: its own folder; of one of the hub, the hub's caches."""
+    local = Path(name).expanduser()
+    if local.exists():
+        return (local if local.is_dir() else local.parent,)
+    if local.suffix == ".tar":
+        return ()  # all in the shards
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return (Path(datasets.config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE))
