@@ -47,6 +47,8 @@ def test_a_task_s_keys_are_changed_on_the_command_line(tmp_path):
         ({"tasks": {"a": {"nme": "x"}, "b": {}}}, r"unknown key tasks\.a\.nme; known keys under"),
         ({"tasks": {"a": {"name": "x"}, "b": {}}}, r"tasks\.a\.name must be one of digits, "),
         ({"tasks": {"a/b": {}, "c": {}}}, r"names under tasks are letters, .* got the text 'a/b'"),
+        ({"tasks": {"One": {}, "one": {}}}, r"tasks\.One: another task is called so but for case"),
+        ({"tasks": {"x" * 64: {}, "b": {}}}, r"names under tasks are letters"),
         ({"tasks": {"a": 3, "b": {}}}, r"tasks\.a must be a mapping of keys, got 3"),
         ({"tasks": ["a"]}, r"tasks must be a mapping of names to mappings, got \['a'\]"),
         (

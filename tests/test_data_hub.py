@@ -205,3 +205,24 @@ def test_cells_name_files_of_the_data_set_only(tmp_path, outside):
             load(folder / "t.parquet").fingerprint(range(2))
         with pytest.raises(UsageError, match="is not below"):
             images.open(1)
+
+
+def test_texts_that_read_alike_are_one_class_and_blank_cells_no_site(tmp_path):
+    text = datasets.Value("string")
+    breeds, places = ["Cat", "cat", "dog", " cat "], ["a", " a", "", "b"]
+    table(4, breed=(text, breeds), place=(text, places)).save_to_disk(tmp_path / "set")
+    with pytest.warns(FedclipWarning, match="values of the column 'breed' whose names differ in"):
+        source = load(f"{tmp_path / 'set'}?label=breed&site=place")
+    assert sorted(source.class_names) == ["cat", "dog"]
+    assert [source.class_names[i] for i in source.labels] == ["cat", "cat", "dog", "cat"]
+    assert source.site_names == ("a", "b")
+    assert source.sites.tolist() == [0, 0, -1, 1]
+
+
+def test_numbered_classes_must_differ_in_name(tmp_path):
+    kind = datasets.ClassLabel(names=["crane", "dog", "Crane"])
+    table(3, kind=kind, label=[0, 1, 2]).save_to_disk(tmp_path / "set")
+    with pytest.raises(UsageError, match="'crane' and 'Crane' are the same class"):
+        load(tmp_path / "set")
+    names = ["crane bird", "dog", "crane machine"]
+    assert load(tmp_path / "set", class_names=names).class_names == tuple(names)

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from fedclip.data.decode import decode
-from fedclip.data.rgb import open_rgb, to_rgb
+from fedclip.data.rgb import open_rgb
 from fedclip.data.source import ArrayImages, FileImages, ImageSource
 from fedclip.errors import UsageError
+from fedclip.files import to_rgb
 from tests.data_help import SIZE, source_of, to_pixels
 
 

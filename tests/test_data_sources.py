@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from fedclip.catalog import DATA_SETS
+from fedclip.config.names import clean_class_name
 from fedclip.data.datasets import load_source
-from fedclip.data.prompts import PROMPTS, check_templates, clean_class_name
+from fedclip.data.prompts import PROMPTS, check_templates
 from fedclip.data.source import some
 from fedclip.data.sources import builtin as sources_builtin
 from fedclip.errors import UsageError

@@ -258,7 +258,7 @@ def test_hosts_that_are_none(tmp_path: Path, host: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "-x", ".x", "x" * 64, "x.old-1"])
+@pytest.mark.parametrize("name", ["", " a", "../x", "-x", ".x", "x" * 64, "x.old-1"])
 def test_site_names_that_are_none(folder: Path, name: str) -> None:
     with pytest.raises(UsageError, match="a site's name must be"):
         keys.site(folder, name)

@@ -23,7 +23,7 @@ from fedclip.adapters.merge import merge, read_adapters
 from fedclip.adapters.merge_search import Validation
 from fedclip.errors import UsageError
 from fedclip.models.adapter_merge import check_recipe, combine
-from fedclip.models.adapter_updates import folded_model, read_lora
+from fedclip.models.adapter_updates import open_adapter, read_lora
 from fedclip.models.clip import create_clip_model
 from fedclip.reports.listener import Listener
 from tests.conftest import Command
@@ -101,7 +101,7 @@ def test_cat_is_the_weighted_sum_to_the_last_logit(tmp_path: Path, pair: tuple[P
         model = create_clip_model({"lora": {"r": 2, "target_modules": TARGETS}})
         model.load_adapter(tmp_path / "out")
         assert model.get_lora_info()["r"] == 6
-        for ours in (model, folded_model(tmp_path / "out")):
+        for ours in (model, open_adapter(tmp_path / "out")):
             difference = (ours(some_pixels()) - expected).abs().max()
             assert difference <= 1e-5 * expected.abs().max()
 
@@ -114,7 +114,7 @@ def test_peft_opens_the_result(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     )
     with torch.no_grad():
         theirs = peft.get_base_model().get_image_features(some_pixels().float() / 255)
-        ours = folded_model(tmp_path / "out").clip.get_image_features(some_pixels().float() / 255)
+        ours = open_adapter(tmp_path / "out").clip.get_image_features(some_pixels().float() / 255)
     torch.testing.assert_close(theirs.pooler_output, ours.pooler_output)
 
 
@@ -158,7 +158,7 @@ def test_trained_heads_of_the_same_classes_are_averaged(tmp_path: Path) -> None:
     out, first, second = (load_file(f / "head.safetensors") for f in (tmp_path / "out", one, two))
     for name, value in out.items():
         torch.testing.assert_close(value, 0.75 * first[name] + 0.25 * second[name])
-    model = folded_model(tmp_path / "out")
+    model = open_adapter(tmp_path / "out")
     assert torch.equal(model.classifier.weight, out["head.weight"])
 
 
@@ -234,11 +234,12 @@ def test_damaged_adapters(tmp_path: Path) -> None:
         read_lora(folder)
     save_file(state, weights)
     for values, message in (
-        ({"use_dora": True}, "uses use_dora, which fedclip does not merge"),
+        ({"use_dora": True}, r"one A and B by layer \(.*lora_magnitude_vector"),
+        ({"bias": "all"}, "has bias: 'all' in its adapter_config.json"),
         ({"lora_alpha": "8"}, "lora_alpha must be a number, got '8'"),
         ({"alpha_pattern": "8"}, "alpha_pattern must be a mapping: '8'"),
         ({"alpha_pattern": {"(": 8}}, r"alpha_pattern: '\(' is not a regular expression"),
-        ({"peft_type": "IA3"}, "holds a IA3, expected a LoRA adapter"),
+        ({"peft_type": "IA3"}, "holds a IA3 adapter, expected a LoRA adapter"),
     ):
         before = (folder / "adapter_config.json").read_text()
         edit(folder, **values)

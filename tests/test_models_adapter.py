@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from fedclip import base_folder
-from fedclip import files as house_files
 from fedclip.errors import UsageError
+from fedclip.models import whole_folder
 from fedclip.models.clip import CLIPLoRAWrapper, adapter_sha256, create_clip_model
 from fedclip.models.pretrained import load_base
 from tests.models_help import NAMES, PROBE, shaken
@@ -211,7 +211,7 @@ def test_saving_again_replaces_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     if not exchange:
-        monkeypatch.setattr(house_files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(whole_folder, "_exchange", lambda *_: False)
     trained({"head": "linear"}, class_names=NAMES).save_adapter(tmp_path / "adapter")
     model = trained({}, shake=1)
     model.save_adapter(tmp_path / "adapter")
@@ -240,7 +240,7 @@ KILLED = """
 import sys
 import time
 from pathlib import Path
-from fedclip.files import write_folder
+from fedclip.models.whole_folder import write_folder
 for count in range(10**9):
     if count == 1:
         print("ready", flush=True)
@@ -269,10 +269,10 @@ def test_a_killed_writer_leaves_one_whole_folder(tmp_path: Path) -> None:
 
 def test_leftovers_of_a_killed_writer_are_taken_up(tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
-    house_files.write_folder(folder, ["a"], lambda new: (new / "a").touch())
+    whole_folder.write_folder(folder, ["a"], lambda new: (new / "a").touch())
     folder.rename(tmp_path / ".adapter.old")
     (tmp_path / ".adapter.new").mkdir()
     with pytest.raises(ZeroDivisionError):
-        house_files.write_folder(folder, ["a"], lambda _: 1 // 0)  # type: ignore[arg-type,return-value]
+        whole_folder.write_folder(folder, ["a"], lambda _: 1 // 0)  # type: ignore[arg-type,return-value]
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     assert files(folder) == {"a": b""}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fedclip.errors import UsageError
     from fedclip.experiment.run import Run, resume, run
     from fedclip.federated.strategies import Strategy
+    from fedclip.models.adapter_updates import open_adapter
     from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
     from fedclip.models.pretrained import base_folder
     from fedclip.reports.listener import Listener
@@ -38,6 +39,7 @@ _HOMES = {
     "load_config": "fedclip.config",
     "load_run_model": "fedclip.adapters.inspect",
     "merge": "fedclip.adapters.merge",
+    "open_adapter": "fedclip.models.adapter_updates",
     "predict": "fedclip.adapters.inspect",
     "resume": "fedclip.experiment.run",
     "run": "fedclip.experiment.run",
@@ -59,6 +61,7 @@ __all__ = [
     "load_config",
     "load_run_model",
     "merge",
+    "open_adapter",
     "predict",
     "resume",
     "run",

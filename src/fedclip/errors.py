@@ -1,6 +1,8 @@
-"""What can go wrong, and the exit code that each kind ends a command with."""
+"""What can go wrong, the exit code that it ends a command with, and how names are shown."""
 
 from __future__ import annotations
+
+import unicodedata
 
 
 class FedclipError(Exception):
@@ -41,3 +43,30 @@ def out_of_memory(who: str) -> TrainingFailed:
         f"{who}: does not fit into the GPU's memory; lower data.batch_size "
         "(data.accumulation_steps makes up for it), or set model.gradient_checkpointing: true"
     )
+
+
+def shortened(text: object, longest: int = 60) -> str:
+    """A name in quotes for a message: short, and with control characters as escapes."""
+    shown = repr(text)
+    return shown if len(shown) <= longest else f"{shown[: longest - 4]}...'"
+
+
+def harmless(text: str, *, lines: bool = True) -> str:
+    """A text that cannot steer a terminal: what is not printable as an escape, such as `\\x1b`.
+
+    Line breaks stay, unless `lines` is false.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or _is_quiet(c) or (lines and c == "\n") else _escaped(c) for c in text
+    )
+
+
+def _is_quiet(character: str) -> bool:
+    """Blanks of all widths, and what joins letters in some scripts."""
+    return unicodedata.category(character) == "Zs" or character in "\u200c\u200d"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", errors="backslashreplace").decode()

@@ -1,23 +1,27 @@
-"""Files and folders that appear whole or not at all; JSON that is read and not believed."""
+"""Files written whole or not at all; JSON read and not believed; any image as RGB."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
+
+import numpy as np
+from PIL import Image, ImageOps
 
 from fedclip.errors import UsageError
 
 PART = ".part-"
 """Files and folders that are still being written begin so; a kill may leave some behind."""
+# Resizing the short edge to the model's size would blow such a picture up beyond all memory.
+MAX_ASPECT_RATIO = 200
+_ORIENTATION = 0x0112
 
 JSON_BYTES = 1 << 28
 JSON_DEPTH = 64
@@ -189,56 +193,84 @@ def umask() -> int:
     return mask
 
 
-def write_folder(folder: Path, known: Iterable[str], write: Callable[[Path], None]) -> None:
-    """Fill a new folder with `write` and put it in the place of `folder` in one step.
+# --- images ---
 
-    A reader finds the old folder or the new one. Only a folder that holds nothing but files
-    called as in `known` is replaced; anything else is the user's and raises `UsageError`.
+
+def as_rgb(image: Image.Image | np.ndarray[Any, Any]) -> Image.Image:
+    """An image as upright 8-bit RGB, as training makes of its file; RGB stays as it is.
+
+    An array is `[height, width]` or `[height, width, channels]`, grey, RGB or RGBA. Its levels are
+    0 to 255 or, of uint16, to 65535; of floats and wider integers, to the first of 1 (floats
+    only), 255 and 65535 that the largest does not exceed. Raises `ValueError` for anything else.
     """
-    folder = folder.absolute()
-    strangers = sorted(set(os.listdir(folder)) - set(known)) if folder.exists() else []
-    if strangers:
-        raise UsageError(
-            f"{folder} holds other files ({strangers[0]}); it is replaced as a whole, "
-            f"so name a folder that is new, empty or an earlier adapter"
+    if not isinstance(image, Image.Image):
+        image = _from_array(np.asarray(image))
+    image.load()
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels: too narrow for a picture")
+    return to_rgb(upright(image))
+
+
+def to_rgb(image: Image.Image, high: float | None = None) -> Image.Image:
+    """Any mode to 8-bit RGB.
+
+    Transparency is laid over white. 16-bit grey levels are divided by 257, whatever the image
+    holds. Modes I and F do not say how far their levels go: `_to_8_bit` takes the first of 1
+    (floats only), 255 and 65535 that the largest level does not exceed. So no image is stretched
+    to its own extremes, but one that stays below 256 is brighter than its 16-bit neighbours.
+    `high` is the largest level of the whole picture, where `image` is a part of it.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_8_bit(np.asarray(image), high)).convert("RGB")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        if image.mode in ("RGBa", "La"):  # premultiplied: Pillow converts each one way only
+            image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, "white")
+        canvas.alpha_composite(layer)
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+    """An array as an image of mode L, LA, RGB or RGBA."""
+    shown = f"an array of shape {list(array.shape)} and type {array.dtype}"
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in (1, 2, 3, 4) or 0 in array.shape:
+        hint = "; put the channels last" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
+        raise ValueError(f"expected [height, width] or [height, width, 1 to 4], got {shown}{hint}")
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
+        raise ValueError(f"expected numbers, got {shown}")
+    if not np.isfinite(array).all() or array.min() < 0 or array.max() > 65535:
+        raise ValueError(
+            f"expected levels of 0 to 1, 255 or 65535, got {shown} with {array.min():g} to "
+            f"{array.max():g}; undo a normalisation first"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh, aside = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
-    _tidy(folder, fresh, aside)
+    levels = array if array.dtype == np.uint8 else _to_8_bit(array)
+    if levels.ndim == 3 and channels == 1:
+        levels = levels[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(levels))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF says."""
     try:
-        fresh.mkdir()
-        write(fresh)
-        for path in fresh.iterdir():
-            # Some writers make files that only their owner reads.
-            path.chmod(0o666 & ~umask())
-            sync(path)
-        sync(fresh)
-        if not folder.exists():
-            fresh.rename(folder)
-        elif not _exchange(fresh, folder):
-            # No exchange on this system: for an instant the old folder stands aside.
-            folder.rename(aside)
-            fresh.rename(folder)
-        sync(folder.parent)
-    finally:
-        _tidy(folder, fresh, aside)
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # damaged metadata says nothing about the picture
+        return image
 
 
-def _tidy(folder: Path, fresh: Path, aside: Path) -> None:
-    """Remove what this writer or a killed one left, but put an old folder back first."""
-    if aside.exists() and not folder.exists():
-        aside.rename(folder)
-    for leftover in (fresh, aside):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one step; False where the system cannot."""
-    if not sys.platform.startswith("linux"):
-        return False
-    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of renameat2(2)
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    return renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0
+def _to_8_bit(levels: np.ndarray[Any, Any], high: float | None = None) -> np.ndarray[Any, Any]:
+    """Wide levels to uint8, by one of the factors 255 (floats only), 1 and 1/257."""
+    values = np.nan_to_num(levels.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    high = values.max(initial=0.0) if high is None else high
+    if np.issubdtype(levels.dtype, np.floating):
+        scale = 255.0 if high <= 1.0 else 1.0 if high <= 255.0 else 1 / 257
+    else:  # mode "I" also carries 8-bit files; "I;16" arrives as uint16
+        scale = 1 / 257 if levels.dtype.itemsize == 2 or high > 255 else 1.0
+    return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)

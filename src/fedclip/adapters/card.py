@@ -14,7 +14,7 @@ from fedclip.catalog import short_name
 from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.experiment.folder import CONFIG, PARTITION, SUMMARY
-from fedclip.models.adapter_card import loading
+from fedclip.models.adapter_card import code, loading, markdown
 from fedclip.models.adapter_folder import read_adapter
 from fedclip.models.adapter_notes import AdapterNotes
 from fedclip.models.pretrained import EMBEDDED, RANDOM
@@ -30,8 +30,8 @@ def run_card(folder: str | Path, repo_id: str | None = None) -> str:
     run = finished(folder)
     config = load_config(run.path / CONFIG)
     summary = run.read_json(SUMMARY)
-    tensors, notes, _ = read_adapter(run_and_adapter(run.path)[1])
-    kind, head = notes.kind, tensors.get("head.bias")
+    _, notes, _ = read_adapter(run_and_adapter(run.path)[1])
+    kind = notes.kind
     base = public_name(config.model.model_name)
     name = repo_id or f"clip-{_data_name(config)}-{short_name(summary['strategy'])}"
     card = ModelCardData(
@@ -47,27 +47,43 @@ def run_card(folder: str | Path, repo_id: str | None = None) -> str:
     body = [
         f"# {name.split('/')[-1]}",
         f"{kind.title[0].upper()}{kind.title[1:]} for CLIP (`{base}`), trained "
-        "with fedclip in a federation: sites exchanged parameters, never images.",
+        f"with fedclip {_origin(summary)}",
         *_section("Results", [*_accuracies(summary), *_recalls(summary)]),
         *_section("Data", _data(config, run.read_json(PARTITION), notes)),
         *_section("Training", _training(config, summary)),
         *_section("Traffic", _traffic(summary)),
         "## How to load",
         "\n".join(
-            [
-                "```python",
-                *loading(
-                    kind,
-                    base,
-                    place=repo_id or "<this folder>",
-                    num_classes=None if head is None else len(head),
-                ),
-                "```",
-            ]
+            loading(
+                kind,
+                base,
+                head=notes.head,
+                place=repo_id or "<this folder>",
+            )
         ),
         *_section("Limits", _limits(notes)),
     ]
     return str(ModelCard(f"---\n{card.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"))
+
+
+def _origin(summary: Mapping[str, Any]) -> str:
+    """Where the images were, and what was simulated."""
+    if not _simulated(summary):
+        return (
+            "in a federation of sites on machines of their own: they exchanged parameters, never "
+            "images."
+        )
+    if summary["strategy"] == "centralised":
+        return "on the images of all clients together, by one program: there was no federation."
+    return (
+        "in a simulated federation: one program read the images of all clients and trained for "
+        "each on its own part. The training is real; that clients are apart, and what travels "
+        "between them, is simulated."
+    )
+
+
+def _simulated(summary: Mapping[str, Any]) -> bool:
+    return summary["engine"] != "flower"
 
 
 def _on_the_hub(model_name: str) -> bool:
@@ -148,8 +164,8 @@ def _data(config: Config, partition: Mapping[str, Any], notes: AdapterNotes) -> 
         f"(median {median(sizes):,.0f}, {sum(sizes):,} in all).",
         f"- {partition['test']['num_examples']:,} test examples.",
     )
-    classes = f"- {len(notes.class_names)} classes: {', '.join(notes.class_names)}."
-    prompts = "- Prompts: " + ", ".join(f"`{text}`" for text in notes.templates) + "."
+    classes = f"- {len(notes.class_names)} classes: {', '.join(map(markdown, notes.class_names))}."
+    prompts = "- Prompts: " + ", ".join(map(code, notes.templates)) + "."
     return [
         *words,
         *([classes] if notes.class_names else []),
@@ -177,8 +193,10 @@ def _training(config: Config, summary: Mapping[str, Any]) -> list[str]:
 def _traffic(summary: Mapping[str, Any]) -> list[str]:
     up, down = (summary[f"bytes_{way}_per_client_round"] for way in ("up", "down"))
     all_bytes = (up + down) * summary["rounds"] * summary["clients_per_round"]
+    how = "Counted, not sent: a client would send" if _simulated(summary) else "A client sent"
+    received = "receive" if _simulated(summary) else "received"
     return [
-        f"A client sent {up / 1e6:.3f} MB and received {down / 1e6:.3f} MB in a round; "
+        f"{how} {up / 1e6:.3f} MB and {received} {down / 1e6:.3f} MB in a round; "
         f"all of them together {all_bytes / 1e6:.1f} MB."
     ]
 

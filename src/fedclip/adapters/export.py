@@ -11,11 +11,11 @@ from fedclip.config.loading import load_config
 from fedclip.errors import UsageError
 from fedclip.experiment.build import model_seed
 from fedclip.experiment.folder import CONFIG, RunFolder
-from fedclip.files import write_folder
 from fedclip.models.adapter_folder import FILES, read_adapter
-from fedclip.models.adapter_updates import folded_model
+from fedclip.models.adapter_updates import open_adapter
 from fedclip.models.export.onnx import save_onnx
 from fedclip.models.export.transformers_folder import save_plain
+from fedclip.models.whole_folder import write_folder
 from fedclip.models.wrapper import CLIPLoRAWrapper
 
 
@@ -54,10 +54,10 @@ def _peft(source: Path, folder: Path) -> None:
 def _open(source: Path) -> CLIPLoRAWrapper:
     """The model with everything in its weights; a run's configuration tells the base and seed."""
     if not RunFolder(source).is_run() and not in_run(source):
-        return folded_model(source)
+        return open_adapter(source)
     run, adapter = run_and_adapter(source)
     config = load_config(run.path / CONFIG)
-    return folded_model(adapter, base_model=config.model.model_name, seed=model_seed(config))
+    return open_adapter(adapter, base_model=config.model.model_name, seed=model_seed(config))
 
 
 FORMS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -12,9 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from fedclip.device import torchrun_number
-from fedclip.errors import FedclipError, FedclipWarning, ProcessLost, UsageError
+from fedclip.errors import FedclipError, FedclipWarning, ProcessLost, UsageError, harmless
+from fedclip.reports.text import json_text, message, plain
 
 if TYPE_CHECKING:
     from fedclip.config import Config
@@ -77,11 +80,9 @@ def _conclude(run: Run) -> None:
     if rows := retrieval_rows(summary):
         show_rows(rows, as_json=False)
     for name in summary.get("metrics", ()):
-        click.echo(
-            f"{name} {_figure(summary[name])} ({_figure(summary[f'initial_{name}'])} before)"
-        )
+        echo(f"{name} {_figure(summary[name])} ({_figure(summary[f'initial_{name}'])} before)")
     early = f", ended early: {summary['stopped_by']}" if summary.get("stopped_by") else ""
-    click.echo(
+    echo(
         f"accuracy {summary['accuracy']:.3f} (zero-shot {summary['zero_shot_accuracy']:.3f}) "
         f"after {summary['rounds']} rounds{early}\nrun folder: {run.folder}"
     )
@@ -111,11 +112,8 @@ def merge_adapters(
 def show(facts: Mapping[str, Any], as_json: bool) -> None:
     """Print facts as a table of two columns, or as JSON."""
     if as_json:
-        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        click.echo(json_text(facts))
         return
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -127,17 +125,14 @@ def show(facts: Mapping[str, Any], as_json: bool) -> None:
 def show_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     """Print like-shaped facts as a table with a heading, or as JSON."""
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        click.echo(json_text(rows))
         return
-    from rich.console import Console
-    from rich.table import Table
-
     columns = [
         name for name, value in (rows[0] if rows else {}).items() if not _nested(value)
     ]  # what is nested is for --json
     table = Table(box=None, pad_edge=False)
     for name in columns:
-        table.add_column(name.replace("_", " "), overflow="fold")
+        table.add_column(plain(name.replace("_", " ")), overflow="fold")
     for row in rows:
         table.add_row(*(_plain_text(row.get(name)) for name in columns))
     Console(highlight=False).print(table)
@@ -200,8 +195,6 @@ def _nested(value: Any) -> bool:
 
 
 def _plain_text(value: Any) -> Any:
-    from rich.text import Text
-
     if isinstance(value, int) and not isinstance(value, bool):
         words = f"{value:,}"
     elif isinstance(value, float):
@@ -210,7 +203,7 @@ def _plain_text(value: Any) -> Any:
         words = ", ".join(map(str, value))
     else:
         words = "-" if value is None else str(value)
-    return Text(words)  # not a string: brackets in names are no markup
+    return plain(words)
 
 
 def exit_code_of(command: Callable[[], Any]) -> int:
@@ -283,6 +276,11 @@ def _how_to_go_on(folder: Path) -> str:
     return "stopped before the run began; nothing was written"
 
 
+def echo(text: str) -> None:
+    """Print a result on standard output; names in it are shown, and steer no terminal."""
+    click.echo(harmless(text))
+
+
 def warn(text: str) -> None:
     """Say on standard error what does not stop a command."""
     say(text, "warning: ", "yellow")
@@ -290,8 +288,5 @@ def warn(text: str) -> None:
 
 def say(text: str, label: str = "", colour: str = "") -> None:
     """Print on standard error, with a coloured label in front."""
-    from rich.console import Console
-    from rich.text import Text
-
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble((label, f"bold {colour}".strip()), text))
+    console.print(Text.assemble((label, f"bold {colour}".strip()), message(text)))

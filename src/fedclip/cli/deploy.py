@@ -25,7 +25,7 @@ def coordinate(
     CONFIG is a YAML file with a deploy section; KEY=VALUE changes a key of it. The same command
     goes on with a run that was stopped or killed.
     """
-    from fedclip.cli.console import say
+    from fedclip.cli.console import echo, say
 
     files, changes = sorted_out(arguments)
     file = Path(only(files, "coordinate"))
@@ -41,7 +41,7 @@ def coordinate(
         raise typer.Exit(130) from None
     accuracy = run.summary["accuracy"]
     tested = "" if accuracy is None else f"accuracy {accuracy:.3f} "
-    typer.echo(f"{tested}after {run.summary['rounds']} rounds\nrun folder: {run.folder}")
+    echo(f"{tested}after {run.summary['rounds']} rounds\nrun folder: {run.folder}")
 
 
 def site(

@@ -106,6 +106,8 @@ def validate(
 
     KEY=VALUE changes a key in each of them. Without --data only the keys are looked at.
     """
+    from fedclip.cli.console import echo
+
     files, changes = sorted_out(arguments, overrides)
     if not files:
         raise UsageError("fedclip validate needs a CONFIG file, such as configs/quickstart.yaml")
@@ -114,7 +116,7 @@ def validate(
         try:
             config = _load(file, changes)
             facts = _survey(config, as_json) if data else []
-            typer.echo(json.dumps({file: facts}) if as_json else f"{file}: valid")
+            echo(json.dumps({file: facts}) if as_json else f"{file}: valid")
         except UsageError as error:
             problems.append(str(error))
     if problems:

@@ -13,9 +13,10 @@ from fedclip import files
 from fedclip.adapters.find_images import find_images
 from fedclip.adapters.predict import Predictor, predictions
 from fedclip.adapters.prediction_files import Format, as_json, columns, format_of
-from fedclip.errors import FedclipError
+from fedclip.errors import FedclipError, harmless
 from fedclip.reports.listener import Listener
 from fedclip.reports.progress import make_progress
+from fedclip.reports.text import printable_json
 
 Rows = Iterable[dict[str, Any]]
 
@@ -61,11 +62,11 @@ def predict(
             rows = []
         elif to_json:
             for text in as_json(found, top):
-                click.echo(text, nl=False)
+                click.echo(printable_json(text), nl=False)
         else:
             rows = [columns(prediction, top or 1) for prediction in found]
     if output is not None:
-        click.echo(f"{len(paths) - len(bad)} predictions: {output}")
+        click.echo(harmless(f"{len(paths) - len(bad)} predictions: {output}"))
     elif not to_json:
         show_rows(rows)
     if bad:

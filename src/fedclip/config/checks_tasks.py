@@ -34,6 +34,14 @@ def task_problems(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
         )
     if reason := no_lora(values):
         yield CrossProblem("tasks", f"tasks share adapters, but {reason}; train an adapter")
+    lower = [str(name).lower() for name in tasks]
+    for name in (str(name) for name in tasks if lower.count(str(name).lower()) > 1):
+        yield CrossProblem(
+            f"tasks.{name}",
+            f"tasks.{name}: another task is called so but for case, and their folders may be one; "
+            "rename it",
+        )
+        break
     if lookup(values, "model.head") == "linear" or number(values, "model.num_classes") is not None:
         key = "head" if lookup(values, "model.head") == "linear" else "num_classes"
         yield CrossProblem(

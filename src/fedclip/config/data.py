@@ -115,7 +115,7 @@ class DataConfig(Section):
     partition: PartitionConfig = Field(PartitionConfig(), description="Division over clients.")
 
 
-TaskName = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 """A task's name: part of client ids and of folder names."""
 
 

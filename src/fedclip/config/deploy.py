@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedclip.config.section import (
-    AsTuple,
     HostPort,
     Megabytes,
     Seconds,
     Section,
     Share,
+    SiteNames,
     Text,
     Times,
 )
@@ -31,7 +31,7 @@ class DeployConfig(Section):
         description="The coordinator's folder of keys; `null`: no encryption, on this machine "
         "alone.",
     )
-    sites: Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)] | None = Field(
+    sites: SiteNames | None = Field(
         None,
         description="Names of the sites that take part; `null`: all that have a key, or "
         "`federation.num_clients` of them where there are no keys.",

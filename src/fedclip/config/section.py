@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from fedclip.catalog import choices, rows_without, unknown
+from fedclip.config.names import no_twins, site_name
 from fedclip.lora.layer_patterns import pattern_regex
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -83,6 +84,10 @@ MAX_PATTERNS = 1000
 """Patterns of one key: each is tried on every layer."""
 Pattern = Annotated[Text, AfterValidator(_pattern)]
 """A pattern of layers: see `fedclip.lora.layer_patterns`."""
+
+SiteName = Annotated[str, AfterValidator(site_name)]
+"""A site's name, by the rule of `fedclip.config.names`."""
+SiteNames = Annotated[tuple[SiteName, ...], AsTuple, Field(min_length=1), AfterValidator(no_twins)]
 
 
 @dataclass(frozen=True)

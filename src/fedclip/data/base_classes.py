@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedclip.config.names import class_key
 from fedclip.data.federated_data import FederatedData, NewClasses
 from fedclip.data.source import some
 from fedclip.data.splits import ClientData, Indices
@@ -68,7 +69,8 @@ def _base(names: Sequence[str], chosen: float | Sequence[str]) -> list[int]:
         count = math.ceil(len(names) * chosen - 1e-9)
         listed = list(names[:count])
     else:
-        listed = list(chosen)
+        own = {class_key(name): name for name in names}
+        listed = [own.get(class_key(name), name) for name in chosen]
     unknown = [name for name in listed if name not in names]
     if unknown:
         raise UsageError(

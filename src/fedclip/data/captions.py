@@ -7,14 +7,18 @@ So two images are a match for each other's captions where their labels are equal
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from fedclip.config.names import text_key
 from fedclip.data.source import ImageSource, Labels, some
 from fedclip.data.splits import ClientData
-from fedclip.errors import FedclipWarning, UsageError
+from fedclip.errors import FedclipWarning, UsageError, shortened
+
+Reader = Callable[[Sequence[str]], Sequence[Hashable]]
+"""Texts to what a text tower reads of them."""
 
 WITHOUT_CLASSES = ("iid", "natural", "size")
 """Partitions that ask for no classes."""
@@ -26,17 +30,33 @@ def numbered(captions: Sequence[str]) -> tuple[Labels, tuple[str, ...]]:
     return np.array([distinct[text] for text in captions], dtype=np.int64), tuple(distinct)
 
 
-def with_captions(source: ImageSource) -> ImageSource:
-    """The data set under its captions; one of classes takes them from its first template."""
-    if source.captioned:
-        return source
-    texts = [source.templates[0].replace("{}", name) for name in source.class_names]
-    number, captions = numbered(texts)
+def with_captions(source: ImageSource, read: Reader | None = None) -> ImageSource:
+    """The data set under its captions; one of classes takes them from its first template.
+
+    Captions that the model's text tower reads alike, by `read`, are one caption.
+    """
+    texts = list(source.class_names)
+    if not source.captioned:
+        texts = [source.templates[0].replace("{}", name) for name in texts]
+    keys = read(texts) if read is not None else [text_key(text) for text in texts]
+    place: dict[Hashable, int] = {}
+    number = np.array([place.setdefault(key, len(place)) for key in keys], dtype=np.int64)
+    first = np.unique(number, return_index=True)[1]
+    if len(place) < len(texts):
+        alike = next(i for i, n in enumerate(number) if first[n] != i)
+        warnings.warn(
+            f"data: {len(texts) - len(place)} of {len(texts)} captions are the same as others for "
+            "the text tower (in case, blanks or Unicode form, or cut) and count as one with them: "
+            f"{shortened(texts[alike])} as {shortened(texts[first[number[alike]]])}",
+            FedclipWarning,
+            stacklevel=3,
+        )
     return replace(
         source,
         labels=number[source.labels],
-        class_names=captions,
-        templates=source.templates[:1],  # what other classes will be put in
+        class_names=tuple(texts[i] for i in first),
+        # What other classes will be put in.
+        templates=source.templates if source.captioned else source.templates[:1],
     )
 
 

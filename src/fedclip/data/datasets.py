@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from fedclip.catalog import DATA_SETS, load
-from fedclip.data.prompts import check_templates, clean_class_name
+from fedclip.config.names import check_classes_differ, class_key, site_names
+from fedclip.data.prompts import check_templates
 from fedclip.data.source import ImageSource, some
 from fedclip.errors import FedclipError, UsageError
 
@@ -26,10 +26,13 @@ def load_source(
     source = _read(name, path, layout)
     if not len(source):
         raise UsageError(f"data: {name} holds no images{f' (data.path: {path})' if path else ''}")
+    source = replace(source, site_names=site_names(source.site_names, f"data: {name}"))
     if class_names is not None and source.captioned:
         raise UsageError(f"data.class_names names classes, but {name} holds captions; leave it out")
     if class_names is not None:
         source = _rename(source, [str(class_name) for class_name in class_names])
+    if not source.captioned:
+        check_classes_differ(source.class_names, f"data: classes of {name}")
     if templates is not None:
         source = replace(source, templates=check_templates(templates))
     return source
@@ -65,10 +68,8 @@ def _rename(source: ImageSource, names: list[str]) -> ImageSource:
             f"data.class_names must name the {len(own)} classes of {source.name} "
             f"({some(own)}), got {len(names)} ({some(names)})"
         )
-    if len(set(names)) < len(names):
-        twice = sorted(name for name, times in Counter(names).items() if times > 1)
-        raise UsageError(f"data.class_names names a class twice: {some(twice)}")
-    given, known = [_plain(name) for name in names], [_plain(name) for name in own]
+    check_classes_differ(names, "data.class_names")
+    given, known = [class_key(name) for name in names], [class_key(name) for name in own]
     if sorted(given) == sorted(known):
         new_index = np.array([given.index(name) for name in known], dtype=np.int64)
         return replace(source, labels=new_index[source.labels], class_names=tuple(names))
@@ -79,7 +80,3 @@ def _rename(source: ImageSource, names: list[str]) -> ImageSource:
             f"in another place there ({some(own)}); keep that order"
         )
     return replace(source, class_names=tuple(names))
-
-
-def _plain(name: str) -> str:
-    return clean_class_name(name).casefold()

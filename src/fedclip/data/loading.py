@@ -8,6 +8,7 @@ from typing import Any
 from fedclip.config import DataConfig
 from fedclip.data.base_classes import with_base_classes
 from fedclip.data.captions import (
+    Reader,
     require_classes,
     require_no_classes,
     with_captions,
@@ -32,6 +33,7 @@ def load_federated(
     progress: Progress | None = None,
     captions: bool = False,
     source: ImageSource | None = None,
+    read_captions: Reader | None = None,
 ) -> FederatedData:
     """Load, decode, divide and split a data set as its configuration says.
 
@@ -41,14 +43,15 @@ def load_federated(
     central test set is the data set's own, else the union of the clients'; a client's test set is
     its site's part of the own one where that has sites, else `data.test_fraction` of its examples.
     Validation goes the same way. `to_pixels` and `pixels_key` are the model's preprocessing.
-    A `source` takes the place of the data set that the configuration names.
+    A `source` takes the place of the data set that the configuration names; `read_captions` says
+    what the text tower reads of captions.
     """
     if data.validation_fraction + data.test_fraction >= 1:
         raise UsageError(
             "data.validation_fraction and data.test_fraction must leave something to train on, "
             f"got {data.validation_fraction} and {data.test_fraction}"
         )
-    source, name = _source(data, captions, seed, source)
+    source, name = _source(data, captions, seed, source, read_captions)
     if data.shots is not None:  # what is held out is chosen already, for all clients together
         data = data.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
     used = choose(source, name == "natural", data, seed)
@@ -99,7 +102,11 @@ def load_federated(
 
 
 def _source(
-    data: DataConfig, captions: bool, seed: int, given: ImageSource | None
+    data: DataConfig,
+    captions: bool,
+    seed: int,
+    given: ImageSource | None,
+    read_captions: Reader | None,
 ) -> tuple[ImageSource, str]:
     """The data set, with what each image is for, and the name of its partition."""
     source = given or load_source(
@@ -117,7 +124,7 @@ def _source(
         require_sites(source.sites)  # before anything is decoded
     if captions:
         require_no_classes(source, name, data.shots)
-        source = with_captions(source)
+        source = with_captions(source, read_captions)
     else:
         require_classes(source)
     if data.test_sites is not None:

@@ -16,11 +16,6 @@ class Prompts:
     templates: tuple[str, ...]
 
 
-def clean_class_name(raw: str) -> str:
-    """`golden_retriever` -> `golden retriever`: a folder's name as a word of a prompt."""
-    return " ".join(raw.replace("_", " ").split()) or raw
-
-
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """The templates as a tuple; each must hold `{}` once, where the class name goes."""
     wrong = [template for template in templates if template.count("{}") != 1]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from fedclip.data.picture_types import open_regular, readable_formats
+from fedclip.files import MAX_ASPECT_RATIO, to_rgb, upright
 
 LARGE = 12_000_000
 """Pixels from which a picture is made smaller while it is decoded: a fraction of the memory."""
@@ -17,8 +18,6 @@ SHORT_EDGE = 672
 """What is left of the short edge then, at least: twice the input of the largest CLIP."""
 _ORIENTATION = 0x0112
 _FULL_SIZE = "full_size"
-# Resizing the short edge to the model's size would blow such a picture up beyond all memory.
-MAX_ASPECT_RATIO = 200
 
 
 def open_rgb(file: Path | BinaryIO, *, formats: tuple[str, ...] | None = None) -> Image.Image:
@@ -38,7 +37,7 @@ def open_rgb(file: Path | BinaryIO, *, formats: tuple[str, ...] | None = None) -
             image.draft(image.mode, (image.width // factor, image.height // factor))
             factor = _factor(image.size)
         image.load()
-        made = to_rgb(_upright(image)) if factor == 1 else _upright(_reduced(image, factor))
+        made = to_rgb(upright(image)) if factor == 1 else upright(_reduced(image, factor))
         made.info[_FULL_SIZE] = size
         return made
 
@@ -73,44 +72,3 @@ def _reduced(image: Image.Image, factor: int) -> Image.Image:
         strip = to_rgb(image.crop((0, top, width, min(top + rows, height))), high)
         canvas.paste(strip.reduce(factor), (0, top // factor))
     return canvas
-
-
-def to_rgb(image: Image.Image, high: float | None = None) -> Image.Image:
-    """Any mode to 8-bit RGB.
-
-    Transparency is laid over white. 16-bit grey levels are divided by 257, whatever the image
-    holds. Modes I and F do not say how far their levels go: `_to_8_bit` takes the first of 1
-    (floats only), 255 and 65535 that the largest level does not exceed. So no image is stretched
-    to its own extremes, but one that stays below 256 is brighter than its 16-bit neighbours.
-    `high` is the largest level of the whole picture, where `image` is a part of it.
-    """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy()
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bit(np.asarray(image), high)).convert("RGB")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        if image.mode in ("RGBa", "La"):  # premultiplied: Pillow converts each one way only
-            image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
-        layer = image.convert("RGBA")
-        canvas = Image.new("RGBA", layer.size, "white")
-        canvas.alpha_composite(layer)
-        return canvas.convert("RGB")
-    return image.convert("RGB")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged metadata says nothing about the picture
-        return image
-
-
-def _to_8_bit(levels: np.ndarray, high: float | None) -> np.ndarray:
-    """Wide grey levels to uint8, by one of the factors 255 (floats only), 1 and 1/257."""
-    values = np.nan_to_num(levels.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    high = values.max(initial=0.0) if high is None else high
-    if np.issubdtype(levels.dtype, np.floating):
-        scale = 255.0 if high <= 1.0 else 1.0 if high <= 255.0 else 1 / 257
-    else:  # mode "I" also carries 8-bit files; "I;16" arrives as uint16
-        scale = 1 / 257 if levels.dtype.itemsize == 2 or high > 255 else 1.0
-    return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,7 +57,7 @@ def _chosen(names: Sequence[str], chosen: float | Sequence[str]) -> list[int]:
     if isinstance(chosen, float):
         listed = list(names[-math.ceil(len(names) * chosen - 1e-9) :])
     else:
-        listed = list(chosen)
+        listed = [unicodedata.normalize("NFC", name) for name in chosen]
     unknown = [name for name in listed if name not in names]
     if unknown:
         raise UsageError(f"data.test_sites: {some(unknown)} is no site of the data ({some(names)})")

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from fedclip.catalog import in_file
 from fedclip.config import Config, DataConfig, ModelConfig
+from fedclip.config.names import each_class_once
 from fedclip.data.datasets import load_source
 from fedclip.data.federated_data import FederatedData
 from fedclip.data.loading import load_federated
@@ -19,7 +20,7 @@ from fedclip.experiment.folder import PARTITION, RunFolder
 from fedclip.experiment.strategy import settle_ranks
 from fedclip.federated.engines.sharded import Processes
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
-from fedclip.models.pretrained import EMBEDDED, RANDOM, load_pixels
+from fedclip.models.pretrained import EMBEDDED, RANDOM, load_pixels, load_tokens
 from fedclip.models.stacked.clients import StackedClients
 from fedclip.models.stacked.prefix_cache import PixelInputs
 from fedclip.models.text_head import each_once
@@ -92,7 +93,7 @@ def assemble_tasks(
     data = load_tasks(config, listener)
     model = create_clip_model(
         config.model,
-        class_names=each_once(own.class_names for own in data.values()),
+        class_names=each_class_once(own.class_names for own in data.values()),
         templates=each_once(own.templates for own in data.values()),
         seed=model_seed(config),
     )
@@ -151,6 +152,7 @@ def load_data(config: Config, listener: Listener) -> FederatedData:
     """Loads a configuration's data set as its model wants it."""
     listener.message(f"loading {config.model.model_name} and {config.data.name}")
     pixels = load_pixels(config.model.model_name)
+    captions = config.task == "contrastive"
     return load_federated(
         config.data,
         num_clients=config.federation.num_clients,
@@ -158,7 +160,8 @@ def load_data(config: Config, listener: Listener) -> FederatedData:
         to_pixels=pixels.to_pixels,
         pixels_key=pixels.key,
         progress=listener.images,
-        captions=config.task == "contrastive",
+        captions=captions,
+        read_captions=load_tokens(config.model.model_name).read if captions else None,
     )
 
 

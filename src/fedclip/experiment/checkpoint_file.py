@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedclip.errors import DamagedFile, UsageError
 from fedclip.files import parse_json
-from fedclip.tensor_files import read_tensors, tensor_bytes
+from fedclip.models.tensor_files import read_tensors, tensor_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 import torch
 
+from fedclip.config.names import file_name
 from fedclip.experiment.context import Parts, TaskParts
 from fedclip.experiment.folder import RunFolder
 from fedclip.federated.strategies.base import factors
@@ -70,12 +70,12 @@ def _save_private(parts: Parts | TaskParts, state: RunState, folder: RunFolder, 
 
 
 def _place(folder: RunFolder, name: str, owner: str) -> Path:
-    return folder.path / f"{name}_of" / quote(owner, "")
+    return folder.path / f"{name}_of" / file_name(owner)
 
 
 @contextmanager
 def _beside(folder: RunFolder, name: str, owner: str) -> Iterator[Path]:
-    with folder.writing(f"{name}_of/{quote(owner, '')}") as path:
+    with folder.writing(f"{name}_of/{file_name(owner)}") as path:
         path.parent.mkdir(exist_ok=True)
         yield path
 

@@ -23,6 +23,14 @@ class Factors(NamedTuple):
         return self.b @ self.a
 
 
+def with_magnitudes(weight: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
+    """A weight `[out, in]` whose rows have the norms `magnitudes` `[out]`.
+
+    DoRA's weight, of W + s B A: Liu et al. 2024, arXiv:2402.09353, equation 5.
+    """
+    return weight * (magnitudes / weight.norm(dim=1))[:, None]
+
+
 def inner(x: Factors, y: Factors) -> torch.Tensor:
     """Frobenius inner product <B_x A_x, B_y A_y> = sum((B_x^T B_y) * (A_x A_y^T)), a scalar."""
     return ((x.b.T @ y.b) * (x.a @ y.a.T)).sum()

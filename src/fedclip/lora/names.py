@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 PREFIX = "base_model.model."
 """What PEFT puts before a layer's path in the model."""
 _A, _B = ".lora_A.", ".lora_B."
-_TRAINED = (_A, _B, ".lora_magnitude_vector")
+_MAGNITUDE = ".lora_magnitude_vector"
+_TRAINED = (_A, _B, _MAGNITUDE)
 
 
 class Pair(NamedTuple):
@@ -28,6 +29,11 @@ class Pair(NamedTuple):
 def pair_of(layer: str) -> Pair:
     """Names of the factors of a layer, by the layer's path."""
     return Pair(f"{PREFIX}{layer}{_A}weight", f"{PREFIX}{layer}{_B}weight")
+
+
+def magnitude_of(layer: str) -> str:
+    """Name of the magnitudes that DoRA adds to a layer, by the layer's path."""
+    return f"{PREFIX}{layer}{_MAGNITUDE}"
 
 
 def pairs(state: Mapping[str, object]) -> dict[str, Pair]:

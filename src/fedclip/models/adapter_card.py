@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
+from fedclip.errors import harmless
 from fedclip.models.protocols import Trainable
 
 
@@ -29,32 +31,41 @@ def adapter_card(
     lines += ["---", "", f"# {kind.heading} for CLIP, trained with fedclip", ""]
     lines += [f"Base model: `{base_model}`. Classifier: {head or 'none'}.", ""]
     if class_names:
-        lines += ["Classes: " + ", ".join(class_names) + ".", ""]
+        lines += ["Classes: " + ", ".join(map(markdown, class_names)) + ".", ""]
     if templates:
-        lines += ["Prompts: " + ", ".join(f"`{text}`" for text in templates) + ".", ""]
-    code = loading(kind, base_model, num_classes=num_classes)
-    return "\n".join([*lines, "## How to load", "", "```python", *code, "```", ""])
+        lines += ["Prompts: " + ", ".join(map(code, templates)) + ".", ""]
+    return "\n".join([*lines, "## How to load", "", *loading(kind, base_model, head=head), ""])
 
 
 def loading(
-    kind: type[Trainable],
-    base_model: str,
-    *,
-    place: str = "<this folder>",
-    num_classes: int | None = None,
+    kind: type[Trainable], base_model: str, *, head: str | None, place: str = "<this folder>"
 ) -> list[str]:
-    """Lines of Python that load what was trained from a folder or hub id."""
+    """Lines of Markdown that say how to load what was trained, with its head.
+
+    `place` is a folder or hub id; only PEFT loads from a hub id.
+    """
+    if kind.peft_format and head != "linear":
+        return ["```python", *_loading(base_model, place), "```"]
+    told = []
     if kind.peft_format:
-        return _loading(base_model, place)
-    keys = {"model_name": base_model, **kind.model_keys}
-    if num_classes is not None:
-        keys |= {"head": "linear", "num_classes": num_classes}
-    return [
-        "from fedclip import create_clip_model",
-        "",
-        f"model = create_clip_model({keys!r})",
-        f'model.load_adapter("{place}")',
-    ]
+        told = [
+            "The trained classifier is in `head.safetensors`, which PEFT and transformers pass "
+            "over; fedclip loads it with the rest, from a folder on disk:",
+            "",
+        ]
+    return [*told, "```python", *_loading_whole(), "```"]
+
+
+def markdown(name: str) -> str:
+    """A name as it stands, on one line of Markdown: none of its signs is markup."""
+    line = harmless(name, lines=False)
+    return re.sub(r"([\\`*_\[\]<>|#~!&])", r"\\\1", line)
+
+
+def code(text: str) -> str:
+    """A text as it stands, between backquotes of Markdown."""
+    line = harmless(text, lines=False)
+    return f"`` {line} ``" if "`" in line else f"`{line}`"
 
 
 def _loading(base_model: str, place: str) -> list[str]:
@@ -67,4 +78,16 @@ def _loading(base_model: str, place: str) -> list[str]:
         "",
         f"clip = CLIPModel.from_pretrained({source})",
         f'model = PeftModel.from_pretrained(clip, "{place}")',
+    ]
+
+
+def _loading_whole() -> list[str]:
+    return [
+        "import torch",
+        "from fedclip import open_adapter",
+        "from PIL import Image",
+        "",
+        'model = open_adapter("<this folder>")',
+        'pixels = model.to_pixels([Image.open("photo.jpg")])',
+        "scores = model(torch.from_numpy(pixels)).softmax(dim=-1)  # one for each class",
     ]

@@ -12,13 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 from fedclip.errors import DamagedFile, UsageError
-from fedclip.files import read_json, write_folder
+from fedclip.files import read_json
 from fedclip.models.adapter_card import adapter_card
 from fedclip.models.adapter_notes import AdapterNotes, read_notes, written_notes
+from fedclip.models.peft_config import check_peft_config
 from fedclip.models.pretrained import RANDOM, source_of
 from fedclip.models.protocols import Trainable
+from fedclip.models.tensor_files import read_tensors
 from fedclip.models.trainable import KINDS
-from fedclip.tensor_files import read_tensors
+from fedclip.models.whole_folder import write_folder
 
 CONFIG = "adapter_config.json"
 HEAD = "head.safetensors"
@@ -71,7 +73,8 @@ def read_adapter(
 ) -> tuple[dict[str, torch.Tensor], AdapterNotes, dict[str, Any] | None]:
     """Read tensors, notes and PEFT configuration (None where there is none) of a folder.
 
-    A plain PEFT adapter, without fedclip's notes, is read as well.
+    A plain PEFT adapter, without fedclip's notes, is read as well, if all of its settings are
+    understood (`fedclip.models.peft_config`).
     """
     about = read_json(folder / NOTES) if (folder / NOTES).is_file() else {}
     kind = _kind_in(folder, about)
@@ -83,6 +86,8 @@ def read_adapter(
         if "adapter_sha256" in about and metadata != _METADATA:
             raise DamagedFile(f"{folder / name} is damaged: its metadata is {metadata}")
     config = read_json(folder / CONFIG) if kind.peft_format else None
+    if config is not None:
+        check_peft_config(config, str(folder))
     notes = replace(read_notes(folder, about, tensors, config), trained=kind.name)
     return tensors, notes, config
 
@@ -145,8 +150,6 @@ def check_kind(
         )
     if theirs is None or ours is None:
         return
-    if theirs.get("peft_type") != "LORA":
-        raise UsageError(f"{folder} holds a {theirs.get('peft_type')} adapter, expected LORA")
     for key in ("use_rslora", "use_dora"):
         there_on, here_on = bool(theirs.get(key)), bool(ours.get(key))
         if there_on != here_on:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedclip.catalog import load
+from fedclip.config.names import each_class_once
 from fedclip.errors import UsageError
 from fedclip.lora.factors import Factors
 from fedclip.lora.merge_methods import METHODS, Method, merge_layer
@@ -42,6 +43,12 @@ def check_recipe(
     seed: int = 0,
 ) -> Recipe:
     """Fill in what is not given, and refuse what does not fit."""
+    for adapter in adapters:
+        if adapter.magnitudes:
+            raise UsageError(
+                f"the adapter in {adapter.folder} uses use_dora, which fedclip does not merge: its "
+                "update is no product of two factors"
+            )
     how: Method = load("merge_methods", method)
     count = len(adapters)
     given = [how.weight(count)] * count if weights is None else list(weights)
@@ -94,7 +101,7 @@ def combine(adapters: Sequence[LoraAdapter], recipe: Recipe) -> tuple[LoraAdapte
     notes = replace(
         first.notes,
         own_ranks=True,
-        class_names=each_once(x.notes.class_names for x in adapters),
+        class_names=each_class_once(x.notes.class_names for x in adapters),
         templates=each_once(x.notes.templates for x in adapters),
     )
     head = _mean_head(adapters, recipe.weights)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fedclip.errors import UsageError
-from fedclip.lora.factors import Factors
+from fedclip.lora.factors import Factors, with_magnitudes
 from fedclip.lora.layer_patterns import first_hit
-from fedclip.lora.names import layers_in, pair_of
+from fedclip.lora.names import layers_in, magnitude_of, pair_of
 from fedclip.models.adapter_folder import check_base, read_adapter, write_adapter
 from fedclip.models.adapter_notes import AdapterNotes
 from fedclip.models.lora_settings import scaling
@@ -24,14 +25,13 @@ from fedclip.models.trainable import KINDS
 from fedclip.models.trainable.full import FullFineTuning
 from fedclip.models.wrapper import CLIPLoRAWrapper
 
-_LEFT_TO_PEFT = ("use_dora", "lora_bias", "modules_to_save", "fan_in_fan_out")
-
 
 @dataclass(frozen=True)
 class LoraAdapter:
     """A LoRA adapter: A and B by the layer's path, B times the layer's scaling.
 
-    `head` holds a trained head's tensors, `config` is PEFT's configuration.
+    `head` holds a trained head's tensors, `config` is PEFT's configuration. `magnitudes` are
+    DoRA's, by the layer's path; of another adapter there are none.
     """
 
     folder: Path
@@ -39,6 +39,7 @@ class LoraAdapter:
     config: Mapping[str, Any]
     layers: Mapping[str, Factors]
     head: Mapping[str, torch.Tensor]
+    magnitudes: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -52,11 +53,9 @@ def read_lora(folder: Path) -> LoraAdapter:
     if config is None or config.get("peft_type") != "LORA":
         kind = notes.kind.title if config is None else f"a {config.get('peft_type')}"
         raise UsageError(f"{folder} holds {kind}, expected a LoRA adapter")
-    for key in _LEFT_TO_PEFT:
-        if config.get(key):
-            raise UsageError(f"the adapter in {folder} uses {key}, which fedclip does not merge")
     paths = layers_in(tensors)
-    known = {name for path in paths for name in pair_of(path)}
+    lengths = {magnitude_of(path): path for path in paths} if config.get("use_dora") else {}
+    known = {name for path in paths for name in pair_of(path)} | lengths.keys()
     strange = [n for n in tensors if n not in known and not n.startswith("head.")]
     if strange or not known or known - tensors.keys():
         named = [*strange, *sorted(known - tensors.keys()), "none"][0]
@@ -73,7 +72,11 @@ def read_lora(folder: Path) -> LoraAdapter:
             raise UsageError(f"the adapter in {folder}: {path} holds values that are not finite")
         layers[path] = Factors(a, b * _scaling(config, path, len(a), folder))
     head = {name: t.float() for name, t in tensors.items() if name not in known}
-    return LoraAdapter(folder, notes, config, layers, head)
+    magnitudes = {path: tensors[name].float() for name, path in lengths.items()}
+    for path, lengths_of in magnitudes.items():
+        if lengths_of.shape != layers[path].b.shape[:1] or not bool(lengths_of.isfinite().all()):
+            raise UsageError(f"the adapter in {folder}: the magnitudes of {path} do not fit it")
+    return LoraAdapter(folder, notes, config, layers, head, magnitudes)
 
 
 def write_lora(folder: Path, adapter: LoraAdapter) -> None:
@@ -88,13 +91,16 @@ def write_lora(folder: Path, adapter: LoraAdapter) -> None:
     write_adapter(folder, state, adapter.notes, config)
 
 
-def folded_model(folder: Path, *, base_model: str | None = None, seed: int = 0) -> CLIPLoRAWrapper:
-    """A model without adapter whose weights hold what an adapter folder holds.
+def open_adapter(
+    folder: str | PathLike[str], *, base_model: str | None = None, seed: int = 0
+) -> CLIPLoRAWrapper:
+    """A model without adapter whose weights hold what an adapter folder holds, its head among it.
 
     The folder may hold any kind of what is trained, an adapter of whatever rank. The base
     is the one that the folder names, or the same under the name `base_model`; `seed` is that of its
     random weights.
     """
+    folder = Path(folder)
     tensors, notes, config = read_adapter(folder)
     base = load_base(base_model or notes.base_model, seed=seed)
     own = adapter_sha256(base_parameters(base.model))
@@ -122,6 +128,9 @@ def put_layers(model: CLIPLoRAWrapper, adapter: LoraAdapter) -> None:
     weights = layer_weights(model, adapter)
     for path, (a, b) in adapter.layers.items():
         weights[path].add_((b @ a).to(weights[path]))
+        if path in adapter.magnitudes:
+            lengths = adapter.magnitudes[path].to(weights[path])
+            weights[path].copy_(with_magnitudes(weights[path], lengths))
     put_head(model, adapter)
     model.text_head.forget()
 

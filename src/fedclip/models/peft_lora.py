@@ -15,7 +15,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import CLIPModel
 
-from fedclip.lora.factors import Factors
+from fedclip.errors import UsageError
+from fedclip.lora.factors import Factors, with_magnitudes
 from fedclip.lora.layer_patterns import PROJECTIONS, TOWERS, pattern_regex
 from fedclip.lora.names import is_adapter_tensor, layer_path
 from fedclip.models.dropout import KeyedDropout
@@ -60,6 +61,9 @@ def add_lora(clip: CLIPModel, settings: LoraSettings, *, model_name: str, seed: 
         network = get_peft_model(clip, config)
     config.base_model_name_or_path = model_name
     for layer, module in lora_layers(network).items():
+        hooked = cast(nn.Module, module)  # PEFT's type says less than it is
+        hooked.register_state_dict_pre_hook(_refuse_folded)
+        hooked.register_load_state_dict_pre_hook(_refuse_folded)
         generator = torch.Generator().manual_seed(seed_for(seed, "lora", layer))
         # The start that PEFT and the LoRA authors use: uniform within 1 / sqrt(in_features).
         start = cast(nn.Linear, module.lora_A[_ADAPTER]).weight
@@ -164,9 +168,28 @@ def scalings(network: nn.Module) -> dict[str, float]:
 
 @torch.no_grad()
 def dense_updates(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Each adapted layer's update s B A `[out, in]`, by the layer's path."""
-    layers: dict[str, Any] = dict(lora_layers(network))  # PEFT defines it in subclasses only
-    return {layer: module.get_delta_weight(_ADAPTER) for layer, module in layers.items()}
+    """What each adapted layer adds to its weight `[out, in]`, by the layer's path.
+
+    That is s B A; for DoRA the difference to the weight that its magnitudes make of W + s B A.
+    """
+    return {layer: _dense_update(module) for layer, module in lora_layers(network).items()}
+
+
+def _dense_update(layer: Any) -> torch.Tensor:
+    update: torch.Tensor = layer.get_delta_weight(_ADAPTER)
+    if _ADAPTER not in layer.lora_magnitude_vector:
+        return update
+    weight = layer.get_base_layer().weight
+    return with_magnitudes(weight + update, layer.lora_magnitude_vector[_ADAPTER].weight) - weight
+
+
+def _refuse_folded(layer: Any, *_: Any) -> None:
+    """A hook: the layer's state is W and the adapter, which W already holds while it is merged."""
+    if layer.merged_adapters:
+        raise UsageError(
+            "the adapter is merged into the weights, so a state_dict would hold it twice; call "
+            "unmerge_lora() first, or save_adapter, which works either way"
+        )
 
 
 def set_folded(network: nn.Module, folded: bool) -> None:

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fedclip.errors import UsageError
+from fedclip.files import as_rgb
+
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessorPil
 
@@ -60,20 +63,27 @@ class Pixels:
         return (pixels.float() * self.scale - mean) / std
 
     def to_pixels(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
-        """Resize and crop images to uint8 `[n, 3, size, size]`; grey arrays become RGB."""
+        """Resize and crop images to uint8 `[n, 3, size, size]`; each becomes RGB as its file would.
+
+        See `fedclip.files.as_rgb` for what is taken; anything else raises `UsageError`.
+        """
         shape = (3, self.image_size, self.image_size)
         pixels = np.empty((len(images), *shape), dtype=np.uint8)
         for row, image in enumerate(images):
-            if not isinstance(image, Image.Image):
-                image = Image.fromarray(np.asarray(image))
-            if image.mode != "RGB":
-                image = image.convert("RGB")
             made = self._processor(
-                image, do_rescale=False, do_normalize=False, return_tensors="np"
+                _rgb(image, row), do_rescale=False, do_normalize=False, return_tensors="np"
             )["pixel_values"][0]
             assert made.shape == shape, made.shape  # numpy would stretch one column over the row
             pixels[row] = made
         return pixels
+
+
+def _rgb(image: Image.Image | np.ndarray, row: int) -> Image.Image:
+    try:
+        return as_rgb(image)
+    # Pillow decodes lazily, and raises nearly anything on a damaged file.
+    except Exception as error:
+        raise UsageError(f"to_pixels: image {row} cannot be read: {error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -67,6 +67,11 @@ def load_pixels(model_name: str) -> Pixels:
     return _load_pixels(model_name, _load_config(model_name))
 
 
+def load_tokens(model_name: str) -> Tokens:
+    """A model's tokenizer alone, without loading its weights."""
+    return _load_tokens(model_name, _load_config(model_name))
+
+
 def enable_checkpointing(model: CLIPModel) -> None:
     """Recompute activations in the backward pass; works where the embeddings are frozen."""
     return_freed_memory()  # who asks for this wants the memory back
@@ -179,7 +184,9 @@ def _load_tokens(model_name: str, config: CLIPConfig) -> Tokens:
         )
 
     def encode_plain(texts: list[str]) -> list[list[int]]:
-        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        # Split: a name such as "<|endoftext|>" is a text, and does not end one.
+        found = tokenizer(texts, add_special_tokens=False, verbose=False, split_special_tokens=True)
+        return found["input_ids"]
 
     return Tokens(encode_plain, begin=begin, end=end, max_length=text.max_position_embeddings)
 

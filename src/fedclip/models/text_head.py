@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from transformers import CLIPModel
 
 from fedclip.device import at_least_fp32
-from fedclip.errors import UsageError
+from fedclip.errors import UsageError, shortened
 from fedclip.models.tokenizer import Tokens
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -56,6 +56,22 @@ def checked_templates(templates: Sequence[str] | None) -> tuple[str, ...]:
                 f"such as {DEFAULT_TEMPLATES[0]!r}"
             )
     return found
+
+
+def _check_told_apart(names: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+    """Refuse classes all of whose prompts are the same tokens: they would have one feature."""
+    count = len(rows) // len(names)
+    known: dict[tuple[tuple[int, ...], ...], str] = {}
+    for number, name in enumerate(names):
+        seen = tuple(tuple(row) for row in rows[number * count : (number + 1) * count])
+        if seen in known:
+            raise UsageError(
+                f"the text tower cannot tell the classes {shortened(known[seen])} and "
+                f"{shortened(name)} apart: it reads the same tokens for both (names that differ in "
+                "case, blanks or Unicode form only, or prompts that are cut before they differ); "
+                "give other names, or shorter names and templates"
+            )
+        known[seen] = name
 
 
 def each_once(texts: Iterable[Sequence[str]]) -> tuple[str, ...]:
@@ -111,7 +127,9 @@ class TextHead:
         """Take other classes; templates stay as they are where none are given."""
         names = checked_classes(class_names)
         filled = checked_templates(templates or self.templates)
-        self._rows = self._tokens.encode(prompts(names, filled))
+        rows = self._tokens.encode(prompts(names, filled))
+        _check_told_apart(names, rows)
+        self._rows = rows
         self.class_names, self.templates = names, filled
         self._cache.clear()
 

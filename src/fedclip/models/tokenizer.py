@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
+
+from fedclip.errors import FedclipWarning, shortened
 
 
 class Tokens:
@@ -26,11 +29,32 @@ class Tokens:
         self.begin = begin
         self.end = end
         self.max_length = max_length
+        self._told: set[str] = set()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text with begin and end; a text that is too long loses its last words."""
-        room = self.max_length - 2
-        return [[self.begin, *ids[:room], self.end] for ids in self._encode_plain(list(texts))]
+        """Ids of each text with begin and end; a text that is too long loses its last words.
+
+        Each such text is told of once, by a `FedclipWarning`.
+        """
+        texts, room = list(texts), self.max_length - 2
+        plain = self._encode_plain(texts)
+        cut = {text for text, ids in zip(texts, plain, strict=True) if len(ids) > room}
+        if cut - self._told:
+            first = next(text for text in texts if text in cut - self._told)
+            count = len(cut - self._told)
+            self._told |= cut
+            warnings.warn(
+                f"the text tower reads {self.max_length} tokens of a text, and {count} texts are "
+                f"longer and lose their end: {shortened(first)}; shorten the class names, the "
+                "templates or the captions",
+                FedclipWarning,
+                stacklevel=3,
+            )
+        return [[self.begin, *ids[:room], self.end] for ids in plain]
+
+    def read(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """What the text tower sees of each text: equal for texts that have one feature."""
+        return [tuple(row) for row in self.encode(texts)]
 
     def pad(self, rows: Sequence[Sequence[int]], length: int | None = None) -> torch.Tensor:
         """Stack ids to int64 `[texts, longest]`, or to a given length.

@@ -59,9 +59,10 @@ class MergeableLora(nn.Module):
     def merge_lora(self) -> None:
         """Fold the adapter into the weights, W + s B A: it then costs nothing to compute.
 
-        The frozen weights are kept beside, so `unmerge_lora` restores them bit for bit. Parameters
-        can be read, set, saved and loaded as before; training raises `UsageError`, and so does
-        this where no LoRA adapter is trained. Merging twice is merging once.
+        Of DoRA the magnitudes are folded in as well. The frozen weights are kept beside, so
+        `unmerge_lora` restores them bit for bit. Parameters can be read, set, saved and loaded as
+        before; training and `state_dict` raise `UsageError`, and so does this where no LoRA
+        adapter is trained. Merging twice is merging once.
         """
         self._require_adapter("merge_lora")
         if self._folded is None:

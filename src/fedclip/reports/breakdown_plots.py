@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedclip.reports.curves import png
+from fedclip.reports.text import no_formula
 
 _MOST_NUMBERS = 20  # classes up to which a matrix has its numbers written in
 _MOST_NAMES = 60  # and its class names at the sides
@@ -34,8 +35,8 @@ def confusion_png(detail: Mapping[str, Any]) -> bytes:
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axes.set(xlabel="predicted", ylabel="true", title=_title(detail, name))
         shown = range(len(names)) if len(names) <= _MOST_NAMES else ()
-        axes.set_xticks(shown, [_plain(names[i]) for i in shown], rotation=90, fontsize="small")
-        axes.set_yticks(shown, [_plain(names[i]) for i in shown], fontsize="small")
+        axes.set_xticks(shown, [no_formula(names[i]) for i in shown], rotation=90, fontsize="small")
+        axes.set_yticks(shown, [no_formula(names[i]) for i in shown], fontsize="small")
         if len(names) <= _MOST_NUMBERS:
             for (row, column), count in np.ndenumerate(counts):
                 dark = shares[row, column] > 0.5
@@ -86,7 +87,7 @@ def classes_png(detail: Mapping[str, Any]) -> bytes:
         axes.plot([row["base_recall"], row["recall"]], [place, place], color=colour)
         axes.plot(row["base_recall"], place, "o", color=colour, markerfacecolor="white")
         axes.plot(row["recall"], place, "o", color=colour)
-    axes.set_yticks(range(len(rows)), [_plain(row["class"]) for row in rows], fontsize="small")
+    axes.set_yticks(range(len(rows)), [no_formula(row["class"]) for row in rows], fontsize="small")
     axes.set(
         xlabel="recall", xlim=(-0.02, 1.02), title="Each class, base model (hollow) to trained"
     )
@@ -97,8 +98,3 @@ def classes_png(detail: Mapping[str, Any]) -> bytes:
 def _title(detail: Mapping[str, Any], name: str) -> str:
     accuracy = detail[name]["accuracy"]
     return name if accuracy is None else f"{name}, accuracy {accuracy:.3f}"
-
-
-def _plain(text: str) -> str:
-    """A name as it stands: matplotlib takes what is between dollars for a formula."""
-    return text.replace("$", r"\$")

@@ -8,9 +8,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
 from fedclip.reports.curves import png
+from fedclip.reports.text import no_formula, plain
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -30,7 +30,7 @@ def accuracy_table(rows: Rows, references: Sequence[str]) -> Table:
     for arm, row in rows.items():
         rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
         table.add_row(
-            Text(arm),
+            plain(arm),
             str(len(row["runs"])),
             spread(row["accuracy"]),
             spread(row["gain"], sign=True),
@@ -49,7 +49,7 @@ def cost_table(rows: Rows) -> Table:
              "s to 95 %", "peak MB")  # fmt: skip
     for arm, row in rows.items():
         table.add_row(
-            Text(arm),
+            plain(arm),
             number(row["bytes_up_per_client_round"], ".3f", 1e6),
             number(row["bytes_down_per_client_round"], ".3f", 1e6),
             number(row["bytes_total"], ".1f", 1e6),
@@ -81,7 +81,7 @@ def accuracy_png(rows: Rows) -> bytes:
     upwards = list(rows)[::-1]
     for place, arm in enumerate(upwards):
         _dot(axes, rows[arm]["accuracy"]["mean"], place, rows[arm], axis="x")
-    axes.set_yticks(range(len(rows)), upwards)
+    axes.set_yticks(range(len(rows)), [no_formula(arm) for arm in upwards])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     zero_shot = [row["zero_shot_accuracy"]["mean"] for row in rows.values()]
     axes.axvline(sum(zero_shot) / len(zero_shot), linestyle="--", color="grey", label="zero-shot")
@@ -99,7 +99,7 @@ def bytes_png(rows: Rows) -> bytes:
         megabytes = row["bytes_total"] / 1e6
         _dot(axes, megabytes, row["accuracy"]["mean"], row, axis="y")
         axes.annotate(
-            arm,
+            no_formula(arm),
             (megabytes, row["accuracy"]["mean"]),
             xytext=(5, 3),
             textcoords="offset points",
@@ -137,4 +137,4 @@ def _table(title: str) -> Table:
 
 def _columns(table: Table, *names: str) -> None:
     for name in names:
-        table.add_column(name, justify="left" if name == "arm" else "right", overflow="fold")
+        table.add_column(plain(name), justify="left" if name == "arm" else "right", overflow="fold")

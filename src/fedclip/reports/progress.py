@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fedclip.records import ClientReport
 from fedclip.reports.listener import Listener
 from fedclip.reports.tables import partition_table
+from fedclip.reports.text import message, plain
 
 
 class PlainProgress(Listener):
@@ -26,7 +27,7 @@ class PlainProgress(Listener):
 
     def message(self, text: str) -> None:
         """Prints the text."""
-        self._console.print(text, markup=False)
+        self._console.print(message(text))
 
     def partition(self, class_names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> None:
         """Prints the table of examples per client and class."""
@@ -45,7 +46,7 @@ class PlainProgress(Listener):
             if record["server_round"]
             else "before training"
         )
-        self._console.print(f"{number}  {figures(record)}{left}", markup=False)
+        self._console.print(message(f"{number}  {figures(record)}{left}"))
 
 
 class LiveProgress(PlainProgress):
@@ -55,10 +56,10 @@ class LiveProgress(PlainProgress):
         """Draws on the console, by default standard error."""
         super().__init__(console)
         self._progress = Progress(
-            TextColumn("{task.description:<9}"),
+            TextColumn("{task.description:<9}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
             console=self._console,
         )
@@ -90,14 +91,13 @@ class LiveProgress(PlainProgress):
 
     def client(self, report: ClientReport) -> None:
         """Moves the bar of the round's clients."""
-        self._progress.update(
-            self._tasks["clients"], advance=1, note=f"{report.client_id}: loss {report.loss:.3f}"
-        )
+        note = plain(f"{report.client_id}: loss {report.loss:.3f}").plain
+        self._progress.update(self._tasks["clients"], advance=1, note=note)
 
     def round(self, record: Mapping[str, Any]) -> None:
         """Moves the bar of rounds and starts the next round's clients."""
         if record["server_round"] == 0:
-            self._console.print(f"before training  {figures(record)}", markup=False)
+            self._console.print(message(f"before training  {figures(record)}"))
             return
         self._move("rounds", record["server_round"], self._total, note=figures(record))
         last = record["server_round"] == self._total

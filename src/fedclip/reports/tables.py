@@ -8,6 +8,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from fedclip.reports.text import plain
+
 _WIDEST = 12
 
 
@@ -40,9 +42,9 @@ def partition_table(class_names: Sequence[str], counts: Mapping[str, Sequence[in
     many = len(class_names) > _WIDEST
     columns = ["classes", "largest", "smallest"] if many else list(class_names)
     for column in [*columns, "all"]:
-        table.add_column(column, justify="right", overflow="ellipsis", no_wrap=True)
+        table.add_column(plain(column), justify="right", overflow="ellipsis", no_wrap=True)
     for client_id, row in counts.items():
         present = [n for n in row if n] or [0]
         cells = [sum(n > 0 for n in row), max(present), min(present)] if many else list(row)
-        table.add_row(client_id, *(str(n) if n else "." for n in cells), str(sum(row)))
+        table.add_row(plain(client_id), *(str(n) if n else "." for n in cells), str(sum(row)))
     return table

@@ -12,8 +12,10 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from fedclip.config.names import clean_class_name
 from fedclip.data.captions import numbered
-from fedclip.data.prompts import PROMPTS, clean_class_name
+from fedclip.data.class_names import one_class_by_name
+from fedclip.data.prompts import PROMPTS
 from fedclip.data.source import ImageSource, mask_or_none
 from fedclip.data.sources.hub_images import HubImages, roots_of
 from fedclip.errors import FedclipWarning, UsageError
@@ -53,7 +55,7 @@ def hub(path: str | None = None, layout: str = "auto") -> ImageSource:
         label = caption or _label_column(name, features, options.get("label"))
         parts = _same_columns(name, parts, [image, label, options.get("site")])
         table = datasets.concatenate_datasets(list(parts.values()))
-    labels, class_names = _captions(table, label) if caption else _labels(table, label)
+    labels, class_names = _captions(table, label) if caption else _classes(table, label)
     split = np.repeat(list(parts), [len(part) for part in parts.values()])
     known = labels >= 0
     if not known.all():
@@ -70,7 +72,7 @@ def hub(path: str | None = None, layout: str = "auto") -> ImageSource:
         name="hub",
         images=HubImages(encoded, image, name, rows, roots_of(name)),
         labels=labels[rows],
-        class_names=tuple(n if caption else clean_class_name(n) for n in class_names),
+        class_names=tuple(class_names),
         templates=PROMPTS["pairs" if caption else "hub"].templates,
         is_test=mask_or_none(split[rows] == "test"),
         is_validation=mask_or_none(split[rows] == "validation"),
@@ -224,6 +226,17 @@ def _captions(table: Any, column: str) -> tuple[np.ndarray, list[str]]:
     return found, list(dict.fromkeys(text for text in texts if text))
 
 
+def _classes(table: Any, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Class indices (-1 where unknown) and names; numbered classes keep their numbers."""
+    import datasets
+
+    indices, names = _labels(table, column)
+    if isinstance(table.features[column], datasets.ClassLabel):
+        return indices, tuple(map(clean_class_name, names))
+    numbers, cleaned = one_class_by_name(names, f"values of the column {column!r}")
+    return np.append(np.array(numbers, dtype=np.int64), -1)[indices], cleaned
+
+
 def _labels(table: Any, column: str) -> tuple[np.ndarray, list[str]]:
     """Class indices (-1 where unknown) and names: a ClassLabel's own, else the sorted values."""
     import datasets
@@ -246,6 +259,10 @@ def _sites(name: str, table: Any, column: str | None) -> tuple[np.ndarray | None
     if column not in table.features:
         raise UsageError(f"data.path: {name} has no column {column!r}: {_list(table.features)}")
     indices, names = _labels(table, column)
+    plain = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    # An empty cell names no site, nor does a missing one, whose index is -1.
+    places = [plain.index(name.strip()) if name.strip() else -1 for name in names]
+    indices, names = np.array([*places, -1], dtype=np.int64)[indices], plain
     short = [Path(name).stem for name in names]
     if column == "__url__" and len(set(short)) == len(names):  # webdataset's: a site is a shard
         names = short

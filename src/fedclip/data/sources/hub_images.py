@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fedclip.data.picture_types import open_regular
 from fedclip.data.rgb import open_rgb
 from fedclip.data.source import path_below
 
@@ -37,7 +38,8 @@ class HubImages:
             return cell["bytes"]
         if cell.get("path"):
             where = f"{self.name}, row {self.rows[index]}"
-            return path_below(self.roots, cell["path"], where).read_bytes()
+            with open_regular(path_below(self.roots, cell["path"], where)) as file:
+                return file.read()
         raise ValueError("the data set has no image here")
 
     def open(self, index: int) -> Image.Image:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedclip.data.class_names import one_class_by_name
 from fedclip.data.picture_types import (
     SPECIAL,
     advice,
@@ -17,7 +18,7 @@ from fedclip.data.picture_types import (
     readable_suffixes,
     unread_type,
 )
-from fedclip.data.prompts import PROMPTS, clean_class_name
+from fedclip.data.prompts import PROMPTS
 from fedclip.data.source import FileImages, ImageSource, mask_or_none, some
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.files import readable
@@ -240,14 +241,14 @@ def _source(root: Path, splits: dict[tuple[str, str], Tree], layout: str) -> Ima
             paths.append("/".join((name, *path) if name else path))
             rows.append((path[at], path[0] if by_site else None, split))
     class_names, site_names = _in_order(classes), _in_order(sites)
-    _warn_of_twins(class_names)
-    class_index = {name: i for i, name in enumerate(class_names)}
+    numbers, names = one_class_by_name(class_names, "data.path: class folders")
+    class_index = dict(zip(class_names, numbers, strict=True))
     site_index = {name: i for i, name in enumerate(site_names)}
     return ImageSource(
         name="imagefolder",
         images=FileImages(root, tuple(paths)),
         labels=np.array([class_index[row[0]] for row in rows], dtype=np.int64),
-        class_names=tuple(clean_class_name(name) for name in class_names),
+        class_names=names,
         templates=PROMPTS["imagefolder"].templates,
         is_test=mask_or_none([row[2] == "test" for row in rows]),
         is_validation=mask_or_none([row[2] == "validation" for row in rows]),
@@ -264,16 +265,3 @@ def _in_order(names: set[str]) -> list[str]:
     if all(name.isascii() and name.isdigit() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
-
-
-def _warn_of_twins(names: list[str]) -> None:
-    plain = [clean_class_name(name).casefold() for name in names]
-    times = Counter(plain)
-    twins = [name for name, key in zip(names, plain, strict=True) if times[key] > 1]
-    if twins:
-        warnings.warn(
-            f"data.path: class folders that differ in spelling only are different classes: "
-            f"{some(twins)}; rename them if they are one",
-            FedclipWarning,
-            stacklevel=2,
-        )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedclip.data.prompts import clean_class_name
+from fedclip.config.names import check_classes_differ, class_key
 from fedclip.data.source import ImageSource, some
 from fedclip.data.sources.imagefolder import imagefolder
 from fedclip.errors import UsageError
@@ -23,16 +23,17 @@ def site_source(
     that it would have in one folder `<site>/<class>/*` with all other sites'.
     """
     source = imagefolder(path, "classes")
-    given = {clean_class_name(name): target for name, target in (folders or {}).items()}
-    own = [given.get(name, name) for name in source.class_names]
-    known = [clean_class_name(name).casefold() for name in class_names]
-    unknown = [name for name in own if clean_class_name(name).casefold() not in known]
+    check_classes_differ(class_names, "the run's classes")
+    given = {class_key(name): target for name, target in (folders or {}).items()}
+    own = [given.get(class_key(name), name) for name in source.class_names]
+    known = [class_key(name) for name in class_names]
+    unknown = [name for name in own if class_key(name) not in known]
     if unknown:
         raise UsageError(
             f"the data have classes that the run does not know: {some(unknown)}; its classes are "
             f"{some(class_names)}. Rename the folders, or say which class each is under `classes`"
         )
-    index = np.array([known.index(clean_class_name(n).casefold()) for n in own], dtype=np.int64)
+    index = np.array([known.index(class_key(name)) for name in own], dtype=np.int64)
     return replace(
         source,
         labels=index[source.labels],

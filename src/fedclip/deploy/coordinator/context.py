@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedclip.config import Config
+from fedclip.config.names import check_classes_differ
 from fedclip.data.federated_data import FederatedData
 from fedclip.data.prompts import PROMPTS
 from fedclip.errors import UsageError
@@ -88,6 +89,7 @@ def _no_data(config: Config) -> FederatedData:
             "data.class_names must name the classes where deploy.test_data is false, as the "
             "coordinator has no images from which it could learn them"
         )
+    check_classes_differ(names, "data.class_names")
     templates = config.data.templates or PROMPTS["imagefolder"].templates
     black = np.zeros((8, 8, 3), np.uint8)
     pixels = load_pixels(config.model.model_name).to_pixels([black])

@@ -27,6 +27,7 @@ def register(control: Control, keys: Path, name: str) -> dict[str, Any]:
 
     Nothing happens if it is admitted already. A key that was revoked stays so.
     """
+    name = check_site_name(name)
     public = _public(keys, name)
     node_id, before = None, control.nodes()
     for node in before:
@@ -65,7 +66,7 @@ def revoke(control: Control, keys: Path, name: str) -> dict[str, Any]:
 
     Its folder is moved aside, so that a coordinator with a new database does not admit it either.
     """
-    check_site_name(name)
+    name = check_site_name(name)
     path = site_folder(keys, name) / SITE_PUBLIC
     public = _public(keys, name) if path.exists() else b""
     found = [
@@ -115,7 +116,6 @@ def _row(name: str, status: str, public: bytes, node: Node | None = None) -> dic
 
 
 def _public(keys: Path, name: str) -> bytes:
-    check_site_name(name)
     path = site_folder(keys, name) / SITE_PUBLIC
     if not path.exists():
         known = ", ".join(site_names(keys)) or "none"

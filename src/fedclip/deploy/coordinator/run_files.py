@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedclip import files
-from fedclip.errors import FedclipError, UsageError
+from fedclip.errors import FedclipError, UsageError, harmless
 
 PLACE = "deploy"
 
@@ -56,7 +56,7 @@ class DeployFiles:
     def say(self, text: str) -> None:
         """Adds lines for a person to read."""
         with self.progress.open("a", encoding="utf-8") as file:
-            file.write(text.rstrip("\n") + "\n")
+            file.write(harmless(text).rstrip("\n") + "\n")
 
     def note_bytes(self, record: dict[str, Any]) -> None:
         """Adds a line of bytes."""

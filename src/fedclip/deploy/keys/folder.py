@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from fedclip import files
+from fedclip.config.names import file_name, no_twins, site_name
 from fedclip.deploy.keys import certificates
 from fedclip.deploy.keys.certificates import LOCAL
 from fedclip.errors import UsageError
@@ -29,7 +32,6 @@ AUTHORITY_DAYS = 3650
 CA, CA_KEY, SERVER, SERVER_KEY = "ca.crt", "ca.key", "server.crt", "server.key"
 SITE_KEY, SITE_PUBLIC = "site.key", "site.key.pub"
 
-_SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"(?=.{{1,253}}$)({_LABEL}\.)*(?!\d+$){_LABEL}")
 
@@ -86,7 +88,8 @@ def site(
     With `public`, the site has made its key itself and sent only this public one; then no private
     key is written here.
     """
-    check_site_name(name)
+    name = check_site_name(name)
+    _refuse_twin(folder, name)
     ca, _ = _authority(folder)
     wanted = {CA: certificates.pem(ca), "README.txt": _readme(name, public is None)}
     if public is None:
@@ -111,14 +114,30 @@ def site(
 
 def site_folder(folder: Path, name: str) -> Path:
     """Where the files for a site are."""
-    return folder / "sites" / name
+    return folder / "sites" / file_name(name)
 
 
 def site_names(folder: Path) -> list[str]:
     """The sites that have a folder here, in the order of their names."""
     sites = folder / "sites"
     found = [path.name for path in sites.iterdir()] if sites.is_dir() else []
-    return sorted(name for name in found if _SITE.fullmatch(name))
+    return sorted(name for name in map(_site_of, found) if name is not None)
+
+
+def _site_of(file: str) -> str | None:
+    """The site whose folder is called so; None for what is no site's, such as one set aside."""
+    try:
+        name = site_name(unquote(file))
+    except ValueError:
+        return None
+    return name if file_name(name) == unicodedata.normalize("NFC", file) else None
+
+
+def _refuse_twin(folder: Path, name: str) -> None:
+    try:
+        no_twins((*(other for other in site_names(folder) if other != name), name))
+    except ValueError as error:
+        raise UsageError(f"{folder} has keys of such a site already: {error}") from None
 
 
 def move_aside(folder: Path, name: str) -> Path | None:
@@ -131,13 +150,12 @@ def move_aside(folder: Path, name: str) -> Path | None:
     return aside
 
 
-def check_site_name(name: str) -> None:
-    """Raise UsageError unless a site may be called so."""
-    if not _SITE.fullmatch(name):
-        raise UsageError(
-            "a site's name must be 1 to 63 letters, digits, - or _, beginning with a letter or "
-            f'digit, got "{name}"'
-        )
+def check_site_name(name: str) -> str:
+    """The name as it is kept; UsageError unless a site may be called so."""
+    try:
+        return site_name(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def check_coordinator(

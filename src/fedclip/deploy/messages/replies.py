@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from fedclip.config.names import is_site_name
 from fedclip.deploy.messages.codec import Format, decode, digest, encode, rank_map
 from fedclip.deploy.messages.envelope import BadMessage, Envelope
 from fedclip.deploy.messages.requests import Exchange, Ticket
+from fedclip.errors import shortened
 from fedclip.federated.update_checks import check, outliers
 from fedclip.records import ClientReport, ClientUpdate, State, TrainRequest
 
@@ -93,6 +95,8 @@ def read_ready(data: bytes, ticket: Ticket, site: str, largest: int) -> tuple[st
     name = str(envelope.header.get("site"))
     if site and name != site:
         raise Refused(f"{site} calls itself {name}; its key is registered as {site}")
+    if not is_site_name(name):
+        raise Refused(f"a site calls itself {shortened(name)}, which no site's name may be")
     _check_kind(envelope, READY, name)
     _check_ticket(envelope.header, ticket, name)
     return name, count_of(envelope.header, "num_examples", name)

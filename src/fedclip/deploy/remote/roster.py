@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from fedclip.config.names import is_twin
 from fedclip.deploy.messages import replies, requests
 from fedclip.deploy.messages.replies import Refused
 from fedclip.deploy.messages.requests import Ticket
@@ -161,6 +162,9 @@ class Roster:
     def _admit(self, site: str, node: int, count: int, keyed: bool) -> None:
         if self.wanted is not None and site not in self.wanted:
             raise Refused(f"{site} is not among the sites of this run (deploy.sites)")
+        twin = next((name for name in self.nodes if is_twin(name, site)), None)
+        if twin is not None:
+            raise Refused(f"{site} is called as {twin} is, but for case or Unicode form")
         other = self.nodes.get(site)
         # Without keys a site that starts again is a new node, beside the old one for a minute.
         if keyed and other is not None and other != node:

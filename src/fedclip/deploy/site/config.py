@@ -16,6 +16,7 @@ from fedclip.config.section import (
     Megabytes,
     OwnWeight,
     Section,
+    SiteName,
     Space,
     Text,
     Times,
@@ -59,7 +60,7 @@ class PolicyConfig(Section):
 class SiteConfig(Section):
     """A site of a federation."""
 
-    name: Text = Field("site", description="The name under which its key is registered.")
+    name: SiteName = Field("site", description="The name under which its key is registered.")
     coordinator: HostPort = Field("127.0.0.1:8000", description="The coordinator's host and port.")
     keys: Text | None = Field(
         None, description="The folder that `fedclip keys site` made; `null`: on one machine alone."

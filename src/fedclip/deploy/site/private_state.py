@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from fedclip import files
 from fedclip.errors import UsageError
+from fedclip.models.tensor_files import read_tensors
 from fedclip.records import State
-from fedclip.tensor_files import read_tensors
 
 if TYPE_CHECKING:
     import torch

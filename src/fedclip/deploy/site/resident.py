@@ -20,6 +20,7 @@ from fedclip.deploy.site.config import SiteConfig
 from fedclip.deploy.site.handover import SOCKET, TOKEN
 from fedclip.deploy.site.trainer import SiteTrainer
 from fedclip.device import keep_freed_memory
+from fedclip.errors import harmless
 
 READY = "the trainer is ready"
 
@@ -46,7 +47,7 @@ def serve_one(listener: Listener, trainer: SiteTrainer) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(harmless(text), flush=True)
 
 
 if __name__ == "__main__":

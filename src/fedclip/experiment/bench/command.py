@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -13,13 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fedclip import files
-from fedclip.errors import UsageError
+from fedclip.errors import UsageError, harmless
 from fedclip.experiment.bench.plan import Cell, Plan, make_plan
 from fedclip.experiment.bench.result import result, write_result
 from fedclip.experiment.bench.runner import Finished, Outcome, ProcessRunner, RunCell
 from fedclip.experiment.bench.schedule import Choice, Results, Watcher, run_grid
 from fedclip.experiment.bench.statistics import arm_figures
 from fedclip.reports.comparison import accuracy_png, accuracy_table, bytes_png, cost_table
+from fedclip.reports.text import json_text, message
 
 _WIDTH = 160
 _CHECKOUT = Path(__file__).resolve().parents[4]
@@ -65,7 +65,7 @@ def bench(
         files.replace_file(work / "bytes.png", bytes_png(rows))
     if as_json:
         whole = result(f"bench_{grid.stem}", figures, details)
-        print(json.dumps(whole, indent=2, ensure_ascii=False))
+        print(json_text(whole))
     elif rows:
         console = Console(highlight=False)
         if not console.is_terminal:
@@ -100,7 +100,7 @@ class Display(Watcher):
             TextColumn("runs"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -153,7 +153,7 @@ class Display(Watcher):
         return (time.monotonic() - self._started) / self._done * (self._total - self._done)
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(message(text))
 
 
 def _list_runs(plan: Plan, runner: ProcessRunner) -> int:
@@ -163,12 +163,12 @@ def _list_runs(plan: Plan, runner: ProcessRunner) -> int:
         problem = plan.problem(arm)
         if problem:
             refused = 1
-            print(f"{arm}: left out: {problem}")
+            print(harmless(f"{arm}: left out: {problem}"))
             continue
         tuning, rates = plan.tuning_cells(arm), plan.rates(arm)
         known = [] if tuning else plan.cells(arm, rates[0])
         for cell in (*tuning, *known):
-            print(f"{cell}: {_command(plan, cell)}{_state(runner, cell)}")
+            print(harmless(f"{cell}: {_command(plan, cell)}{_state(runner, cell)}"))
         if tuning:
             seeds = ", ".join(map(str, plan.seeds))
             print(f"{arm}: then seeds {seeds} at the best rate of {_rates(rates)}")
@@ -223,7 +223,7 @@ def _tell(
     ]
     written = result_file or work / "result.json"
     lines.append(f"written to {written}" + (f" and {work}/*.png" if rows else ""))
-    print("\n".join(lines), file=sys.stderr)
+    print(harmless("\n".join(lines)), file=sys.stderr)
 
 
 def _edge(choice: Choice) -> str:

@@ -13,7 +13,6 @@ from torch import nn
 
 from fedclip.device import at_least_fp32
 from fedclip.errors import FedclipError, UsageError
-from fedclip.files import write_folder
 from fedclip.models.export.transformers_folder import (
     CLASSES,
     PROCESSORS,
@@ -21,6 +20,7 @@ from fedclip.models.export.transformers_folder import (
     save_processors,
     write_classes,
 )
+from fedclip.models.whole_folder import write_folder
 from fedclip.models.wrapper import CLIPLoRAWrapper
 
 IMAGE = "image_encoder.onnx"

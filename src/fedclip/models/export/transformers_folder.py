@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 from fedclip.errors import UsageError
-from fedclip.files import write_folder
 from fedclip.models.pretrained import EMBEDDED, RANDOM, quiet, source_of
 from fedclip.models.text_head import prompts
+from fedclip.models.whole_folder import write_folder
 from fedclip.models.wrapper import CLIPLoRAWrapper
 
 CLASSES = "classes.json"
@@ -107,6 +107,11 @@ def _card(model: CLIPLoRAWrapper) -> str:
         'classify = pipeline("zero-shot-image-classification", model="<this folder>")',
         f"classify(image, candidate_labels=[{names}], hypothesis_template={template})",
         "```",
+        "",
+    ]
+    lines += [
+        "`image` is an upright RGB image of 8 bits: lay transparency over white, turn a photograph",
+        "as its EXIF says, bring 16-bit levels to 8 first (fedclip's `to_pixels` does all that).",
         "",
     ]
     if model.head == "linear":
