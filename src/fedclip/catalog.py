@@ -46,9 +46,7 @@ class StrategyEntry(Entry):
     mixes_ranks: bool = False  # takes clients of different ranks
     allows_dora: bool = False  # does not need B A to be the whole update
     options: tuple[str, ...] = ()  # keys of the configuration that it reads
-    dynamic_ranks: str = (
-        ""  # what ranks chosen by the server cut: the factors' "mean", or "product"
-    )
+    dynamic_ranks: str = ""  # what the server's ranks cut: the factors' "mean", or "product"
     pools: bool = False  # one client holds all examples
     traffic: str = f"{_BYTES}:both"  # formula of its bytes per round
 
@@ -205,8 +203,7 @@ def load(kind: str, name: str, key: str | None = None) -> Any:
     found = _installed(kind).get(name, [])
     if found:
         return _from_package(kind, found, key)
-    wrong = unknown(kind, name)
-    if wrong:
+    if wrong := unknown(kind, name):
         raise UsageError(f"{key} must be {wrong[0]}, got {name!r}{wrong[1]}")
     return _from_file(name, key, KINDS[kind].word)
 
@@ -231,8 +228,8 @@ def unknown(
 
 def rows_without(kind: str, field: str = "") -> list[str]:
     """The names of a kind's rows of which a field does not hold."""
-    rows = [n for n, row in KINDS[kind].rows.items() if not (field and getattr(row, field))]
-    return [*rows, *_table(kind)]
+    rows = KINDS[kind].rows.items()
+    return [*(n for n, row in rows if not (field and getattr(row, field))), *_table(kind)]
 
 
 def _table(kind: str) -> Mapping[str, Any]:
@@ -250,9 +247,8 @@ def _installed(kind: str) -> dict[str, list[Any]]:
     from importlib.metadata import entry_points  # slow to import
 
     found: dict[str, list[Any]] = {}
-    if KINDS[kind].opens:
-        for point in entry_points(group=f"fedclip.{kind}"):
-            found.setdefault(point.name, []).append(point)
+    for point in entry_points(group=f"fedclip.{kind}") if KINDS[kind].opens else ():
+        found.setdefault(point.name, []).append(point)
     return found
 
 
@@ -273,11 +269,7 @@ def _from_package(kind: str, found: list[Any], key: str) -> Any:
         return found[0].load()
     except (Exception, SystemExit) as error:
         name = f"{found[0].name}, which is {where[0]},"
-        raise UsageError(f"{key}: {name} cannot be loaded: {_words(error)}") from error
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+        raise UsageError(f"{key}: {name} cannot be loaded: {error!r}") from error
 
 
 def _from_file(name: str, key: str, word: str) -> Any:
@@ -297,10 +289,10 @@ def _from_file(name: str, key: str, word: str) -> Any:
         loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[own_name]
-        raise UsageError(f"{key}: {file} cannot be loaded: {_words(error)}") from error
-    if not hasattr(module, attribute):
-        raise UsageError(f"{key}: {file} has no {word} {attribute}")
-    return getattr(module, attribute)
+        raise UsageError(f"{key}: {file} cannot be loaded: {error!r}") from error
+    if hasattr(module, attribute):
+        return getattr(module, attribute)
+    raise UsageError(f"{key}: {file} has no {word} {attribute}")
 
 
 def strategy_row(name: str) -> StrategyEntry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
+import re
 import socket
 import ssl
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pathlib import Path
 from fedclip.config.section import split_address
 from fedclip.errors import FedclipError, UsageError
 
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}$)({_LABEL}\.)*(?!\d+$){_LABEL}")
 _BY_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -155,3 +158,16 @@ def certificate_trouble(words: str) -> str:
     if "wrong version number" in lower or "record layer" in lower or "unknown protocol" in lower:
         return "speaks no TLS there; is this the coordinator's port?"
     return f"TLS failed: {words}"
+
+
+def host_name(text: str) -> str:
+    """A host as a certificate has it: an address, or a name in lower case."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        if _HOST_NAME.fullmatch(text):
+            return text.lower()
+    raise UsageError(
+        '--host must be a name or an address, such as "coordinator.example.org" or "10.0.0.5", '
+        f'without a port, got "{text}"'
+    )

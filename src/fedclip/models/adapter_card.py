@@ -17,12 +17,8 @@ def adapter_card(
     head: str | None,
     class_names: Sequence[str],
     templates: Sequence[str],
-    num_classes: int | None = None,
 ) -> str:
-    """A model card in Markdown, with the front matter by which the hub knows a PEFT adapter.
-
-    `num_classes` is that of a trained head.
-    """
+    """A model card in Markdown, with the front matter by which the hub knows a PEFT adapter."""
     peft = kind.peft_format
     lines = ["---", f"base_model: {json.dumps(base_model)}"]
     lines += ["library_name: peft"] if peft else []
@@ -47,7 +43,7 @@ def loading(
     if kind.peft_format and head != "linear":
         return ["```python", *_loading(base_model, place), "```"]
     told = []
-    if kind.peft_format:
+    if head == "linear":
         told = [
             "The trained classifier is in `head.safetensors`, which PEFT and transformers pass "
             "over; fedclip loads it with the rest, from a folder on disk:",

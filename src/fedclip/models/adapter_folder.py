@@ -61,7 +61,6 @@ def write_adapter(
             head=notes.head,
             class_names=notes.class_names,
             templates=notes.templates,
-            num_classes=len(head["head.bias"]) if head else None,
         )
         (fresh / CARD).write_text(card, encoding="utf-8")
 

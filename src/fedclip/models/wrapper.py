@@ -74,8 +74,6 @@ class CLIPLoRAWrapper(ManyTasks):
         self._settle_head()
         self.eval()
 
-    # --- what it is ---
-
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -234,8 +232,6 @@ class CLIPLoRAWrapper(ManyTasks):
                 yield self
         finally:
             self.head, self._slot = head, "adapted"
-
-    # --- on disk ---
 
     def save_adapter(self, folder: str | PathLike[str]) -> None:
         """Write the trainable tensors as an adapter folder, whole or not at all.

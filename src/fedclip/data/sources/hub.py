@@ -17,12 +17,11 @@ from fedclip.data.captions import numbered
 from fedclip.data.class_names import one_class_by_name
 from fedclip.data.prompts import PROMPTS
 from fedclip.data.source import ImageSource, mask_or_none
+from fedclip.data.sources.columns import caption_column, image_column, label_column, listed
 from fedclip.data.sources.hub_images import HubImages, roots_of
 from fedclip.errors import FedclipWarning, UsageError
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
-LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
-CAPTION_NAMES = ("caption", "captions", "text", "txt")
 OPTIONS = ("config", "revision", "image", "label", "caption", "site")
 
 
@@ -50,9 +49,9 @@ def hub(path: str | None = None, layout: str = "auto") -> ImageSource:
     with _bars_on_terminals_only():
         parts = _by_split(name, _open(name, options.get("config"), options.get("revision")))
         features = parts["train"].features
-        image = _image_column(name, features, options.get("image"))
-        caption = _caption_column(name, features, options)
-        label = caption or _label_column(name, features, options.get("label"))
+        image = image_column(name, features, options.get("image"))
+        caption = caption_column(name, features, options)
+        label = caption or label_column(name, features, options.get("label"))
         parts = _same_columns(name, parts, [image, label, options.get("site")])
         table = datasets.concatenate_datasets(list(parts.values()))
     labels, class_names = _captions(table, label) if caption else _classes(table, label)
@@ -135,7 +134,7 @@ def _same_columns(name: str, parts: dict[str, Any], columns: list[str | None]) -
         if any(part.features.get(column) != train.get(column) for column in needed):
             warnings.warn(
                 f"{name}: its {split} split is left out, since its columns "
-                f"({_list(part.features)}) are not those of the train split ({_list(train)})",
+                f"({listed(part.features)}) are not those of the train split ({listed(train)})",
                 FedclipWarning,
                 stacklevel=3,
             )
@@ -157,59 +156,6 @@ def _bars_on_terminals_only() -> Iterator[None]:
         yield
     finally:
         datasets.enable_progress_bars()
-
-
-def _image_column(name: str, features: Any, asked: str | None) -> str:
-    import datasets
-
-    found = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
-    if asked is not None:
-        if asked not in found:
-            raise UsageError(
-                f"data.path: {asked!r} is no image column of {name}: {_list(features)}"
-            )
-        return asked
-    preferred = [column for column in ("image", "img") if column in found]
-    if preferred or len(found) == 1:
-        return (preferred or found)[0]
-    problem = "several image columns; choose with ?image=" if found else "no image column"
-    raise UsageError(f"data.path: {name} has {problem}; its columns: {_list(features)}")
-
-
-def _label_column(name: str, features: Any, asked: str | None) -> str:
-    import datasets
-
-    if asked is not None:
-        if asked not in features:
-            raise UsageError(f"data.path: {name} has no column {asked!r}: {_list(features)}")
-        return asked
-    found = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    preferred = [column for column in LABEL_NAMES if column in found]
-    if preferred or len(found) == 1:
-        return (preferred or found)[0]
-    plain = [column for column in LABEL_NAMES if column in features]
-    if not found and plain:
-        return plain[0]
-    problem = "several label columns" if found else "no label column (ClassLabel)"
-    raise UsageError(
-        f"data.path: {name} has {problem}; its columns: {_list(features)}; "
-        "choose one with ?label=COLUMN after the id"
-    )
-
-
-def _caption_column(name: str, features: Any, options: dict[str, str]) -> str | None:
-    """The column of captions: the one asked for, or one of a usual name where no labels are."""
-    import datasets
-
-    asked = options.get("caption")
-    if asked is not None and asked not in features:
-        raise UsageError(f"data.path: {name} has no column {asked!r}: {_list(features)}")
-    if asked is not None or "label" in options:
-        return asked
-    labelled = any(isinstance(kind, datasets.ClassLabel) for kind in features.values())
-    if labelled or any(column in features for column in LABEL_NAMES):
-        return None
-    return next((column for column in CAPTION_NAMES if column in features), None)
 
 
 def _captions(table: Any, column: str) -> tuple[np.ndarray, list[str]]:
@@ -257,7 +203,7 @@ def _sites(name: str, table: Any, column: str | None) -> tuple[np.ndarray | None
     if column is None:
         return None, ()
     if column not in table.features:
-        raise UsageError(f"data.path: {name} has no column {column!r}: {_list(table.features)}")
+        raise UsageError(f"data.path: {name} has no column {column!r}: {listed(table.features)}")
     indices, names = _labels(table, column)
     plain = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     # An empty cell names no site, nor does a missing one, whose index is -1.
@@ -267,7 +213,3 @@ def _sites(name: str, table: Any, column: str | None) -> tuple[np.ndarray | None
     if column == "__url__" and len(set(short)) == len(names):  # webdataset's: a site is a shard
         names = short
     return indices, tuple(names)
-
-
-def _list(features: Any) -> str:
-    return ", ".join(f"{column} ({type(kind).__name__})" for column, kind in features.items())

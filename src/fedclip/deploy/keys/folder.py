@@ -10,8 +10,6 @@ keys/                    on the coordinator's machine, for nobody else
 
 from __future__ import annotations
 
-import ipaddress
-import re
 import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -21,6 +19,7 @@ from urllib.parse import unquote
 
 from fedclip import files
 from fedclip.config.names import file_name, no_twins, site_name
+from fedclip.deploy.addresses import host_name
 from fedclip.deploy.keys import certificates
 from fedclip.deploy.keys.certificates import LOCAL
 from fedclip.errors import UsageError
@@ -31,9 +30,6 @@ AUTHORITY_DAYS = 3650
 
 CA, CA_KEY, SERVER, SERVER_KEY = "ca.crt", "ca.key", "server.crt", "server.key"
 SITE_KEY, SITE_PUBLIC = "site.key", "site.key.pub"
-
-_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_HOST = re.compile(rf"(?=.{{1,253}}$)({_LABEL}\.)*(?!\d+$){_LABEL}")
 
 
 def init(
@@ -184,7 +180,7 @@ def check_coordinator(
     troubles += [
         f"{folder / SERVER} is for {', '.join(known)}, not for {host}; "
         f"`fedclip keys renew --host {host}` adds it"
-        for host in map(_host, hosts)
+        for host in map(host_name, hosts)
         if host not in known
     ]
     _raise(troubles)
@@ -259,19 +255,7 @@ def _aside(target: Path) -> Path:
 
 
 def _hosts(hosts: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys([*map(_host, hosts), *LOCAL]))
-
-
-def _host(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        if _HOST.fullmatch(text):
-            return text.lower()
-    raise UsageError(
-        '--host must be a name or an address, such as "coordinator.example.org" or "10.0.0.5", '
-        f'without a port, got "{text}"'
-    )
+    return list(dict.fromkeys([*map(host_name, hosts), *LOCAL]))
 
 
 def _check_days(days: int) -> None:
