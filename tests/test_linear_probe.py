@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import fedclip as package
@@ -118,7 +119,11 @@ def test_the_prefix_cache_holds_what_the_whole_tower_makes() -> None:
     torch.testing.assert_close(parts.images.take(rows), embedded, rtol=1e-5, atol=1e-5)
 
 
-def test_the_folder_holds_the_head_and_its_card_loads_it(run: Run, tmp_path: Path) -> None:
+def test_the_folder_holds_the_head_and_its_card_loads_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 40), "red").save("photo.jpg")
     assert sorted(path.name for path in run.adapter.iterdir()) == [
         "README.md",
         "fedclip.json",
