@@ -110,7 +110,7 @@ def test_runs_are_exported_in_every_form(fedclip: Command, tmp_path: Path) -> No
 
 def test_what_cannot_be_exported(fedclip: Command, tmp_path: Path, make: Make) -> None:
     folder, _ = make(FULL)
-    with pytest.raises(UsageError, match="has no adapter; use --to merged"):
+    with pytest.raises(UsageError, match="holds a full model, no PEFT adapter; use --to merged"):
         export(folder, "peft")
     with pytest.raises(UsageError, match=r"--to must be one of peft, merged, onnx, got 'gguf'"):
         export(folder, "gguf")
