@@ -80,8 +80,12 @@ def engine(
     cached: bool = False,
     sequential: bool = False,
     owned: Mapping[str, NDArray[np.int64]] | None = None,
+    graphs: bool = True,
+    optimizer: str = "adamw",
 ) -> Any:
-    """An engine for clients of equally many examples; learning rate 1e-3, AdamW, no clipping.
+    """An engine for clients of equally many examples; learning rate 1e-3, no clipping.
+
+    On CUDA its steps are graphs, unless `graphs` says no.
 
     `owned` says who has which of all clients' examples, by default each its own.
     """
@@ -90,7 +94,9 @@ def engine(
         c: np.arange(i * examples, (i + 1) * examples) for i, c in enumerate(client_ids(clients))
     }
     owned = owned or own
-    settings = LocalSettings(batch_size=batch_size, max_grad_norm=None, precision=PRECISION)
+    settings = LocalSettings(
+        batch_size=batch_size, max_grad_norm=None, precision=PRECISION, optimizer=optimizer
+    )
     common: Any = {"seed": 0, "device": DEVICE}
     if sequential:
         return SequentialEngine(model, pixels, labels, owned, settings, **common)
@@ -108,6 +114,7 @@ def engine(
             images=inputs,
             group_size=group_size or clients,
             padded=DEVICE.type != "cpu",
+            static=graphs and DEVICE.type == "cuda",
             **common,
         )
     )

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import write_result
 from benchmarks.engine_jobs import (
+    B32,
     DEVICE,
     PRECISION,
     SUFFIX,
@@ -42,9 +43,9 @@ from fedclip.models.text_head import ensemble
 class Recipe:
     """What is written by hand: PEFT on transformers' CLIP, both towers in every step."""
 
-    def __init__(self, images: int, length: int | None) -> None:
+    def __init__(self, images: int, length: int | None, name: str = B32) -> None:
         """`length` pads the prompts; None trims them to the longest."""
-        self.model = build()
+        self.model = build(name)
         self.model.train()
         self.parameters = list(self.model.trainable().values())
         pixels, labels = noise(self.model, images)

@@ -70,7 +70,16 @@ def data(sizes):
 
 
 def create(
-    kind, model, settings, *, sizes=SIZES, group_size=5, padded=False, cached=False, device=CPU
+    kind,
+    model,
+    settings,
+    *,
+    sizes=SIZES,
+    group_size=5,
+    padded=False,
+    cached=False,
+    static=False,
+    device=CPU,
 ):
     pixels, labels, clients = data(sizes)
     common = (pixels, labels, clients, settings)
@@ -88,6 +97,7 @@ def create(
         seed=1,
         device=device,
         padded=padded,
+        static=static,
     )
     if kind == "side by side":
         return SideBySide(engine, threads=2)
@@ -103,6 +113,7 @@ def rounds(
     sizes=SIZES,
     padded=False,
     cached=False,
+    static=False,
     ranks=None,
     strategy=None,
     device=CPU,
@@ -117,6 +128,7 @@ def rounds(
         group_size=group_size,
         padded=padded,
         cached=cached,
+        static=static,
         device=device,
     )
     if ranks:

@@ -171,7 +171,7 @@ def test_an_unknown_key_names_the_nearest_known_one(key: str, meant: str) -> Non
 def test_an_unknown_key_unlike_any_other_lists_the_known_ones() -> None:
     assert problem("engine.xyzzy", 1) == (
         "unknown key engine.xyzzy; known keys under engine: name, group_size, "
-        "memory_gb, prefix_cache, prefix_dtype (a.yaml)"
+        "memory_gb, prefix_cache, prefix_dtype, graphs (a.yaml)"
     )
 
 

@@ -1,5 +1,6 @@
 """On a GPU the engines do the same work as on a CPU; skipped where there is none."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,9 @@ from fedclip.errors import FedclipWarning
 from fedclip.experiment.run import resume
 from fedclip.federated.client import LocalSettings
 from fedclip.federated.engines.batched import BatchedEngine
-from tests.engines_help import BOTH, build, difference, rounds
+from fedclip.models.dropout import counted
+from fedclip.records import TrainRequest
+from tests.engines_help import BOTH, build, create, difference, rounds
 from tests.runs_help import StopAfter
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -36,9 +39,36 @@ def test_the_engines_agree_in_float64(options):
     for padded in (True, False):
         found = rounds("batched", SETTINGS, device=GPU, padded=padded, **common, **options)
         assert difference(found, expected) <= 1e-9
+    found = rounds("batched", SETTINGS, device=GPU, static=True, **common, **options)
+    assert difference(found, expected) <= 1e-9
     if not options.get("dropout"):  # a GPU draws other masks
         on_cpu = rounds("sequential", SETTINGS, **common, **model_only)
         assert difference(expected, on_cpu) <= 1e-9
+
+
+def test_steps_are_captured_and_replayed():
+    """All rounds by the same graphs; nothing is said, which would be a failed capture."""
+    model = build(targets=BOTH, dropout=0.2, dtype=torch.float64).to(GPU)
+    engine = create("batched", model, SETTINGS, static=True, device=GPU)
+    plain = create("batched", model, SETTINGS, padded=True, device=GPU)
+    state = {name: p.detach().cpu() for name, p in model.trainable().items()}
+    counts = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FedclipWarning)
+        for server_round in (1, 2, 3):
+            request = TrainRequest(server_round, ("b", "d", "a", "c", "e"), state)
+            (found,), (expected,) = engine.train(request), plain.train(request)
+            for name, tensor in found.tensors.items():
+                assert (tensor - expected.tensors[name]).norm() <= 1e-9 * tensor.norm()
+            counts.append(sum(map(len, engine._static.graphs)))
+    assert counts[0] > 0
+    assert counts[1] == counts[2]
+
+
+def test_masks_are_those_of_a_cpu():
+    keys, shape = torch.tensor([3, 2**62 + 1]), torch.Size((5, 7, 9))
+    on_cpu = counted(shape, 0.3, keys, "layer")
+    assert torch.equal(counted(shape, 0.3, keys.to(GPU), "layer").cpu(), on_cpu)
 
 
 def test_bf16_is_near_fp32():

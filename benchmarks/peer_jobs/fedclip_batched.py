@@ -47,6 +47,7 @@ def main(folder: Path, output: Path) -> None:
             seed=job.seed,
             device=device,
             padded=device.type != "cpu",
+            static=device.type == "cuda",
         )
     )
     round_seconds = []

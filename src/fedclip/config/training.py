@@ -89,6 +89,11 @@ class EngineConfig(Section):
     prefix_dtype: Literal["fp32", "fp16"] = Field(
         "fp32", description="Format of the prefix cache; `fp16` takes half the space."
     )
+    graphs: Literal["auto", "off"] = Field(
+        "auto",
+        description="Training steps as CUDA graphs (batched): `auto`: on CUDA; `off`: one kernel "
+        "after another.",
+    )
 
 
 class EvaluationConfig(Section):

@@ -185,6 +185,7 @@ def batched(parts: Parts, **common: Any) -> Engine:
             images=parts.images,
             group_size=engine.group_size,
             padded=parts.device.type != "cpu",
+            static=parts.device.type == "cuda" and engine.graphs == "auto",
             **common,
         )
     )

@@ -10,6 +10,10 @@ from torch import nn
 from fedclip.seeding import seed_for
 
 _LEVELS = 2**16
+# SplitMix64's constants (Steele et al. 2014), as signed numbers of 64 bits.
+_STEP, _MIX1, _MIX2 = (
+    c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 
 
 class KeyedDropout(nn.Module):
@@ -49,18 +53,43 @@ def set_dropout_key(network: nn.Module, key: int | None) -> None:
 def kept(shape: torch.Size, p: float, key: int, layer: str, device: torch.device) -> torch.Tensor:
     """Mask of one layer and micro-step: True where kept. A share of `p` to 1 / 65536 is dropped.
 
-    CPU and GPU draw from generators of their own, and so other masks.
+    A CPU draws from a generator that is fastest one number after another, a GPU from one that
+    computes each by itself (`counted`): their masks differ.
     """
+    if device.type != "cpu":
+        return counted(shape, p, torch.tensor([key], device=device), layer)
     seed = seed_for(key, "lora_dropout", layer)
     threshold = _threshold(p)
-    if device.type != "cpu":
-        generator = torch.Generator(device).manual_seed(seed)
-        draws = torch.rand(shape, device=device, generator=generator)
-        return draws >= threshold / _LEVELS
     # Sixteen random bits decide; drawn as 64 at once, this takes an eighth of torch.rand's time.
     count = shape.numel()
     bits = np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.uint16)[:count]
     return torch.from_numpy(bits >= threshold).view(shape)
+
+
+def counted(shape: torch.Size, p: float, keys: torch.Tensor, layer: str) -> torch.Tensor:
+    """Masks of several clients `[clients * shape[0], ...]`, by a counter-based generator.
+
+    `keys` `[clients]` are int64 and may lie on a GPU, where nothing waits for the host. Sixteen
+    bits of SplitMix64, started from a client's key and the layer, decide on each number; those of
+    a shorter shape are the first of a longer one's.
+    """
+    words = -(-shape.numel() // 4)
+    start = _mixed(keys + seed_for(0, "lora_dropout", layer))
+    count = torch.arange(1, words + 1, device=keys.device)
+    bits = _mixed(count.mul_(_STEP) + start[:, None]).view(torch.int16)[:, : shape.numel()]
+    return (bits >= _threshold(p) - _LEVELS // 2).view(-1, *shape[1:])
+
+
+def _mixed(z: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's output function."""
+    z = (z ^ _shifted(z, 30)).mul_(_MIX1)
+    z = (z ^ _shifted(z, 27)).mul_(_MIX2)
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: torch.Tensor, bits: int) -> torch.Tensor:
+    """To the right, with zeros from the left."""
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def keep_scale(p: float) -> float:

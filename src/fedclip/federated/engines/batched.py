@@ -22,17 +22,16 @@ from torch.nn.functional import cross_entropy
 
 from fedclip.device import at_least_fp32, float64_home
 from fedclip.errors import FedclipWarning, out_of_memory
-from fedclip.federated.client import LocalSettings, plan_steps, schedule_factor, training_images
+from fedclip.federated.client import LocalSettings, batches_of, training_images
 from fedclip.federated.engines.protocols import Images, Stacked
-from fedclip.federated.engines.stack import Group
-from fedclip.federated.engines.stacked_optimizer import StackedOptimizer, clip_by_client
+from fedclip.federated.engines.stacked_optimizer import StackedOptimizer, settle_gradients
+from fedclip.federated.engines.static import StaticSteps
+from fedclip.federated.engines.work import Plan, Work
 from fedclip.records import ClientReport, Cohort, State, TrainRequest
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-Plan = list[list["NDArray[np.int64]"]]
 
 
 class BatchedEngine:
@@ -51,11 +50,13 @@ class BatchedEngine:
         seed: int,
         device: torch.device,
         padded: bool = False,
+        static: bool = False,
     ) -> None:
         """Takes the images `[n, 3, size, size]`, labels `[n]` and each client's example indices.
 
         `images` gives the model's inputs where training does not change the pixels. With `padded`
-        all clients of a pass have equally many rows, which GPUs prefer.
+        all clients of a pass have equally many rows, which GPUs prefer; with `static` the passes
+        also have one of a few shapes, and on CUDA become graphs.
         """
         self._model = model
         self._pixels = pixels
@@ -67,6 +68,7 @@ class BatchedEngine:
         self._device = device
         self.padded = padded
         self._stop = Event()
+        self._static = self._static_steps() if static else None
         self.group_size = group_size
 
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
@@ -81,8 +83,9 @@ class BatchedEngine:
                 cohort = self._train_group(ids[: self.group_size], request)
             except torch.OutOfMemoryError:
                 if self.group_size == 1:
-                    who = f"client {ids[0]}, round {request.server_round}"
-                    raise out_of_memory(who) from None
+                    raise out_of_memory(f"client {ids[0]}, round {request.server_round}") from None
+                if self._static is not None:
+                    self._static = self._static_steps()  # its room was for the larger group
                 self.group_size = (min(self.group_size, len(ids)) + 1) // 2
                 warnings.warn(
                     f"round {request.server_round}: a group did not fit into the GPU's memory; "
@@ -122,19 +125,25 @@ class BatchedEngine:
 
     def _train_group(self, ids: tuple[str, ...], request: TrainRequest) -> Cohort:
         started = time.perf_counter()
-        settings = self._settings
-        seeds = [seed_for(self._seed, request.purpose, request.server_round, c) for c in ids]
-        plans = [
-            list(plan_steps(self._clients[c], settings, seed))
-            for c, seed in zip(ids, seeds, strict=True)
-        ]
-        group = Group.of(ids, request, self._model.trained, self._device)
-        parameters, ranks = group.parameters, group.ranks
-        mu = settings.proximal_mu if request.proximal_mu is None else request.proximal_mu
-        anchors = parameters.anchors(request.anchor) if mu else None
-        offsets = (
-            parameters.flat_rows([request.offsets[c] for c in ids]) if request.offsets else None
+        work = Work.of(
+            ids,
+            request,
+            self._clients,
+            self._settings,
+            self._model,
+            seed=self._seed,
+            device=self._device,
         )
+        before = self._start_losses(ids, work) if request.start_loss else [math.nan] * len(ids)
+        losses = self._steps(work) if self._static is None else self._static.train(work)
+        tensors = work.group.result()
+        seconds = time.perf_counter() - started
+        extras = list(zip(work.rate_sums(), before, strict=True))
+        return Cohort(self._reports(ids, losses.tolist(), work.plans, seconds, extras), tensors)
+
+    def _steps(self, work: Work) -> torch.Tensor:
+        """Trains the group's parameters; returns each client's summed loss `[clients]`."""
+        settings, group, parameters = self._settings, work.group, work.group.parameters
         optimizer = StackedOptimizer(
             settings.optimizer,
             parameters,
@@ -142,51 +151,45 @@ class BatchedEngine:
             rate_pattern=settings.rate_pattern,
         )
         home = float64_home(self._device)
-        losses = torch.zeros(len(ids), dtype=torch.float64, device=home)
-        rate_sums = torch.zeros(len(ids), dtype=torch.float64)
-        before = self._start_losses(ids, group) if request.start_loss else [math.nan] * len(ids)
-        for step in range(len(plans[0])):
+        losses = torch.zeros(len(work.plans), dtype=torch.float64, device=home)
+        for step, rates in enumerate(work.rates):
             if self._stop.is_set():
                 raise CancelledError
-            active = sum(len(plan) > step for plan in plans)  # the first ones: they are largest
+            steps = work.active(step)
+            active = len(steps)
             leaves = parameters.leaves(active)
             state = group.state(leaves)
-            steps = [plan[step] for plan in plans[:active]]
-            own = None if ranks is None else ranks[:active]
             for part in range(max(map(len, steps))):
-                loss, sums = self._loss(state, steps, seeds[:active], step, part, own)
+                loss, sums = self._loss(state, steps, work, step, part)
                 parameters.add_gradient(loss, leaves)
                 losses[:active] += sums
                 state = group.state(leaves) if group.frames else state
             grads = parameters.grads[:active]
-            if offsets is not None:
-                grads.add_(offsets[:active])
-            if anchors is not None:
-                grads.add_(parameters.values[:active] - anchors[:active], alpha=mu)
-            if settings.max_grad_norm is not None:
-                clip_by_client(grads, settings.max_grad_norm)
-            rates = self._rates(request, step, [len(plan) for plan in plans[:active]])
-            rate_sums[:active] += rates
+            settle_gradients(
+                grads,
+                parameters.values[:active],
+                offsets=None if work.offsets is None else work.offsets[:active],
+                anchors=None if work.anchors is None else work.anchors[:active],
+                mu=work.mu,
+                max_norm=settings.max_grad_norm,
+            )
             optimizer.step(rates)
             grads.zero_()
-        tensors = group.result()
-        seconds = time.perf_counter() - started
-        extras = list(zip(rate_sums.tolist(), before, strict=True))
-        return Cohort(self._reports(ids, losses.tolist(), plans, seconds, extras), tensors)
+        return losses
 
     @torch.no_grad()
-    def _start_losses(self, ids: tuple[str, ...], group: Group) -> list[float]:
+    def _start_losses(self, ids: tuple[str, ...], work: Work) -> list[float]:
         """Each client's mean loss before training, without dropout."""
-        found = []
+        found, group = [], work.group
         for index, client_id in enumerate(ids):
             state = group.state(group.parameters.leaves(len(ids)), one=index)
-            rank = None if group.ranks is None else group.ranks[index : index + 1]
+            scales = None if work.scales is None else work.scales[index : index + 1]
             indices, size, total = self._clients[client_id], self._settings.batch_size, 0.0
             for first in range(0, len(indices), size):
                 batch = indices[first : first + size]
                 targets = torch.from_numpy(self._labels[batch]).to(self._device)
                 inputs = self._images.take(batch)
-                scores = self._model.logits(state, inputs, [len(batch)], [], rank)
+                scores = self._model.logits(state, inputs, [len(batch)], [], scales)
                 total += cross_entropy(at_least_fp32(scores), targets, reduction="sum").item()
             found.append(total / len(indices))
         return found
@@ -195,10 +198,9 @@ class BatchedEngine:
         self,
         state: State,
         steps: list[list[NDArray[np.int64]]],
-        seeds: list[int],
+        work: Work,
         step: int,
         part: int,
-        ranks: Sequence[int] | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One micro-step's loss to differentiate, and each client's summed loss `[active]`."""
         batches = [b[part] if part < len(b) else b[0][:0] for b in steps]
@@ -211,16 +213,18 @@ class BatchedEngine:
         totals = torch.tensor([sum(map(len, own)) for own in steps], dtype=torch.float64)
         weights = torch.from_numpy(real) / totals[owner]  # of a row in its client's mean loss
         indices = np.concatenate(rows)
+        seeds = work.seeds[: len(steps)]
         inputs = self._inputs(rows, counts, seeds, step, part)
         targets = torch.from_numpy(self._labels[indices]).to(self._device)
         keys = [seed_for(seed, "dropout", step, part) for seed in seeds]
-        scores = at_least_fp32(self._model.logits(state, inputs, counts, keys, ranks))
+        scales = None if work.scales is None else work.scales[: len(steps)]
+        scores = at_least_fp32(self._model.logits(state, inputs, counts, keys, scales))
         losses = cross_entropy(scores, targets, reduction="none")  # [rows]
         # Not a product: an infinite loss of padding times zero would spoil its client.
         losses = losses.where(torch.from_numpy(real).to(losses.device), 0.0)
         home = float64_home(self._device)
         sums = torch.zeros(len(rows), dtype=torch.float64, device=home)
-        sums.index_add_(0, owner.to(home), losses.detach().to(home, torch.float64))
+        sums.index_add_(0, owner.to(home), losses.detach().to(sums))
         return (losses * weights.to(losses)).sum(), sums
 
     def _rows(
@@ -237,12 +241,13 @@ class BatchedEngine:
 
     def _inputs(
         self,
-        rows: list[NDArray[np.int64]],
-        counts: list[int],
-        seeds: list[int],
+        rows: Sequence[NDArray[np.int64]],
+        counts: Sequence[int],
+        seeds: Sequence[int],
         step: int,
         part: int,
     ) -> torch.Tensor:
+        """What the model is shown of each client's examples; those behind its count are padding."""
         if self._settings.augment == "none":
             return self._images.take(np.concatenate(rows))
         shown = []
@@ -253,13 +258,18 @@ class BatchedEngine:
             shown.append(self._pixels[row[count:]])
         return torch.from_numpy(np.concatenate(shown)).to(self._device)
 
-    def _rates(self, request: TrainRequest, step: int, steps: list[int]) -> torch.Tensor:
-        shares = [request.progress + request.round_share * step / total for total in steps]
-        rates = [
-            self._settings.learning_rate * schedule_factor(self._settings.schedule, share)
-            for share in shares
-        ]
-        return torch.tensor(rates, dtype=torch.float64)
+    def _static_steps(self) -> StaticSteps:
+        """Steps of static shapes for batches of any of the clients."""
+        batches = (batches_of(own, self._settings) for own in self._clients.values() if len(own))
+        return StaticSteps(
+            self._model,
+            self._settings,
+            self._labels,
+            self._images,
+            rows=max((len(batch) for own in batches for batch in own), default=1),
+            device=self._device,
+            show=self._inputs,
+        )
 
     def _reports(
         self,
@@ -275,7 +285,6 @@ class BatchedEngine:
             examples = len(self._clients[client_id])
             loss = total / (self._settings.local_epochs * examples)
             # The group's time, shared out by the steps that each client took.
-            share = len(plan) / all_steps
-            own = seconds * share
+            own = seconds * (len(plan) / all_steps)
             reports.append(ClientReport(client_id, examples, loss, len(plan), own, *extra))
         return tuple(reports)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from fedclip.records import State
@@ -25,13 +25,22 @@ class Stacked(Protocol):
         """Replaces frozen weights by their own plus a change `[out, in]`, by layer."""
         ...
 
+    @property
+    def version(self) -> Hashable:
+        """As long as it is the same, a captured pass still holds."""
+        ...
+
+    def scales(self, ranks: Sequence[int]) -> torch.Tensor:
+        """What clients of these ranks multiply their updates with, `[clients, ...]`."""
+        ...
+
     def logits(
         self,
         state: State,
         inputs: torch.Tensor,
         counts: Sequence[int],
-        keys: Sequence[int],
-        ranks: Sequence[int] | None = None,
+        keys: Sequence[int] | torch.Tensor,
+        scales: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits `[rows, classes]` of the clients' rows, laid end to end."""
         ...
@@ -39,6 +48,11 @@ class Stacked(Protocol):
 
 class Images(Protocol):
     """Where a model's inputs come from, by example index."""
+
+    @property
+    def source(self) -> torch.Tensor | None:
+        """The inputs of all examples `[n, ...]`, if they lie on the model's device."""
+        ...
 
     def prepare(self, indices: NDArray[np.int64]) -> None:
         """Gets ready for taking these."""

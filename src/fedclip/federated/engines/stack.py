@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from copy import copy
 
 import torch
 
@@ -76,6 +77,33 @@ class Group:
         if one is not None:
             state = {name: tensor[one : one + 1] for name, tensor in state.items()}
         return state | {n: f @ state[n] for n, f in self.frames.items()}
+
+    @property
+    def layout(self) -> Hashable:
+        """What groups have in common that may follow each other in the same room."""
+        fixed = tuple((name, tensor.shape[1:]) for name, tensor in self._fixed.items())
+        frames = tuple((name, frame.shape) for name, frame in self.frames.items())
+        return self.parameters.layout, fixed, frames
+
+    def room_for(self, clients: int) -> Group:
+        """Tensors for so many clients, which `load` fills, and which stay where they are."""
+        room = copy(self)
+        room.parameters = self.parameters.room_for(clients)
+        room._fixed = {
+            n: t[:1].repeat(clients, *[1] * (t.dim() - 1)) for n, t in self._fixed.items()
+        }
+        room.frames = {name: frame.clone() for name, frame in self.frames.items()}
+        return room
+
+    def load(self, group: Group) -> None:
+        """Takes over the tensors of a group of as many or fewer clients, of the same layout."""
+        clients = len(group.parameters.values)
+        self.parameters.values[:clients].copy_(group.parameters.values)
+        self.parameters.grads.zero_()
+        for name, tensor in group._fixed.items():
+            self._fixed[name][:clients].copy_(tensor)
+        for name, frame in group.frames.items():
+            self.frames[name].copy_(frame)
 
     def result(self) -> dict[str, torch.Tensor]:
         """The returned tensors `[clients, ...]` as they are now, on the CPU."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 
 import torch
 
@@ -29,6 +30,18 @@ class StackedParameters:
         self.values = states[0][names[0]].new_empty(0)  # the format and place of what follows
         self.values = self.flat_rows(states)
         self.grads = torch.zeros_like(self.values)
+
+    def room_for(self, clients: int) -> StackedParameters:
+        """The same layout for so many clients, who all have the first one's values."""
+        other = copy(self)
+        other.values = self.values[:1].repeat(clients, 1)
+        other.grads = torch.zeros_like(other.values)
+        return other
+
+    @property
+    def layout(self) -> tuple[tuple[str, torch.Size], ...]:
+        """Names and shapes of the tensors, in the order of their numbers."""
+        return tuple((name, shape) for name, (_, _, shape) in self._places.items())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,9 +123,22 @@ class StackedOptimizer:
         The active clients are always those that have taken every step so far.
         """
         self._steps += 1
+        self.apply(rates.to(self._parameters.values), *corrections(self._steps))
+
+    def restart(self) -> None:
+        """Forgets all steps."""
+        self._first.zero_()
+        self._second.zero_()
+        self._steps = 0
+
+    @torch.no_grad()
+    def apply(
+        self, rates: torch.Tensor, first_share: float | torch.Tensor, root: float | torch.Tensor
+    ) -> None:
+        """The same with the step's `corrections` given; on a GPU without waiting for the host."""
         active = len(rates)
         values, grads = self._parameters.values[:active], self._parameters.grads[:active]
-        rate = rates.to(values)[:, None]
+        rate = rates[:, None]
         if self._factors is not None:
             rate = rate * self._factors
         if self._kind == "sgd":
@@ -122,8 +148,32 @@ class StackedOptimizer:
         values.mul_(1 - rate * self._weight_decay)
         first.lerp_(grads, 1 - BETA1)
         second.mul_(BETA2).addcmul_(grads, grads, value=1 - BETA2)
-        spread = second.sqrt().div_((1 - BETA2**self._steps) ** 0.5).add_(EPSILON)
-        values.sub_(torch.div(first, spread, out=spread).mul_(rate / (1 - BETA1**self._steps)))
+        spread = second.sqrt().div_(root).add_(EPSILON)
+        values.sub_(torch.div(first, spread, out=spread).mul_(rate / first_share))
+
+
+def corrections(step: int) -> tuple[float, float]:
+    """What AdamW's step of this number divides the first moment, and the second's root, by."""
+    return 1 - BETA1**step, (1 - BETA2**step) ** 0.5
+
+
+@torch.no_grad()
+def settle_gradients(
+    grads: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    offsets: torch.Tensor | None,
+    anchors: torch.Tensor | None,
+    mu: float,
+    max_norm: float | None,
+) -> None:
+    """Makes of the losses' gradients what the optimizer takes, all `[clients, numbers]`."""
+    if offsets is not None:
+        grads.add_(offsets)
+    if anchors is not None:
+        grads.add_(values - anchors, alpha=mu)
+    if max_norm is not None:
+        clip_by_client(grads, max_norm)
 
 
 @torch.no_grad()

@@ -14,14 +14,16 @@ import torch.nn.functional as F
 
 from fedclip.lora.layer_patterns import PROJECTIONS
 from fedclip.lora.names import pair_of
-from fedclip.models.dropout import keep_scale, kept
+from fedclip.models.dropout import counted, keep_scale, kept
 from fedclip.models.peft_lora import dropout_of, lora_layers, scaling_of, tower_of
+from fedclip.models.stacked.beside import Beside
 from fedclip.models.stacked.low_rank_linear import Factors, Mask
 from fedclip.models.stacked.towers import NO_ADAPTERS, Adapters, Tower, read_tower
 from fedclip.models.text_head import ensemble
 from fedclip.models.wrapper import CLIPLoRAWrapper
 
 State = Mapping[str, torch.Tensor]
+VISION, TEXT = "vision_encoder", "text_encoder"
 Prompts = tuple[tuple[str, ...], tuple[str, ...]]  # class names and templates
 
 
@@ -38,9 +40,11 @@ class StackedClients:
         self._products = products
         self._vision, self._text = self._towers()
         self._text_is_trained = model.head == "text" and any(
-            tower_of(name) == "text_encoder" for name in self._layers
+            tower_of(name) == TEXT for name in self._layers
         )
         self._prompts: dict[Prompts, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._shifts = 0
+        self._beside = Beside(model.device)
         self._projects = "visual_projection" in self._layers
         self.frozen_layers = self._vision.first_adapted(list(self._layers))
         self.device = model.device
@@ -50,7 +54,7 @@ class StackedClients:
         """Names of the tensors that get gradients: a linear head leaves the text tower idle."""
         idle = self._model.head == "linear"
         names = self._model.trainable()
-        return tuple(n for n in names if not (idle and tower_of(n) == "text_encoder"))
+        return tuple(n for n in names if not (idle and tower_of(n) == TEXT))
 
     def set_shift(self, shift: State) -> None:
         """Replaces frozen weights by their own plus a change `[out, in]`, by layer."""
@@ -59,6 +63,17 @@ class StackedClients:
         self._model.set_shift(shift)
         self._vision, self._text = self._towers()
         self._prompts.clear()
+        self._shifts += 1
+
+    @property
+    def version(self) -> tuple[float, ...]:
+        """As long as it is the same, a captured pass over the frozen weights still holds."""
+        return self._shifts, *map(scaling_of, self._layers.values())
+
+    def scales(self, ranks: Sequence[int]) -> torch.Tensor:
+        """What clients of these ranks multiply their updates with, `[clients, layers]`."""
+        rows = [[scaling_of(layer, rank) for layer in self._layers.values()] for rank in ranks]
+        return torch.tensor(rows, dtype=torch.float64)
 
     @torch.no_grad()
     def frozen(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -69,7 +84,11 @@ class StackedClients:
         in the place of the pixels.
         """
         vision = self._model.clip.vision_model
-        hidden = vision.pre_layrnorm(vision.embeddings(self._model.normalised(pixels)))
+        pixels = self._model.normalised(pixels)
+        short = self._products not in (None, self._model.dtype)
+        with torch.autocast(self.device.type, dtype=self._products, enabled=short):
+            embedded = vision.embeddings(pixels)
+        hidden = vision.pre_layrnorm(embedded.to(self._model.dtype))
         hidden = self._vision.prefix(hidden, self.frozen_layers)
         if self.frozen_layers < len(self._vision.layers):
             return hidden
@@ -81,21 +100,27 @@ class StackedClients:
         state: State,
         inputs: torch.Tensor,
         counts: Sequence[int],
-        keys: Sequence[int],
-        ranks: Sequence[int] | None = None,
+        keys: Sequence[int] | torch.Tensor,
+        scales: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits `[rows, classes]` of pixels, or of what `frozen` made of them.
 
         `state` holds the trained tensors with a leading client axis. `counts` says how many rows
         are each client's; where they are fewer than there are rows, every client has equally many
-        and the rest of its own is padding. `keys` fixes each client's dropout. `ranks` are the
-        clients' own, where they may be lower than the layers': each is scaled by its own.
+        and the rest of its own is padding. `keys` fixes each client's dropout; as a tensor it
+        fixes masks that the device computes (`counted`). `scales` are those of the clients' ranks,
+        where they may be lower than the layers'.
         """
         clients = len(counts)
         each = None if sum(counts) < len(inputs) else counts
-        factors = self._factors(state, ranks)
+        texts = None
+        if self._text_is_trained:
+            texts = self._beside.run(
+                lambda: self._text_features(self._factors(state, scales, TEXT), clients, keys)
+            )
         hidden = (self.frozen(inputs) if inputs.dim() == 4 else inputs).to(self._model.dtype)
         padded = len(inputs) // clients if each is None else None
+        factors = self._factors(state, scales, VISION)
         adapters = self._adapters(factors, each, counts, keys, padded)
         embedded = self._images(hidden, self._vision, adapters)
         if self._model.head == "linear":
@@ -103,9 +128,10 @@ class StackedClients:
             return _by_client(embedded, weight, each) + _repeated(bias, each, len(embedded))
         images = F.normalize(embedded, dim=-1)
         scale = self._model.clip.logit_scale.exp()
-        if not self._text_is_trained:
+        if texts is None:
             return scale * images @ self._model.text_features().T
-        return scale * _by_client(images, self._text_features(factors, clients, keys), each)
+        self._beside.join()
+        return scale * _by_client(images, texts, each)
 
     def merged(self, state: State) -> MergedClassifier:
         """A classifier with one client's tensors folded into the weights, for evaluation."""
@@ -117,22 +143,21 @@ class StackedClients:
 
     def _towers(self) -> tuple[Tower, Tower]:
         clip = self._model.clip
-        vision = read_tower(clip, "vision_encoder", self._products)
-        return vision, read_tower(clip, "text_encoder", self._products)
+        vision = read_tower(clip, VISION, self._products)
+        return vision, read_tower(clip, TEXT, self._products)
 
-    def _factors(self, state: State, ranks: Sequence[int] | None) -> dict[str, Factors]:
-        """The layers' A and scaled B, in the format of the products."""
+    def _factors(self, state: State, scales: torch.Tensor | None, tower: str) -> dict[str, Factors]:
+        """A and scaled B of a tower's layers, in the format of the products."""
         products = self._vision.layers[0].linear["q_proj"].weight.dtype
         found = {}
-        for path, layer in self._layers.items():
-            if not all(name in state for name in pair_of(path)):
+        for index, (path, layer) in enumerate(self._layers.items()):
+            if tower_of(path) != tower or not all(name in state for name in pair_of(path)):
                 continue  # idle: a linear head does not use the text tower
             down, up = (state[name] for name in pair_of(path))
-            if ranks is None:
+            if scales is None:
                 scaled = up * scaling_of(layer)
             else:
-                own = torch.tensor([scaling_of(layer, r) for r in ranks], dtype=torch.float64)
-                scaled = up * own.view(-1, 1, 1).to(up)
+                scaled = up * scales[:, index, None, None].to(up)
             dtype = self._model.dtype if path in PROJECTIONS.values() else products
             found[path] = Factors(down.to(dtype), scaled.to(dtype))
         return found
@@ -142,15 +167,19 @@ class StackedClients:
         factors: Mapping[str, Factors],
         each: Sequence[int] | None,
         counts: Sequence[int],
-        keys: Sequence[int],
+        keys: Sequence[int] | torch.Tensor,
         padded: int | None,
     ) -> Adapters:
         """The updates with each client's dropout as it would be drawn for its rows alone."""
 
         def draw(layer: str, shape: torch.Size) -> Mask | None:
             p = dropout_of(self._layers[layer])
-            if p == 0.0 or not keys:
+            if p == 0.0 or not len(keys):
                 return None
+            if isinstance(keys, torch.Tensor):
+                rows = shape[0] // len(keys)
+                mask = counted(torch.Size((rows, *shape[1:])), p, keys, layer)
+                return Mask(mask, keep_scale(p))
             masks = []
             for count, key in zip(counts, keys, strict=True):
                 mask = kept(torch.Size((count, *shape[1:])), p, key, layer, self.device)
@@ -174,7 +203,7 @@ class StackedClients:
         self,
         factors: Mapping[str, Factors],
         clients: int,
-        keys: Sequence[int],
+        keys: Sequence[int] | torch.Tensor,
         tower: Tower | None = None,
     ) -> torch.Tensor:
         """Features `[clients, classes, dim]`, every prompt once per client, one after another."""
@@ -206,15 +235,14 @@ class MergedClassifier:
 
     def __init__(self, stacked: StackedClients, state: State) -> None:
         """Takes the trained tensors with a leading axis of one."""
-        factors = stacked._factors(state, None)
         self._model = stacked._model
         self._stacked = stacked
-        self._vision = stacked._vision.merged(factors)
+        self._vision = stacked._vision.merged(stacked._factors(state, None, VISION))
         self._head = state.get("head.weight"), state.get("head.bias")
         if self._model.head == "linear":
             self._texts = None
         elif stacked._text_is_trained:
-            text = stacked._text.merged(factors)
+            text = stacked._text.merged(stacked._factors(state, None, TEXT))
             self._texts = stacked._text_features({}, 1, (), text)[0]
         else:
             self._texts = self._model.text_features()
@@ -252,4 +280,6 @@ def _by_client(
 def _repeated(vectors: torch.Tensor, counts: Sequence[int] | None, rows: int) -> torch.Tensor:
     """Each client's vector `[clients, classes]` for every row of its own: `[rows, classes]`."""
     repeats = counts or [rows // len(vectors)] * len(vectors)
+    if len(set(repeats)) == 1:
+        return vectors.repeat_interleave(repeats[0], dim=0)
     return vectors.repeat_interleave(torch.tensor(repeats, device=vectors.device), dim=0)

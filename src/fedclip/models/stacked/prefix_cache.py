@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,19 @@ class PixelInputs:
     def __init__(self, pixels: NDArray[np.uint8], device: torch.device) -> None:
         self._pixels = pixels
         self._device = device
+
+    @cached_property
+    def source(self) -> torch.Tensor | None:
+        """All of them on a GPU, once, where they take at most a quarter of its free memory."""
+        if self._device.type != "cuda":
+            return None
+        if self._pixels.nbytes > torch.cuda.mem_get_info(self._device)[0] / 4:
+            return None
+        whole = torch.empty(self._pixels.shape, dtype=torch.uint8, device=self._device)
+        for start in range(0, len(whole), CHUNK):
+            chunk = self._pixels[start : start + CHUNK].copy()  # which torch may write to
+            whole[start : start + CHUNK] = torch.from_numpy(chunk)
+        return whole
 
     def prepare(self, indices: NDArray[np.int64]) -> None:
         """Nothing to do."""
@@ -75,6 +89,11 @@ class FrozenInputs:
             made = self._frozen(self._inputs.take(chunk)).to(self._kept)
             self._kept[torch.from_numpy(chunk).to(self._kept.device)] = made
         self._known[missing] = True
+
+    @property
+    def source(self) -> torch.Tensor | None:
+        """What is kept of all examples, if it is kept on the device."""
+        return self._kept if self._kept.device.type == self._device.type else None
 
     def take(self, indices: NDArray[np.int64]) -> torch.Tensor:
         """The frozen layers' output for prepared examples, on the device."""

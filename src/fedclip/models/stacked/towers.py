@@ -104,7 +104,10 @@ class Tower:
 
         for index in range(first, len(self.layers)):
             if self.checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(step, hidden, index, use_reentrant=False)
+                # Dropout is keyed: there is no random state to keep.
+                hidden = checkpoint(
+                    step, hidden, index, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 hidden = step(hidden, index)
         if pooled is None:
