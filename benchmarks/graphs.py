@@ -125,7 +125,7 @@ def _shape(
     static = arms["graphs"][STEPS]._static
     graphs["capture_seconds"] = sum(g.seconds for g in static.graphs)
     graphs["count"] = sum(map(len, static.graphs))
-    graphs["replay"], graphs["launch"] = _replay(static)
+    graphs["replay"], graphs["launch"] = _replay(static) if graphs["count"] else (1.0, 1.0)
     if profile:
         print(_kernels(arms["graphs"][STEPS], model, clients))
     flops = 2 * forward_flops(model, clients * batch, 10 * clients, _prompt_tokens(model))

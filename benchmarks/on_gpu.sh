@@ -8,7 +8,7 @@
 set -u
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
+export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 
 measure() { # seconds at most, then the command
     local limit=$1
@@ -17,12 +17,12 @@ measure() { # seconds at most, then the command
     timeout "$limit" "$python" "$@" || echo "== failed or out of time ($?): $*"
 }
 
-measure 210 benchmarks/graphs.py
-measure 75 benchmarks/floor.py
+measure 200 benchmarks/graphs.py
+measure 70 benchmarks/floor.py
 measure 80 benchmarks/scale.py
-measure 60 benchmarks/prefix.py
-measure 100 benchmarks/memory.py --repeats 1
-measure 90 benchmarks/peers.py --repeats 2
+measure 70 benchmarks/peers.py --repeats 1
+measure 50 benchmarks/prefix.py
+measure 90 benchmarks/memory.py --repeats 1
 "$python" - <<'END'
 import json
 from pathlib import Path

@@ -242,7 +242,7 @@ def test_the_second_call_is_captured_and_a_failure_is_told_once(monkeypatch):
 
     monkeypatch.setattr(graphs_module.torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(graphs_module.torch.cuda, "graph", Capture)
-    monkeypatch.setattr(graphs_module, "_pool", lambda: None)
+    monkeypatch.setattr(graphs_module.torch.cuda, "graph_pool_handle", lambda: None)
     graphs = Graphs(torch.device("cuda"))
 
     def work():

@@ -5,18 +5,10 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Hashable
-from functools import cache
-from typing import Any
 
 import torch
 
 from fedclip.errors import FedclipWarning
-
-
-@cache
-def _pool() -> Any:
-    """The memory of all graphs: they run one after another and leave nothing in it."""
-    return torch.cuda.graph_pool_handle()
 
 
 class Graphs:
@@ -24,13 +16,15 @@ class Graphs:
 
     The first call of a key runs as it is, which is real work and warms up; the second one is
     captured, and all from then on are replays. Where capture fails, and on other devices than
-    CUDA's, every call runs as it is.
+    CUDA's, every call runs as it is. The graphs of one object share their memory, as they run one
+    after another and leave nothing in it.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._captures = device.type == "cuda"
         self._seen: set[Hashable] = set()
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
         self.seconds = 0.0  # that captures took
 
     def __len__(self) -> int:
@@ -52,7 +46,7 @@ class Graphs:
         started = time.perf_counter()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=_pool()):
+            with torch.cuda.graph(graph, pool=self._pool):
                 function()
         except RuntimeError as error:
             self._captures = False
