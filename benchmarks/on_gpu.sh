@@ -17,12 +17,12 @@ measure() { # seconds at most, then the command
     timeout "$limit" "$python" "$@" || echo "== failed or out of time ($?): $*"
 }
 
-measure 200 benchmarks/graphs.py
+measure 150 benchmarks/graphs.py
 measure 70 benchmarks/floor.py
 measure 80 benchmarks/scale.py
-measure 70 benchmarks/peers.py --repeats 1
+measure 120 benchmarks/peers.py --repeats 1
 measure 50 benchmarks/prefix.py
-measure 90 benchmarks/memory.py --repeats 1
+measure 130 benchmarks/memory.py --repeats 1
 "$python" - <<'END'
 import json
 from pathlib import Path

@@ -135,6 +135,86 @@ GPU_ALONE = {
         "ViT-B/32，8 客户端 x 32 图：PEFT 串行",
     ),
 }
+# What is asked of training steps as CUDA graphs, as GOALS.
+GRAPH_GOALS: dict[str, tuple[str, str, float, str, str]] = {
+    "b32_8x32_step_over_floor": (
+        "graphs",
+        "<=",
+        2,
+        "ViT-B/32, 8 clients x 32 images: step over its floor",
+        "ViT-B/32，8 客户端 x 32 图：一步与下限之比",
+    ),
+    "b32_8x32_vs_serial_peft": (
+        "graphs",
+        ">=",
+        25,
+        "the same: serial PEFT",
+        "同上：PEFT 串行",
+    ),
+    "b32_8x4_vs_serial_peft": (
+        "graphs",
+        ">=",
+        25,
+        "ViT-B/32, 8 clients x 4 images: serial PEFT",
+        "ViT-B/32，8 客户端 x 4 图：PEFT 串行",
+    ),
+    "b32_1x32_step_over_floor": (
+        "graphs",
+        "<=",
+        4,
+        "ViT-B/32, one client, 32 images: step over its floor",
+        "ViT-B/32，1 客户端，32 图：一步与下限之比",
+    ),
+    "b32_1x32_vs_recipe": (
+        "graphs",
+        ">=",
+        10,
+        "the same: PEFT, prompts of 77 tokens",
+        "同上：PEFT，77 词元提示",
+    ),
+    "b16_8x32_step_over_floor": (
+        "graphs",
+        "<=",
+        1.7,
+        "ViT-B/16, 8 clients x 32 images: step over its floor",
+        "ViT-B/16，8 客户端 x 32 图：一步与下限之比",
+    ),
+    "b32_8x32_memory_over_eager": (
+        "graphs",
+        "<=",
+        1.15,
+        "ViT-B/32, 8 x 32: peak memory, graphs over none",
+        "ViT-B/32，8 x 32：峰值内存，有图与无图之比",
+    ),
+    "b32_8x32_capture_seconds": (
+        "graphs",
+        "<=",
+        10,
+        "the same: seconds of capture",
+        "同上：捕获用时（秒）",
+    ),
+    "update_difference": (
+        "graphs",
+        "<=",
+        0.01,
+        "largest distance of an update from that without graphs, relative",
+        "与无图更新的最大相对差",
+    ),
+    "time_per_client_1000_over_100": (
+        "graphs",
+        "<=",
+        1.1,
+        "time per client, 1,000 over 100 a round",
+        "每客户端用时，一轮 1000 与 100 之比",
+    ),
+    "overhead_share_100_clients": (
+        "scale",
+        "<=",
+        0.05,
+        "share of a round of 100 clients outside local training",
+        "100 客户端一轮中本地训练之外的份额",
+    ),
+}
 WORDS = {
     "en": {
         "program": "program",
@@ -144,7 +224,7 @@ WORDS = {
         "no": "**no**",
         "about": "Medians, on {processor}, {cores} cores, {threads} threads; commit `{commit}`.",
         "gpu": ("what", "on the GPU", "`figure`, file"),
-        "about_gpu": "{precision}, on {gpu}, torch {torch}; commit `{commit}`.",
+        "about_gpu": "{precision}, on {gpu}, torch {torch}; commit {commit}.",
     },
     "zh": {
         "program": "程序",
@@ -154,7 +234,7 @@ WORDS = {
         "no": "**否**",
         "about": "中位数；{processor}，{cores} 核，{threads} 线程；提交 `{commit}`。",
         "gpu": ("内容", "GPU 上", "`指标`，文件"),
-        "about_gpu": "{precision}；{gpu}，torch {torch}；提交 `{commit}`。",
+        "about_gpu": "{precision}；{gpu}，torch {torch}；提交 {commit}。",
     },
 }
 
@@ -171,6 +251,7 @@ def speed_tables(results: Path, language: str) -> dict[str, str]:
         "peers": _peers(found["peers"], language),
         "goals": _goals(found, language),
         "second": _goals(read(files, SECOND), language, SECOND),
+        "graphs": _goals(read(("graphs", "scale"), "_gpu"), language, "_gpu", GRAPH_GOALS),
         "gpu": _gpu(read(GPU_FILES, "_gpu"), language),
     }
 
@@ -208,18 +289,24 @@ def _gpu(found: dict[str, Any], language: str) -> str:
             digits = 4 if value < 0.01 else 2
             lines.append(f"| {title} | {value:.{digits}f} | `{figure}`, `{file}_gpu.json` |")
     facts = {
-        (r["details"]["precision"], r["machine"]["gpu"], r["versions"]["torch"], r["commit"][:8])
+        (r["details"]["precision"], r["machine"]["gpu"], r["versions"]["torch"])
         for r in found.values()
     }
-    ((precision, gpu, torch, commit),) = facts  # measured together
+    ((precision, gpu, torch),) = facts  # measured alike
+    by_commit: dict[str, list[str]] = {}
+    for file, result in found.items():
+        by_commit.setdefault(result["commit"][:8], []).append(f"`{file}`")
+    commit = ", ".join(f"`{c}` ({', '.join(files)})" for c, files in by_commit.items())
     about = words["about_gpu"].format(precision=precision, gpu=gpu, torch=torch, commit=commit)
     return "\n".join([*lines, "", about])
 
 
-def _goals(found: dict[str, Any], language: str, suffix: str = "") -> str:
+def _goals(
+    found: dict[str, Any], language: str, suffix: str = "", goals: dict[str, Any] = GOALS
+) -> str:
     words: dict[str, Any] = WORDS[language]
     lines = [f"| {' | '.join(words['goal'])} |", "|---|---:|---:|---|---|"]
-    for figure, (file, sense, goal, *titles) in GOALS.items():
+    for figure, (file, sense, goal, *titles) in goals.items():
         value = found[file]["figures"][figure + suffix]
         held = value >= goal if sense == ">=" else value <= goal
         digits = 4 if goal < 0.01 else 2

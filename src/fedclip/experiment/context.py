@@ -12,7 +12,7 @@ import numpy as np
 from fedclip.catalog import strategy_row
 from fedclip.config import Config
 from fedclip.data.federated_data import FederatedData
-from fedclip.evaluation.predictions import Images
+from fedclip.federated.engines.protocols import Images
 from fedclip.federated.engines.sharded import Processes
 from fedclip.models.clip import CLIPLoRAWrapper
 from fedclip.models.stacked.clients import StackedClients

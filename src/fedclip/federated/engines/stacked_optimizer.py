@@ -67,8 +67,11 @@ class StackedParameters:
 
     def flat_rows(self, states: Sequence[State]) -> torch.Tensor:
         """One state per client, laid out as `values`."""
-        rows = [torch.cat([s[name].flatten() for name in self._places]) for s in states]
-        return torch.stack(rows).to(self.values)
+        first, *others = states
+        alike = all(s[name] is first[name] for s in others for name in self._places)
+        different = [first] if alike else states
+        rows = [torch.cat([s[name].flatten() for name in self._places]) for s in different]
+        return torch.stack(rows).to(self.values).expand(len(states), -1).contiguous()
 
     def spread(self, values: Mapping[str, float]) -> torch.Tensor:
         """A value for each tensor as one for each of its numbers: `[numbers]`."""
