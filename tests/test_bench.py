@@ -341,6 +341,16 @@ def test_tables_plots_and_result_file(tmp_path: Path, capsys: pytest.CaptureFixt
         assert (tmp_path / "work" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_classes_that_nothing_is_chosen_by_or_tested_on_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gaps = {"classes_not_tested": ["emu"], "classes_not_validated": ["cat", "dog"]}
+    bench(written(tmp_path), tmp_path / "work", Stub(lambda c: finished(c, **gaps)))
+    err = capsys.readouterr().err
+    assert "warning: 1 classes have no test image: emu (in prox seed 0 lr" in err
+    assert "warning: 2 classes have no validation image: cat, dog (in plain tuning lr" in err
+
+
 def test_json_and_exit_code_after_a_failure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -190,14 +190,18 @@ def test_flwr_datasets_is_silent_and_calls_nobody(capfd):
 
 
 def test_allocate_by_hand():
-    sizes = np.array([50, 30, 20])
-    assert allocate(sizes, 10).tolist() == [5, 3, 2]
-    assert allocate(sizes, 7).tolist() == [4, 2, 1]  # 3.5, 2.1, 1.4
-    assert allocate(sizes, 1, at_least=1).tolist() == [1, 0, 0]
-    assert allocate(np.array([100, 1, 0]), 10, at_least=1).tolist() == [9, 1, 0]
-    assert allocate(np.array([100, 1, 1, 1]), 5, at_least=1).tolist() == [2, 1, 1, 1]
-    assert allocate(sizes, 1000).tolist() == [50, 30, 20]
-    assert allocate(sizes, 0).tolist() == [0, 0, 0]
+    def shares(sizes, *how):
+        return allocate(np.array(sizes), how[0], np.random.default_rng(0), *how[1:]).tolist()
+
+    sizes = [50, 30, 20]
+    assert shares(sizes, 10) == [5, 3, 2]
+    three, two, one = shares(sizes, 7)  # 3.5, 2.1, 1.4
+    assert (three in (3, 4), two in (2, 3), one in (1, 2)) == (True,) * 3
+    assert sorted(shares(sizes, 1, 1)) == [0, 0, 1]
+    assert shares([100, 1, 0], 10, 1) == [9, 1, 0]
+    assert shares([100, 1, 1, 1], 5, 1) == [2, 1, 1, 1]
+    assert shares(sizes, 1000) == [50, 30, 20]
+    assert shares(sizes, 0) == [0, 0, 0]
 
 
 def test_cap_keeps_every_site_and_the_classes_proportions():

@@ -3,11 +3,13 @@
 import json
 import multiprocessing
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
 
 import fedclip
+from fedclip.adapters.inspect import evaluate, info
 from fedclip.errors import FedclipError, TrainingFailed, UsageError
 from fedclip.experiment import engine
 from fedclip.experiment import run as experiment
@@ -133,6 +135,22 @@ def test_a_resumed_run_notices_that_the_data_has_changed(tmp_path):
     (folder / "partition.json").write_text(json.dumps(record))
     with pytest.raises(UsageError, match=r"partition\.json.*changed"):
         experiment.resume(folder)
+
+
+@pytest.mark.parametrize("rule", [None, 1, 3])
+def test_a_run_whose_test_images_another_version_chose_is_refused(rule, tmp_path, finished_run):
+    shutil.copytree(finished_run, tmp_path / "run")
+    path = tmp_path / "run/partition.json"
+    record = json.loads(path.read_text())
+    assert record.pop("split") == 2
+    path.write_text(json.dumps(record if rule is None else record | {"split": rule}))
+    why = rf"another version of fedclip.*another rule \(split {rule or 1}, here 2\)"
+    with pytest.raises(UsageError, match=why):
+        evaluate(tmp_path / "run")
+    (tmp_path / "run/summary.json").unlink()
+    with pytest.raises(UsageError, match=why):
+        experiment.resume(tmp_path / "run")
+    info(tmp_path / "run")
 
 
 def test_a_failed_round_keeps_the_last_good_state(undisturbed, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from fedclip.deploy.remote.roster import Roster
 from fedclip.deploy.site.config import PolicyConfig, SiteConfig, load_site
 from fedclip.deploy.site.policy import Against, check_adapter, check_clock, check_job, preflight
 from fedclip.deploy.site.private_state import PrivateState
-from fedclip.errors import TrainingFailed, UsageError
+from fedclip.errors import FedclipWarning, TrainingFailed, UsageError
 from fedclip.experiment.build import model_seed
 from fedclip.experiment.run import run
 from fedclip.models.adapter_folder import read_adapter
@@ -122,6 +122,33 @@ def test_a_site_may_keep_its_accuracy_to_itself_and_a_silent_one_is_named(
     assert done.summary["client_accuracy"]["min"] == done.summary["accuracy"]  # west's
     assert "south has not answered to the result" in said
     assert (tmp_path / "north/adapter/adapter_model.safetensors").exists()
+
+
+def test_a_class_without_a_test_image_is_named_at_the_coordinator(
+    images: Path, tmp_path: Path
+) -> None:
+    sections = {"evaluation": {"max_examples": 2}, "federation": {"rounds": 1}}
+    mail = FakeMail(honest(images, tmp_path))
+    config = config_from_dict(tree(images, **sections))
+    done, said = coordinate_here(config, tmp_path / "run", mail)
+    missing = done.summary["classes_not_tested"]
+    assert len(missing) >= 3
+    (told,) = [text for text in said if text.startswith("warning: ")]
+    assert told.startswith(f"warning: {len(missing)} of 5 classes have no test image")
+    assert ", ".join(missing) in told
+
+
+def test_a_site_too_small_to_hold_out_a_test_image_takes_part(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", {"north": 24, "south": 1, "west": 30})
+    mail = FakeMail(honest(images, tmp_path))
+    sections = {"federation": {"rounds": 1}}
+    done, said = coordinate_here(config_from_dict(tree(images, **sections)), tmp_path / "run", mail)
+    assert "south is there, with 1 training examples" in said
+    last = json.loads((done.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["accuracy_by_client"]["south"] is None
+    with pytest.warns(FedclipWarning, match="site south has images of one class only"):
+        alone = run(sequential(images, **sections), output=tmp_path / "alone")
+    assert done.summary["adapter_sha256"] == alone.summary["adapter_sha256"]
 
 
 class Killed(Exception):

@@ -24,6 +24,7 @@ from fedclip.evaluation.breakdown import in_detail
 from fedclip.experiment.build import (
     assemble_run,
     check_partition,
+    check_split_rule,
     for_task,
     model_config,
     model_seed,
@@ -105,6 +106,7 @@ def evaluate(
     with listener or Listener() as listener:
         if detail and config.tasks:
             raise UsageError(f"{folder} has several tasks; figures in detail are for runs on one")
+        check_split_rule(run_folder)  # before anything slow
         parts = assemble_run(config, listener)
         check_partition(parts, run_folder)
         figures = (

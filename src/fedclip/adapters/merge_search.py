@@ -22,6 +22,7 @@ from fedclip.evaluation.per_client import at_most
 from fedclip.evaluation.predictions import classify
 from fedclip.experiment.build import check_partition, for_task, load_data, load_tasks, model_seed
 from fedclip.experiment.context import TaskRecord
+from fedclip.experiment.coverage import Coverage
 from fedclip.experiment.folder import CONFIG
 from fedclip.models.adapter_folder import check_base
 from fedclip.models.adapter_merge import Recipe, combine
@@ -86,6 +87,9 @@ class Validation:
                 f"{run} has no validation examples to search on (data.validation_fraction is "
                 f"{config.data.validation_fraction:g})"
             )
+        limit = config.evaluation.max_examples
+        coverage = Coverage.of_data(data, limit, config.seed)
+        coverage.warn_of_validation(f"{run}: the weights are")
         bare = config.model.lora.model_copy(update={"enabled": False})
         model = create_clip_model(
             config.model.model_copy(update={"lora": bare}),
@@ -115,7 +119,7 @@ class Validation:
             labels=data.labels,
             indices=at_most(
                 data.validation,
-                config.evaluation.max_examples,
+                limit,
                 seed_for(config.seed, "evaluation", "validation"),
             ),
             precision=resolve_precision(config.precision, device),

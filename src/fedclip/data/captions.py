@@ -30,6 +30,18 @@ def numbered(captions: Sequence[str]) -> tuple[Labels, tuple[str, ...]]:
     return np.array([distinct[text] for text in captions], dtype=np.int64), tuple(distinct)
 
 
+def same_pictures(digests: Sequence[bytes]) -> Labels | None:
+    """The number of the picture of each image `[n]`; None where no two are the same.
+
+    Two images are the same picture where their files are, byte for byte: so are the rows of a table
+    that give several captions to one path, and copies under other names.
+    """
+    if len(set(digests)) == len(digests):
+        return None
+    number = {digest: place for place, digest in enumerate(dict.fromkeys(digests))}
+    return np.array([number[digest] for digest in digests], dtype=np.int64)
+
+
 def with_captions(source: ImageSource, read: Reader | None = None) -> ImageSource:
     """The data set under its captions; one of classes takes them from its first template.
 
@@ -83,10 +95,20 @@ def require_classes(source: ImageSource) -> None:
         )
 
 
-def with_two_pairs(clients: Sequence[ClientData]) -> tuple[ClientData, ...]:
-    """The clients that can learn: a single pair has nothing to be told apart from."""
-    able = tuple(client for client in clients if len(client.train) > 1)
-    idle = [client.client_id for client in clients if len(client.train) < 2]
+def with_two_pairs(
+    clients: Sequence[ClientData], pictures: Labels | None = None
+) -> tuple[ClientData, ...]:
+    """The clients that can learn: a single pair has nothing to be told apart from.
+
+    Nor has a single picture (`same_pictures`), however many captions it has.
+    """
+
+    def can_learn(client: ClientData) -> bool:
+        kinds = client.train if pictures is None else np.unique(pictures[client.train])
+        return len(kinds) > 1
+
+    able = tuple(client for client in clients if can_learn(client))
+    idle = [client.client_id for client in clients if not can_learn(client)]
     if not able:
         raise UsageError(
             "data: no client has two image-caption pairs to train on; use more data, or lower "
@@ -94,7 +116,7 @@ def with_two_pairs(clients: Sequence[ClientData]) -> tuple[ClientData, ...]:
         )
     if idle:
         warnings.warn(
-            f"clients with a single training pair are left out: {some(idle)}",
+            f"clients with a single training pair or picture are left out: {some(idle)}",
             FedclipWarning,
             stacklevel=3,
         )

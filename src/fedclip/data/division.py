@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedclip.config import DataConfig
+from fedclip.data.captions import same_pictures
 from fedclip.data.partition import partition
 from fedclip.data.roles import HELD_OUT, OWN, TEST, UNUSED, VALIDATION, roles_of
 from fedclip.data.source import ImageSource, Labels, Mask
@@ -28,21 +29,31 @@ class Examples:
     groups: Labels | None
     class_names: tuple[str, ...]
     site_names: tuple[str, ...]
+    digests: Sequence[bytes]  # of the images' files
     captioned: bool = False
 
     @classmethod
-    def of(cls, source: ImageSource, used: Indices, bad: Sequence[int]) -> Examples:
-        """The rows `used` of a source, of which those at the places `bad` are unusable."""
+    def of(
+        cls, source: ImageSource, used: Indices, digests: Sequence[bytes], bad: Sequence[int]
+    ) -> Examples:
+        """The rows `used` of a source, of which those at the places `bad` are unusable.
+
+        Where there are captions, copies of one picture are one group.
+        """
         usable = np.ones(len(used), dtype=bool)
         usable[list(bad)] = False
+        groups = None if source.groups is None else source.groups[used]
+        if source.captioned:
+            groups = same_pictures(digests)
         return cls(
             labels=source.labels[used],
             role=roles_of(source)[used],
             usable=usable,
             sites=None if source.sites is None else source.sites[used],
-            groups=None if source.groups is None else source.groups[used],
+            groups=groups,
             class_names=source.class_names,
             site_names=source.site_names,
+            digests=digests,
             captioned=source.captioned,
         )
 
@@ -154,6 +165,7 @@ def _client(
         validation_fraction=data.validation_fraction if own_validation is None else 0.0,
         test_fraction=data.test_fraction if own_test is None else 0.0,
         seed=seed_for(seed, "split", client_id),
+        identities=examples.digests,
     )
     return ClientData(
         client_id=client_id,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedclip.data.decode import Pixels
-from fedclip.data.splits import ClientData, Indices
+from fedclip.data.splits import SPLIT_RULE, ClientData, Indices
 
 PARTS = ("train", "validation", "test")
 
@@ -30,7 +30,8 @@ class FederatedData:
     All index arrays point into `pixels` and `labels`; `validation` and `test` are the central
     sets. A bad image keeps a row of zeros that no index points at. With `data.train_classes`
     nothing but `new_classes` points at images of the other classes. With `captioned` the
-    classes are captions, by number.
+    classes are captions, by number, and `pictures` `[n]` is the number of each image's picture,
+    where one has several captions. `places` says by row where the image is found in the data set.
     """
 
     name: str
@@ -46,6 +47,8 @@ class FederatedData:
     partition: dict[str, Any]
     new_classes: NewClasses | None = None
     captioned: bool = False
+    pictures: Indices | None = None
+    places: tuple[str | int, ...] = ()
 
     def counts(self, indices: Indices) -> list[int]:
         """Examples by class among `indices`."""
@@ -67,11 +70,13 @@ class FederatedData:
         return self.class_names, dict(zip(ids, self.table("train"), strict=True))
 
     def partition_record(self) -> dict[str, Any]:
-        """What `partition.json` holds: enough to see the division and to notice another one.
+        """What `partition.json` holds: who has which images, and enough to notice other data.
 
-        Index lists are recorded by size and hash; the seed and the data give them again.
+        `examples` names the images of every client and role, by path in the folder of images, or by
+        row in the data set, so that another program can use the same division.
         """
         return {
+            "split": SPLIT_RULE,
             "data": self.name,
             "fingerprint": self.fingerprint,
             "partition": self.partition,
@@ -84,7 +89,18 @@ class FederatedData:
             "validation": self._part_record(self.validation),
             "test": self._part_record(self.test),
             "bad_images": list(self.bad_images),
+            "examples": {
+                "clients": {
+                    client.client_id: {part: self._places(getattr(client, part)) for part in PARTS}
+                    for client in self.clients
+                },
+                "validation": self._places(self.validation),
+                "test": self._places(self.test),
+            },
         }
+
+    def _places(self, indices: Indices) -> list[str | int]:
+        return [self.places[i] for i in indices] if self.places else indices.tolist()
 
     def _classes_record(self) -> dict[str, Any]:
         if not self.captioned:

@@ -11,6 +11,7 @@ from fedclip.data.captions import (
     Reader,
     require_classes,
     require_no_classes,
+    same_pictures,
     with_captions,
     with_two_pairs,
 )
@@ -20,7 +21,7 @@ from fedclip.data.division import Examples, choose, divide, without_empty_sites
 from fedclip.data.federated_data import FederatedData
 from fedclip.data.partition import partition_seed, require_sites
 from fedclip.data.roles import with_shots, with_test_sites
-from fedclip.data.source import ImageSource
+from fedclip.data.source import ImageSource, fingerprint_of
 from fedclip.errors import FedclipWarning, UsageError
 
 
@@ -34,6 +35,7 @@ def load_federated(
     captions: bool = False,
     source: ImageSource | None = None,
     read_captions: Reader | None = None,
+    needs_tests: bool = True,
 ) -> FederatedData:
     """Load, decode, divide and split a data set as its configuration says.
 
@@ -44,7 +46,8 @@ def load_federated(
     its site's part of the own one where that has sites, else `data.test_fraction` of its examples.
     Validation goes the same way. `to_pixels` and `pixels_key` are the model's preprocessing.
     A `source` takes the place of the data set that the configuration names; `read_captions` says
-    what the text tower reads of captions.
+    what the text tower reads of captions. Data that leave nothing to test on are refused, unless
+    that is not needed.
     """
     if data.validation_fraction + data.test_fraction >= 1:
         raise UsageError(
@@ -55,7 +58,8 @@ def load_federated(
     if data.shots is not None:  # what is held out is chosen already, for all clients together
         data = data.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
     used = choose(source, name == "natural", data, seed)
-    fingerprint = source.fingerprint(used)
+    digests = source.digests(used)
+    fingerprint = fingerprint_of(digests)
     pixels, bad = decode(
         source,
         used,
@@ -67,16 +71,17 @@ def load_federated(
         progress=progress,
     )
     _report(bad, len(used))
-    examples = Examples.of(source, used, bad=[image.position for image in bad])
+    examples = Examples.of(source, used, digests, bad=[image.position for image in bad])
     if name == "natural":
         examples = without_empty_sites(examples, data.on_empty_site)
     scheme = {"name": name, "seed": partition_seed(seed)} | _options(data, name)
     clients = divide(examples, data, name, num_clients, seed)
+    pictures = same_pictures(digests) if captions else None
     if captions:
-        clients = with_two_pairs(clients)
+        clients = with_two_pairs(clients, pictures)
     validation = examples.central("validation", clients)
     test = examples.central("test", clients)
-    if not len(test):
+    if needs_tests and not len(test):
         raise UsageError(
             "data.test_fraction: the data set has no test split and no client is large enough to "
             f"hold out a test example (fraction {data.test_fraction}); raise it, lower "
@@ -95,10 +100,24 @@ def load_federated(
         fingerprint=fingerprint,
         partition=scheme,
         captioned=captions,
+        pictures=pictures,
+        places=source.places(used),
     )
-    if data.train_classes is None:
-        return federation
-    return with_base_classes(federation, data.train_classes)
+    if data.train_classes is not None:
+        federation = with_base_classes(federation, data.train_classes)
+    warn_of_one_class(federation)
+    return federation
+
+
+def warn_of_one_class(data: FederatedData) -> None:
+    """Say that a single class makes every answer right."""
+    if len(data.class_names) == 1 and not data.captioned:
+        warnings.warn(
+            f"data: there is a single class, {data.class_names[0]}, so every answer is right and "
+            "no accuracy means anything; add images of other classes",
+            FedclipWarning,
+            stacklevel=3,
+        )
 
 
 def _source(

@@ -104,9 +104,10 @@ def with_shots(source: ImageSource, shots: int, test_fraction: float, seed: int)
 def _draw(source: ImageSource, rows: Indices, count: int, seed: int) -> tuple[Indices, Indices]:
     """At most `count` rows of each class, and the rest without the groups of those."""
     rng = np.random.default_rng(seed)
+    mixed = rng.permutation(rows)  # all at once: the draw must not know the classes' order
     drawn: list[Indices] = []
     for label in np.unique(source.labels[rows]):
-        shuffled = rng.permutation(rows[source.labels[rows] == label])
+        shuffled = mixed[source.labels[mixed] == label]
         if source.groups is not None:  # group by group, in the order of their first images
             _, first, group = np.unique(
                 source.groups[shuffled], return_index=True, return_inverse=True

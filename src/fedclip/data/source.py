@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,6 +76,26 @@ class FileImages:
 
 
 @dataclass(frozen=True)
+class SomeImages:
+    """Some of the images of another store, by their numbers there."""
+
+    all: ImageStore
+    rows: Labels
+
+    def content(self, index: int) -> bytes:
+        """As in the whole store."""
+        return self.all.content(int(self.rows[index]))
+
+    def open(self, index: int) -> Image.Image:
+        """As in the whole store."""
+        return self.all.open(int(self.rows[index]))
+
+    def path_of(self, index: int) -> str:
+        """As in the whole store."""
+        return self.all.path_of(int(self.rows[index]))
+
+
+@dataclass(frozen=True)
 class ImageSource:
     """Images, not decoded, with their labels and what splits and sites the data set brings.
 
@@ -83,7 +103,8 @@ class ImageSource:
     images of one group (variants of one drawing) must stay on one side of a split. `roles`, where
     given, say what each image is for in the place of the splits (`data.roles`). With `captioned`
     there are captions in the place of classes (`data.captions`). `passed_over` counts pictures
-    that are not read, by site ('' without sites) and type.
+    that are not read, by site ('' without sites) and type. `rows` are the images' numbers in the
+    data set as it comes, where some of it was left out.
     """
 
     name: str
@@ -99,26 +120,52 @@ class ImageSource:
     roles: Labels | None = None
     captioned: bool = False
     passed_over: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    rows: Labels | None = None
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.labels)
 
-    def fingerprint(self, indices: Iterable[int]) -> str:
-        """Hash of the named images' bytes, in that order.
+    def only(self, rows: Labels) -> ImageSource:
+        """The same data set with some of its images."""
+        arrays = ("labels", "is_test", "is_validation", "groups", "sites", "roles")
+        kept = {name: getattr(self, name) for name in arrays}
+        picked: dict[str, Any] = {n: None if own is None else own[rows] for n, own in kept.items()}
+        for name in ("is_test", "is_validation"):
+            picked[name] = None if picked[name] is None else mask_or_none(picked[name])
+        numbers = rows if self.rows is None else self.rows[rows]
+        return replace(self, images=SomeImages(self.images, rows), rows=numbers, **picked)
+
+    def digests(self, indices: Iterable[int]) -> list[bytes]:
+        """Hash of each of the named images' bytes, in that order.
 
         Bytes, not modification times: a cache keyed by times would go stale unseen after a copy
         that keeps them, and the same data would have another name on every machine. Reading and
         hashing cost a small part of what decoding the same files costs.
         """
-        total = hashlib.sha256()
+        found = []
         for index in indices:
             try:
                 digest = hashlib.blake2b(self.images.content(int(index)), digest_size=16).digest()
             except (OSError, ValueError):
                 digest = b"unreadable".ljust(16)  # decoding will name the image and the reason
-            total.update(digest)
-        return total.hexdigest()
+            found.append(digest)
+        return found
+
+    def fingerprint(self, indices: Iterable[int]) -> str:
+        """Hash of all the named images' bytes, in that order."""
+        return fingerprint_of(self.digests(indices))
+
+    def places(self, indices: Labels) -> tuple[str | int, ...]:
+        """Where other programs find these images: paths in the folder, else the row numbers."""
+        if isinstance(self.images, FileImages) and not self.captioned:
+            return tuple(readable(self.images.paths[i]) for i in indices)
+        return tuple((indices if self.rows is None else self.rows[indices]).tolist())
+
+
+def fingerprint_of(digests: Iterable[bytes]) -> str:
+    """One hash of the images' hashes."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def path_below(roots: Sequence[Path], path: str, where: str) -> Path:

@@ -85,6 +85,7 @@ RESERVED = frozenset(
     {"accuracy", "accuracy_by_client", "accuracy_by_task", "adapter_sha256", "adapters"}
     | {"bad_images", "base_accuracy", "base_parameters", "base_zero_shot_accuracy", "best"}
     | {"bytes_down", "bytes_down_per_client_round", "bytes_up", "bytes_up_per_client_round"}
+    | {"classes_not_tested", "classes_not_validated"}
     | {"client_accuracy", "clients", "clients_per_round", "data", "device", "engine"}
     | {"forgetting", "groups", "harmonic_mean", "initial_accuracy", "loss", "metrics", "model"}
     | {"new_accuracy", "new_zero_shot_accuracy", "num_examples", "precision", "retrieval"}

@@ -12,6 +12,7 @@ from fedclip.config.names import each_class_once
 from fedclip.data.datasets import load_source
 from fedclip.data.federated_data import FederatedData
 from fedclip.data.loading import load_federated
+from fedclip.data.splits import SPLIT_RULE
 from fedclip.device import product_dtype, resolve_device, resolve_precision
 from fedclip.errors import UsageError
 from fedclip.experiment.context import Parts, TaskParts
@@ -167,10 +168,26 @@ def load_data(config: Config, listener: Listener) -> FederatedData:
 
 def check_partition(data: Recorded, folder: RunFolder) -> None:
     """Refuses data that is no longer what the run began with."""
+    check_split_rule(folder)
     if folder.read_json(PARTITION) != data.partition_record():
         raise UsageError(
             f"{folder.path / PARTITION}: the data or its partition has changed since the run "
             "began; put the data back as it was, or start a new run"
+        )
+
+
+def check_split_rule(folder: RunFolder) -> None:
+    """Refuses a run whose test images another version's rule chose: this one trains on them."""
+    if not (folder.path / PARTITION).exists():
+        return
+    record = folder.read_json(PARTITION)
+    rule = record.get("split", 1) if isinstance(record, dict) else None
+    if rule != SPLIT_RULE:
+        raise UsageError(
+            f"{folder.path / PARTITION}: the run was begun by another version of fedclip, which "
+            f"chose test and validation images by another rule (split {rule}, here {SPLIT_RULE}); "
+            "go on with it in that version, or start a new run. `info`, `predict`, `serve` and "
+            "`export` work as before"
         )
 
 

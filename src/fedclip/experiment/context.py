@@ -12,6 +12,7 @@ import numpy as np
 from fedclip.catalog import strategy_row
 from fedclip.config import Config
 from fedclip.data.federated_data import FederatedData
+from fedclip.data.splits import SPLIT_RULE
 from fedclip.federated.engines.protocols import Images
 from fedclip.federated.engines.sharded import Processes
 from fedclip.models.clip import CLIPLoRAWrapper
@@ -115,7 +116,8 @@ class TaskRecord:
 
     def partition_record(self) -> dict[str, Any]:
         """The record of each task."""
-        return {"tasks": {name: data.partition_record() for name, data in self.tasks.items()}}
+        tasks = {name: data.partition_record() for name, data in self.tasks.items()}
+        return {"split": SPLIT_RULE, "tasks": tasks}
 
 
 @dataclass(frozen=True, kw_only=True)

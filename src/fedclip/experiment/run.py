@@ -15,11 +15,15 @@ from typing import Any
 from fedclip.config import Config
 from fedclip.config.loading import config_from_dict, dump_config, load_config
 from fedclip.device import resolve_device
-from fedclip.errors import UsageError
-from fedclip.evaluation.metrics import chosen
-from fedclip.experiment.build import assemble_run, check_partition, with_absolute_paths
+from fedclip.experiment.build import (
+    assemble_run,
+    check_partition,
+    check_split_rule,
+    with_absolute_paths,
+)
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.coverage import Coverage, check_measurable
 from fedclip.experiment.engine import create_engine
 from fedclip.experiment.evaluate import evaluate_merged
 from fedclip.experiment.folder import CONFIG, PARTITION, SUMMARY, RunFolder, next_folder
@@ -75,27 +79,11 @@ def run(
     ):
         parts = assemble_run(config, heard, processes)
         strategy = choose_strategy(parts)
-        _check_measurable(parts, strategy)
+        check_measurable(parts, strategy)
         if not processes.is_first:
             return _follow(parts, strategy, path)
         folder = RunFolder.create(path, dump_config(parts.config))
         return carry_out(parts, strategy, folder, heard, started)
-
-
-def _check_measurable(parts: Parts | TaskParts, strategy: Strategy) -> None:
-    """Refuse a run that cannot be judged as it is to be."""
-    chosen(parts.config.evaluation.metrics)
-    if parts.config.evaluation.keep_best and not parts.has_validation:
-        raise UsageError(
-            "evaluation.keep_best chooses by validation accuracy, but there are no validation "
-            "examples; raise data.validation_fraction, or use more data"
-        )
-    if not parts.has_client_tests and strategy.personal:
-        raise UsageError(
-            "federation.strategy: models of the clients' own are judged on their own test "
-            "examples, and no client has any; raise data.test_fraction, leave out data.shots, or "
-            "use a strategy that shares one model"
-        )
 
 
 def resume(folder: str | Path, *, listener: Listener | Sequence[Listener] | None = None) -> Run:
@@ -106,6 +94,7 @@ def resume(folder: str | Path, *, listener: Listener | Sequence[Listener] | None
     run_folder = RunFolder.open(Path(folder))
     if not run_folder.has_rounds_left():
         return Run(run_folder.path, run_folder.read_json(SUMMARY))
+    check_split_rule(run_folder)  # before anything slow
     started = time.perf_counter()
     config = load_config(run_folder.path / CONFIG)
     with (
@@ -156,6 +145,10 @@ def carry_out(
         engine = engine or create_engine(parts)
         personal = strategy.personal and parts.sites is None  # else those models are elsewhere
         folder.truncate_metrics(checkpoint.finished_rounds, checkpoint.metrics_sha256)
+        coverage = Coverage.of(parts, personal)
+        coverage.warn_of_tests()
+        if config.evaluation.keep_best:
+            coverage.warn_of_validation("the best round is")
         parts.processes.first_start(checkpoint.finished_rounds, checkpoint.state)
         folder.reopen()
         clock = Stopwatch(started)
@@ -176,7 +169,7 @@ def carry_out(
                 figures = figures_of(parts, result, personal, not due, judge)
                 closing = {"stopped_by": reason} | figures
                 break
-        run = _finish_run(parts, folder, checkpoint, clock, closing)
+        run = _finish_run(parts, folder, checkpoint, clock, coverage, closing)
         listener.finish(run.summary)
         return run
 
@@ -278,6 +271,7 @@ def _finish_run(
     folder: RunFolder,
     checkpoint: Checkpoint,
     clock: Stopwatch,
+    coverage: Coverage,
     closing: Mapping[str, Any],
 ) -> Run:
     """Writes adapters, curves and, last, the summary, whose presence says: finished.
@@ -291,7 +285,7 @@ def _finish_run(
     metrics = folder.read_metrics()
     metrics[-1] |= {key: plain_json(value) for key, value in closing.items()}
     folder.write_bytes("curves.png", curves_png(metrics, metrics[0]["zero_shot_accuracy"]))
-    summary = summarise(parts, checkpoint, metrics)
+    summary = summarise(parts, checkpoint, metrics, coverage)
     if isinstance(parts, TaskParts) and checkpoint.state.groups:
         summary["adapters"]["merged"] = evaluate_merged(parts, folder.path / "adapter")
     summary["adapter_folders"] = adapter_digests(folder)

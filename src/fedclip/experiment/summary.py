@@ -8,6 +8,7 @@ from typing import Any
 from fedclip.evaluation.metrics import chosen
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.coverage import Coverage
 from fedclip.experiment.evaluate import evaluate_matrix, evaluate_unseen
 from fedclip.models.clip import adapter_sha256
 from fedclip.records import RunState, State
@@ -16,7 +17,10 @@ _RETRIEVAL = ("zero_shot_retrieval", "retrieval")  # of the first line, and of t
 
 
 def summarise(
-    parts: Parts | TaskParts, checkpoint: Checkpoint, metrics: list[dict[str, Any]]
+    parts: Parts | TaskParts,
+    checkpoint: Checkpoint,
+    metrics: list[dict[str, Any]],
+    coverage: Coverage,
 ) -> dict[str, Any]:
     """All of `summary.json` but the seconds, of the lines of `metrics.jsonl`."""
     config, counts, last = parts.config, parts.model.get_model_summary(), metrics[-1]
@@ -49,6 +53,7 @@ def summarise(
         "device": str(parts.device),
         "precision": parts.precision,
         "bad_images": parts.bad_images,
+        **coverage.record(),
         "adapter_sha256": adapter_sha256(_adapters(state)),
         "state_sha256": adapter_sha256(state.flat()),
         "versions": {

@@ -10,6 +10,7 @@ import numpy as np
 from fedclip.config import Config
 from fedclip.config.names import check_classes_differ
 from fedclip.data.federated_data import FederatedData
+from fedclip.data.loading import warn_of_one_class
 from fedclip.data.prompts import PROMPTS
 from fedclip.errors import UsageError
 from fedclip.experiment.build import assemble, load_data
@@ -93,7 +94,7 @@ def _no_data(config: Config) -> FederatedData:
     templates = config.data.templates or PROMPTS["imagefolder"].templates
     black = np.zeros((8, 8, 3), np.uint8)
     pixels = load_pixels(config.model.model_name).to_pixels([black])
-    return FederatedData(
+    data = FederatedData(
         name="none",
         pixels=pixels[:0],
         labels=_NONE,
@@ -106,3 +107,5 @@ def _no_data(config: Config) -> FederatedData:
         fingerprint="",
         partition={"name": "sites"},
     )
+    warn_of_one_class(data)
+    return data

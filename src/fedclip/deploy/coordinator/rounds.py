@@ -9,6 +9,7 @@ import os
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from fedclip.deploy.job import make_job
 from fedclip.deploy.keys.folder import site_names
 from fedclip.deploy.remote.engine import Formats, Mail, Patience, RemoteEngine, Roster, Traffic
 from fedclip.device import return_freed_memory
-from fedclip.errors import FedclipError, TrainingFailed, UsageError
+from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError
 from fedclip.evaluation.metrics import chosen
 from fedclip.evaluation.per_client import told_by_clients
 from fedclip.experiment.folder import RunFolder
@@ -88,7 +89,24 @@ class DeployProgress(PlainProgress):
 def rounds(
     config: Config, folder: RunFolder, files: DeployFiles, mail: Mail, listener: DeployProgress
 ) -> Run:
-    """Waits for the sites, and trains with them until the last round."""
+    """Waits for the sites, and trains with them until the last round; warnings become messages."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", FedclipWarning)
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, FedclipWarning):
+                listener.message(f"warning: {message}")
+            else:
+                usual(message, category, *place, **more)
+
+        warnings.showwarning = show
+        return _rounds(config, folder, files, mail, listener)
+
+
+def _rounds(
+    config: Config, folder: RunFolder, files: DeployFiles, mail: Mail, listener: DeployProgress
+) -> Run:
     started, deploy = time.perf_counter(), config.deploy
     return_freed_memory()
     _wait_for_lock(folder)

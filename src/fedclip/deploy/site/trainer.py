@@ -204,6 +204,7 @@ class SiteTrainer:
                 source=site_source(
                     site.data.path, site.name, job["class_names"], site.data.classes
                 ),
+                needs_tests=False,  # a small site may hold out none, as in a simulation
             )
         for warning in caught:
             self._say(f"note: {warning.message}")

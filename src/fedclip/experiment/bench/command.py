@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fedclip import files
+from fedclip.data.source import some
 from fedclip.errors import UsageError, harmless
 from fedclip.experiment.bench.plan import Cell, Plan, make_plan
 from fedclip.experiment.bench.result import result, write_result
 from fedclip.experiment.bench.runner import Finished, Outcome, ProcessRunner, RunCell
 from fedclip.experiment.bench.schedule import Choice, Results, Watcher, run_grid
 from fedclip.experiment.bench.statistics import arm_figures
+from fedclip.experiment.coverage import NOT_TESTED, NOT_VALIDATED, missing_in
 from fedclip.reports.comparison import accuracy_png, accuracy_table, bytes_png, cost_table
 from fedclip.reports.text import json_text, message
 
@@ -218,12 +220,27 @@ def _tell(
         for choice in results.choices.values()
         if choice.edge
     ]
+    lines += _gaps(results)
     lines += [
         f"failed: {arm}: {reason}" for arm, found in results.failures.items() for reason in found
     ]
     written = result_file or work / "result.json"
     lines.append(f"written to {written}" + (f" and {work}/*.png" if rows else ""))
     print(harmless("\n".join(lines)), file=sys.stderr)
+
+
+def _gaps(results: Results) -> list[str]:
+    """Warnings of classes without a test image, or without one to tune by, each said once."""
+    found: dict[str, list[str]] = {}
+    for run in results.finished:
+        kinds = {} if run.cell.tuning else {"test": NOT_TESTED}
+        if run.cell.tuning or run.summary.get("best"):  # validation has chosen something
+            kinds["validation"] = NOT_VALIDATED
+        for kind, key in kinds.items():
+            if names := missing_in(run.summary, key):
+                what = f"{len(names)} classes have no {kind} image: {some(names)}"
+                found.setdefault(what, []).append(str(run.cell))
+    return [f"warning: {what} (in {some(cells, 3)})" for what, cells in found.items()]
 
 
 def _edge(choice: Choice) -> str:

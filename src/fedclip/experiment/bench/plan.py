@@ -14,6 +14,7 @@ from typing import Any
 from fedclip.config.loading import load_config
 from fedclip.config.overrides import deep_merge, parse_overrides
 from fedclip.config.strict_yaml import read_yaml
+from fedclip.data.splits import SPLIT_RULE
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.bench.grid import Arm, Grid, load_grid
 
@@ -105,9 +106,10 @@ class Plan:
     def _digest(self, overrides: tuple[str, ...]) -> str:
         """Hash of what the run is told, so that a changed grid takes no old run for its own.
 
-        Defaults are not part of it: finished runs stay valid when fedclip gets another key.
+        Defaults are not part of it: finished runs stay valid when fedclip gets another key. The
+        rule by which test images are chosen is: runs on other images cannot be compared.
         """
-        told = deep_merge(self.base, parse_overrides(overrides)[0])
+        told = deep_merge(self.base, parse_overrides(overrides)[0]) | {"split": SPLIT_RULE}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -1,0 +1,129 @@
+"""What a run's figures rest on: whether there is anything to measure, and which classes lack it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedclip.data.federated_data import FederatedData
+from fedclip.data.source import some
+from fedclip.errors import FedclipWarning, UsageError
+from fedclip.evaluation.metrics import chosen
+from fedclip.evaluation.per_client import at_most, measured
+from fedclip.experiment.context import Parts, TaskParts
+from fedclip.federated.strategies import Strategy
+from fedclip.seeding import seed_for
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NOT_TESTED, NOT_VALIDATED = "classes_not_tested", "classes_not_validated"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Of so many `classes` to train on, the names of those without a test or validation image.
+
+    Of several tasks, names have their task's in front. A set without any images misses no class.
+    """
+
+    classes: int
+    not_tested: tuple[str, ...]
+    not_validated: tuple[str, ...]
+
+    @classmethod
+    def of(cls, parts: Parts | TaskParts, personal: bool = False) -> Coverage:
+        """What the figures of a run cover; `personal` models are judged on the clients' tests."""
+        limit, seed = parts.config.evaluation.max_examples, parts.config.seed
+        if isinstance(parts, Parts):
+            return cls.of_data(parts.data, limit, seed, personal)
+        found = {
+            name: cls.of_data(task.data, limit, task.config.seed, personal)
+            for name, task in parts.tasks.items()
+        }
+        return cls(
+            sum(own.classes for own in found.values()),
+            tuple(f"{name}: {c}" for name, own in found.items() for c in own.not_tested),
+            tuple(f"{name}: {c}" for name, own in found.items() for c in own.not_validated),
+        )
+
+    @classmethod
+    def of_data(
+        cls, data: FederatedData, max_examples: int | None, seed: int, personal: bool = False
+    ) -> Coverage:
+        """The same for one data set, of which at most `max_examples` of each set are measured."""
+        if data.captioned:
+            return cls(0, (), ())
+        tests, by_client = measured(data, max_examples, seed)
+        drawn = seed_for(seed, "evaluation", "validation")
+        validated = at_most(data.validation, max_examples, drawn)
+        if personal and data.clients:
+            tests = np.concatenate(list(by_client.values()))
+            validated = np.concatenate([client.validation for client in data.clients])
+        pool = _pool(data)
+        missing = [_missing(data, pool, measured_rows) for measured_rows in (tests, validated)]
+        return cls(len(pool), *missing)
+
+    def record(self) -> dict[str, list[str]]:
+        """What `summary.json` holds of it."""
+        return {NOT_TESTED: list(self.not_tested), NOT_VALIDATED: list(self.not_validated)}
+
+    def warn_of_tests(self) -> None:
+        """Name the classes without a test image."""
+        self._warn(self.not_tested, "test", "no accuracy speaks of them")
+
+    def warn_of_validation(self, what: str) -> None:
+        """Name the classes without a validation image, where validation chooses something."""
+        self._warn(self.not_validated, "validation", f"{what} chosen without them")
+
+    def _warn(self, names: Sequence[str], kind: str, so: str) -> None:
+        if names:
+            warnings.warn(
+                f"{len(names)} of {self.classes} classes have no {kind} image, so {so}: "
+                f"{some(names)}; use more images, or raise data.{kind}_fraction (or "
+                "evaluation.max_examples, where that is set)",
+                FedclipWarning,
+                stacklevel=4,
+            )
+
+
+def check_measurable(parts: Parts | TaskParts, strategy: Strategy) -> None:
+    """Refuse a run that cannot be judged as it is to be."""
+    chosen(parts.config.evaluation.metrics)
+    if parts.config.evaluation.keep_best and not parts.has_validation:
+        raise UsageError(
+            "evaluation.keep_best chooses by validation accuracy, but there are no validation "
+            "examples; raise data.validation_fraction, or use more data"
+        )
+    if not parts.has_client_tests and strategy.personal:
+        raise UsageError(
+            "federation.strategy: models of the clients' own are judged on their own test "
+            "examples, and no client has any; raise data.test_fraction, leave out data.shots, or "
+            "use a strategy that shares one model"
+        )
+
+
+def missing_in(summary: Mapping[str, Any], key: str) -> Sequence[str]:
+    """The names under a key of `summary.json`, none in those of older versions."""
+    found = summary.get(key)
+    return found if isinstance(found, list) else ()
+
+
+def _pool(data: FederatedData) -> NDArray[np.int64]:
+    """Classes that clients have images of; all classes where the clients are elsewhere."""
+    if not data.clients:
+        return np.arange(len(data.class_names))
+    rows = [part for c in data.clients for part in (c.train, c.validation, c.test)]
+    return np.unique(data.labels[np.concatenate(rows)])
+
+
+def _missing(
+    data: FederatedData, pool: NDArray[np.int64], rows: NDArray[np.int64]
+) -> tuple[str, ...]:
+    if not len(rows):
+        return ()
+    return tuple(data.class_names[i] for i in np.setdiff1d(pool, data.labels[rows]))
