@@ -104,6 +104,48 @@ def test_hidden_labels_are_left_out(tmp_path):
         assert load(tmp_path / "set").is_test is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "names"),
+    [
+        ("int64", [3, 7, 3, -1], ("3", "7")),
+        ("int32", [3, 7, 3, None], ("3", "7")),
+        ("string", ["ape", "fox", "ape", "-1"], ("ape", "fox")),
+        ("string", ["ape", "fox", "ape", " "], ("ape", "fox")),
+    ],
+)
+def test_what_means_hidden_or_none_is_no_class(tmp_path, kind, values, names):
+    test = table(2, datasets.Value(kind), label=[values[-1]] * 2)
+    data = {"train": table(4, datasets.Value(kind), label=values), "test": test}
+    datasets.DatasetDict(data).save_to_disk(tmp_path / "set")
+    words = r"3 images without a label are left out \(train: 1 of 4, test: 2 of 2\)"
+    with pytest.warns(FedclipWarning, match=words):
+        source = load(tmp_path / "set")
+    assert source.class_names == names
+    assert source.labels.tolist() == [0, 1, 0]
+    assert source.is_test is None
+
+
+def test_rows_keep_their_numbers_where_some_are_left_out(tmp_path):
+    table(5, label=[0, -1, 1, None, 1]).save_to_disk(tmp_path / "set")
+    with pytest.warns(FedclipWarning, match="2 images without a label"):
+        source = load(tmp_path / "set")
+    assert source.places(np.arange(3)) == (0, 2, 4)
+
+
+def test_labels_that_are_all_hidden_or_no_class_are_refused(tmp_path):
+    table(3, label=[-1, -1, -1]).save_to_disk(tmp_path / "hidden")
+    with pytest.raises(UsageError, match=r"all 3 images of .* are without a label"):
+        load(tmp_path / "hidden")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    values = {"image": pictures(2), "label": [0, 5]}
+    wrong = datasets.Dataset.from_dict(values, features=features)
+    kind = datasets.ClassLabel(names=["fox", "ape"])
+    wrong.info.features["label"] = kind  # as a file says that was written by other means
+    wrong.save_to_disk(tmp_path / "wrong")
+    with pytest.raises(UsageError, match="1 labels of hub are no number of a class, as 5"):
+        load(tmp_path / "wrong")
+
+
 def test_options_choose_label_and_site(tmp_path):
     kind = datasets.ClassLabel(names=["big", "small"])
     where = (datasets.Value("string"), ["oslo", "bonn", "oslo", "bonn"])

@@ -14,7 +14,7 @@ from fedclip.data.datasets import load_source
 from fedclip.data.prompts import PROMPTS, check_templates
 from fedclip.data.source import some
 from fedclip.data.sources import builtin as sources_builtin
-from fedclip.errors import UsageError
+from fedclip.errors import FedclipWarning, UsageError
 
 
 def test_every_source_has_prompts():
@@ -166,3 +166,52 @@ def test_class_names_from_folder_names():
 def test_templates_without_a_place_for_the_name(templates):
     with pytest.raises(UsageError, match=r"data\.templates: every template must hold \{\}"):
         load_source("digits", templates=templates)
+
+
+# --- labels that mean none ---
+
+OWN = """
+import numpy as np
+from fedclip.data.source import ArrayImages, ImageSource
+
+LABELS = {labels}
+
+def own(path=None, layout="auto"):
+    pixels = np.arange(len(LABELS) * 4, dtype=np.uint8).reshape(-1, 2, 2)
+    return ImageSource(
+        "own", ArrayImages(pixels, "own"), np.array(LABELS), ("cat", "dog"), ("{{}}",),
+        is_test=np.arange(len(LABELS)) >= 4,
+    )
+"""
+
+
+def own_data(tmp_path, labels):
+    file = tmp_path / f"own_{abs(hash(str(labels)))}.py"
+    file.write_text(OWN.format(labels=labels))
+    return f"{file}:own"
+
+
+def test_a_label_of_none_never_becomes_the_last_class(tmp_path):
+    name = own_data(tmp_path, [0, 1, -1, 0, -1, -1])
+    words = r"own: 3 images without a label are left out \(train: 1 of 4, test: 2 of 2\)"
+    with pytest.warns(FedclipWarning, match=words):
+        source = load_source(name, class_names=("dog", "cat"))
+    assert source.labels.tolist() == [1, 0, 1]
+    assert source.is_test is None
+    assert source.places(np.arange(3)) == (0, 1, 3)
+    assert np.asarray(source.images.open(2))[0, 0, 0] == 12
+    assert source.images.path_of(2) == "own/3"
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([-1, -1], "all 2 images of own are without a label"),
+        ([0, 2, 1], "1 labels of own are no number of a class, as 2; there are 2 classes"),
+        ([0, -2, 1], "1 labels of own are no number of a class, as -2"),
+        ([0.5, 1.0], "the labels of own must be whole numbers"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(tmp_path, labels, words):
+    with pytest.raises(UsageError, match=words):
+        load_source(own_data(tmp_path, labels))

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedclip.catalog import DATA_SETS, load
 from fedclip.config.names import check_classes_differ, class_key, site_names
+from fedclip.data.labels import labelled
 from fedclip.data.prompts import check_templates
 from fedclip.data.source import ImageSource, some
 from fedclip.errors import FedclipError, UsageError
@@ -27,6 +28,7 @@ def load_source(
     if not len(source):
         raise UsageError(f"data: {name} holds no images{f' (data.path: {path})' if path else ''}")
     source = replace(source, site_names=site_names(source.site_names, f"data: {name}"))
+    source = labelled(source)
     if class_names is not None and source.captioned:
         raise UsageError(f"data.class_names names classes, but {name} holds captions; leave it out")
     if class_names is not None:

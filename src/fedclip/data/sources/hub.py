@@ -15,6 +15,7 @@ import numpy as np
 from fedclip.config.names import clean_class_name
 from fedclip.data.captions import numbered
 from fedclip.data.class_names import one_class_by_name
+from fedclip.data.labels import class_numbers, numbered_labels
 from fedclip.data.prompts import PROMPTS
 from fedclip.data.source import ImageSource, mask_or_none
 from fedclip.data.sources.columns import caption_column, image_column, label_column, listed
@@ -56,26 +57,17 @@ def hub(path: str | None = None, layout: str = "auto") -> ImageSource:
         table = datasets.concatenate_datasets(list(parts.values()))
     labels, class_names = _captions(table, label) if caption else _classes(table, label)
     split = np.repeat(list(parts), [len(part) for part in parts.values()])
-    known = labels >= 0
-    if not known.all():
-        warnings.warn(
-            f"{name}: {int((~known).sum())} images without a "
-            f"{'caption' if caption else 'label'} are left out",
-            FedclipWarning,
-            stacklevel=2,
-        )
-    rows = np.flatnonzero(known)
     sites, site_names = _sites(name, table, options.get("site"))
     encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     return ImageSource(
         name="hub",
-        images=HubImages(encoded, image, name, rows, roots_of(name)),
-        labels=labels[rows],
+        images=HubImages(encoded, image, name, roots_of(name)),
+        labels=labels,
         class_names=tuple(class_names),
         templates=PROMPTS["pairs" if caption else "hub"].templates,
-        is_test=mask_or_none(split[rows] == "test"),
-        is_validation=mask_or_none(split[rows] == "validation"),
-        sites=None if sites is None else sites[rows],
+        is_test=mask_or_none(split == "test"),
+        is_validation=mask_or_none(split == "validation"),
+        sites=sites,
         site_names=site_names,
         captioned=caption is not None,
     )
@@ -190,12 +182,10 @@ def _labels(table: Any, column: str) -> tuple[np.ndarray, list[str]]:
     kind = table.features[column]
     values = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     if isinstance(kind, datasets.ClassLabel):
-        return np.array([-1 if v is None else v for v in values], dtype=np.int64), list(kind.names)
+        return class_numbers(values), list(kind.names)
     if not str(getattr(kind, "dtype", "")).startswith(("string", "large_string", "int", "uint")):
         raise UsageError(f"data.path: column {column!r} holds no class labels, but {kind}")
-    distinct = sorted({value for value in values if value is not None})
-    index = {value: i for i, value in enumerate(distinct)}
-    return np.array([index.get(v, -1) for v in values], dtype=np.int64), [str(v) for v in distinct]
+    return numbered_labels(values)
 
 
 def _sites(name: str, table: Any, column: str | None) -> tuple[np.ndarray | None, tuple[str, ...]]:

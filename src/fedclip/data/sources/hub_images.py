@@ -7,7 +7,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from fedclip.data.picture_types import open_regular
@@ -25,11 +24,10 @@ class HubImages:
     table: Any
     column: str
     name: str
-    rows: np.ndarray
     roots: tuple[Path, ...]
 
     def _cell(self, index: int) -> dict[str, Any]:
-        return self.table[int(self.rows[index])][self.column] or {}
+        return self.table[int(index)][self.column] or {}
 
     def content(self, index: int) -> bytes:
         """The encoded image."""
@@ -37,7 +35,7 @@ class HubImages:
         if cell.get("bytes") is not None:
             return cell["bytes"]
         if cell.get("path"):
-            where = f"{self.name}, row {self.rows[index]}"
+            where = f"{self.name}, row {index}"
             with open_regular(path_below(self.roots, cell["path"], where)) as file:
                 return file.read()
         raise ValueError("the data set has no image here")
@@ -49,7 +47,7 @@ class HubImages:
     def path_of(self, index: int) -> str:
         """`user/name[17]`, with the file's name where the data set keeps it."""
         path = self._cell(index).get("path")
-        return f"{self.name}[{self.rows[index]}]{f' {path}' if path else ''}"
+        return f"{self.name}[{index}]{f' {path}' if path else ''}"
 
 
 def roots_of(name: str) -> tuple[Path, ...]:
