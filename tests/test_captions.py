@@ -17,6 +17,7 @@ from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 import fedclip
 from fedclip.adapters.inspect import evaluate, info
 from fedclip.config.loading import config_from_dict
+from fedclip.errors import FedclipWarning
 from fedclip.evaluation.retrieval import before_match, find, recall
 from fedclip.experiment.build import assemble
 from fedclip.experiment.run import resume
@@ -117,7 +118,7 @@ def test_a_last_pair_alone_joins_the_batch_before_it():
 def test_recall_by_hand():
     # Texts along the axes: an image's features are its similarities to the three captions.
     images = torch.tensor([[0.9, 0.5, 0.1], [0.8, 0.6, 0.0], [0.2, 0.7, 0.7]])
-    found = find(images, torch.eye(3), torch.tensor([0, 1, 2]), scale=10.0)
+    found = find(images, torch.eye(3), (torch.arange(3), torch.arange(3)), scale=10.0)
     assert found.captions.tolist() == [0, 1, 1]  # a tie counts against the match
     assert found.images.tolist() == [0, 1, 0]  # for the second caption the third image is nearer
     assert found.accuracy == pytest.approx(1 / 3)
@@ -131,7 +132,8 @@ def test_recall_by_hand():
 
 def test_any_image_of_the_same_caption_is_a_match():
     images = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])  # the first is far from its own
-    found = find(images, torch.eye(2), torch.tensor([0, 0, 1]), scale=1.0)
+    pairs = torch.arange(3), torch.tensor([0, 0, 1])
+    found = find(images, torch.eye(2), pairs, scale=1.0)
     assert found.captions.tolist() == [1, 0, 0]
     assert found.images.tolist() == [0, 1]  # caption 0 finds image 1; caption 1 finds image 0 first
 
@@ -152,6 +154,50 @@ def test_recall_is_what_sorting_finds(queries, candidates, seed):
 
 def test_recall_of_nothing_is_unknown():
     assert recall(np.empty(0, np.int64), 1) is None
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_an_image_of_several_captions_is_searched_once(count):
+    """Three images, each nearest to the last of its captions, and its first to another image."""
+    image, text = torch.arange(3).repeat_interleave(count), torch.arange(3 * count)
+    similarity = torch.zeros(3, 3 * count)
+    similarity[image[count - 1 :: count], text[count - 1 :: count]] = 0.9
+    similarity[(image[::count] + 1) % 3, text[::count]] = 0.5
+    images = torch.eye(3)
+    found = find(images, similarity.T, (image, text), scale=1.0)
+    assert found.captions.tolist() == [0, 0, 0]  # any of its captions is a match
+    first, *middle, last = found.images.reshape(3, count).T.tolist()
+    assert first == [2, 2, 2]  # two others: one is nearer, one as near
+    assert last == [0, 0, 0]
+    assert all(row == [2, 2, 2] for row in middle)  # all equally far: ties count against it
+    assert found.accuracy == 1.0
+    assert found.recalls()["text_to_image"]["recall_at_1"] == pytest.approx(1 / count)
+    own = torch.stack([similarity[i, i * count : (i + 1) * count] for i in range(3)]).exp().sum(1)
+    expected = -(own / similarity.exp().sum(dim=1)).log().mean().item()
+    assert found.loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_caption_of_two_images_of_several_captions_by_hand():
+    images = torch.tensor([[0.9, 0.1, 0.4], [0.2, 0.8, 0.5]])
+    pairs = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 1, 2])  # both have caption 2
+    found = find(images, torch.eye(3), pairs, scale=1.0)
+    assert found.captions.tolist() == [0, 0]
+    assert found.images.tolist() == [0, 0, 0]
+
+
+def test_captions_of_one_picture_are_no_negatives_of_each_other():
+    # Pairs (picture, caption): (0, 0), (0, 1), (1, 1), (2, 2). So picture 0 has captions 0 and 1,
+    # wherever they stand; caption 1 belongs to pictures 0 and 1.
+    captions, pictures = torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 2])
+    logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    match = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]).double()
+    expected = 0.0
+    for table, own in ((logits, match), (logits.T, match.T)):
+        for row, wanted in zip(table.log_softmax(dim=1), own, strict=True):
+            expected -= (row * wanted).sum().item() / wanted.sum().item() / 8
+    assert contrastive_loss(logits, captions, pictures).item() == pytest.approx(expected, rel=1e-12)
+    alone = contrastive_loss(logits, captions, torch.arange(4))
+    assert alone.item() == pytest.approx(contrastive_loss(logits, captions).item(), rel=1e-12)
 
 
 # --- runs ---
@@ -308,6 +354,49 @@ def test_a_served_run_takes_labels(finished):
     refused = app.post("/predict", **sent)
     assert refused.status_code == 422
     assert "learned from captions" in refused.json()["error"]
+
+
+@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("strategy", ["fedavg", "local"])
+def test_a_run_on_images_of_several_captions(count, strategy, tmp_path):
+    """Under one path, or copied: a model that knows the colours finds every caption's image."""
+    words = ["a {} square", "something {}", "{} as can be", "{} all over", "painted {}"][:count]
+    rows = []
+    for number, row in enumerate(rows_of(32, sites=2)):
+        colour = row["caption"].split()[1]
+        for place, text in enumerate(words):
+            caption = f"{text.format(colour)}, picture {number}"
+            image = row["image"] if place % 2 else f"images/copy of {number}.png"
+            rows.append(row | {"caption": caption, "image": image})
+    path = write_pairs(tmp_path, rows)
+    for number in range(32):
+        (tmp_path / f"images/copy of {number}.png").write_bytes(
+            (tmp_path / f"images/{number}.png").read_bytes()
+        )
+    config = config_from_dict(
+        with_(
+            data={"path": str(path), "test_fraction": 0.4},
+            federation={"strategy": strategy, "rounds": 1},
+            evaluation={"keep_best": False},
+        )
+    )
+    done = fedclip.run(config, output=tmp_path / "run")
+    data = assemble(config, Listener()).data
+    sides = [set(data.pictures[part]) for client in data.clients
+             for part in (client.train, client.validation, client.test)]  # fmt: skip
+    assert sum(map(len, sides)) == len(set().union(*sides)) == 32
+    metrics = [*map(json.loads, (done.folder / "metrics.jsonl").read_text().splitlines())]
+    assert metrics[-1]["test_examples"] == len(set(data.pictures[data.test])) < len(data.test)
+    assert done.summary["retrieval"]["text_to_image"]["recall_at_10"] > 0
+
+
+def test_a_client_of_one_picture_has_nothing_to_learn(tmp_path):
+    rows = rows_of(12, sites=1)
+    rows += [rows[0] | {"caption": f"take {i}", "site": "lonely"} for i in range(4)]
+    config = config_from_dict(with_(data={"path": str(write_pairs(tmp_path, rows))}))
+    with pytest.warns(FedclipWarning, match="single training pair or picture .*: lonely"):
+        data = assemble(config, Listener()).data
+    assert [client.client_id for client in data.clients] == ["site 0"]
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(table, tmp_path):

@@ -1,4 +1,7 @@
-"""How well images find their captions, and captions their images."""
+"""How well images find their captions, and captions their images.
+
+An image of several captions is searched once and is a single candidate: any caption of it counts.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
 from fedclip.data.federated_data import FederatedData
 from fedclip.device import at_least_fp32, autocast
@@ -48,8 +50,9 @@ class TwoTowers(Protocol):
 class Found:
     """What comes before the first match of each query, and each image's loss.
 
-    `captions` holds for each image how many other captions are at least as near as its own, and
-    `images` for each distinct caption how many other images are at least as near as its nearest.
+    `captions` holds for each distinct image how many captions of others are at least as near as the
+    nearest of its own, and `images` for each distinct caption how many other images are at least as
+    near as the nearest that has it.
     """
 
     captions: NDArray[np.int64]
@@ -62,12 +65,15 @@ class Found:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of images whose nearest caption is their own: image-to-text recall@1."""
+        """Share of images whose nearest caption is one of theirs: image-to-text recall@1."""
         return recall(self.captions, 1)
 
     @property
     def loss(self) -> float | None:
-        """Mean cross-entropy of the images, with the distinct captions as classes."""
+        """Mean over the images of -log of the probability of their own captions, together.
+
+        The distinct captions are the classes; with one caption each it is the cross-entropy.
+        """
         return float(self.losses.mean()) if len(self.losses) else None
 
     def recalls(self) -> dict[str, dict[str, float | None]]:
@@ -101,19 +107,28 @@ def before_match(similarity: torch.Tensor, match: torch.Tensor) -> torch.Tensor:
     return ((similarity >= best) & ~match).sum(dim=1)
 
 
-def find(images: torch.Tensor, texts: torch.Tensor, own: torch.Tensor, scale: float) -> Found:
-    """Retrieval among images `[n, dim]` and distinct texts `[m, dim]`, features of length one.
+def find(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    pairs: tuple[torch.Tensor, torch.Tensor],
+    scale: float,
+) -> Found:
+    """Retrieval among distinct images `[n, dim]` and distinct texts `[m, dim]`, all of length one.
 
-    `own` `[n]` is the place of each image's caption among the texts; `scale` is the logits'.
+    `pairs` says which belong together: places among the images and among the texts, both `[pairs]`.
+    Each image and each text is in one pair at least. `scale` is the logits'.
     """
-    places = torch.arange(len(texts), device=texts.device)
+    image, text = pairs
     captions, nearest, losses = [], [], []
     for rows in torch.arange(len(images), device=images.device).split(_ROWS):
-        similarity = images[rows] @ texts.T  # [rows, m]
-        captions.append(before_match(similarity, own[rows, None] == places))
-        losses.append(cross_entropy(scale * similarity, own[rows], reduction="none"))
-    for rows in places.split(_ROWS):
-        nearest.append(before_match(texts[rows] @ images.T, rows[:, None] == own))
+        similarity, match = images[rows] @ texts.T, _match(rows, image, text, len(texts))
+        captions.append(before_match(similarity, match))
+        logits = scale * similarity
+        own = logits.masked_fill(~match, -torch.inf).logsumexp(dim=1)
+        losses.append(logits.logsumexp(dim=1) - own)
+    for rows in torch.arange(len(texts), device=texts.device).split(_ROWS):
+        match = _match(rows, text, image, len(images))
+        nearest.append(before_match(texts[rows] @ images.T, match))
     return Found(
         torch.cat(captions).cpu().numpy(),
         torch.cat(nearest).cpu().numpy(),
@@ -121,14 +136,30 @@ def find(images: torch.Tensor, texts: torch.Tensor, own: torch.Tensor, scale: fl
     )
 
 
+def _match(
+    rows: torch.Tensor, query: torch.Tensor, candidate: torch.Tensor, candidates: int
+) -> torch.Tensor:
+    """Which candidates match the queries `rows`, a run of numbers: a mask `[rows, candidates]`."""
+    first = int(rows[0])
+    here = (query >= first) & (query < first + len(rows))
+    match = torch.zeros(len(rows), candidates, dtype=torch.bool, device=rows.device)
+    match[query[here] - first, candidate[here]] = True
+    return match
+
+
 @dataclass(frozen=True)
 class Embedded:
-    """Features of the images and captions that any figure needs, by their number in the data."""
+    """Features of the images and captions that any figure needs, each computed once.
+
+    `pictures` and `labels` are the numbers of each example's picture and caption; `image_numbers`
+    and `text_numbers` say of which ones there are features, ascending.
+    """
 
     images: torch.Tensor
     texts: torch.Tensor
     image_numbers: NDArray[np.int64]
     text_numbers: NDArray[np.int64]
+    pictures: NDArray[np.int64]
     labels: NDArray[np.int64]
     scale: float
 
@@ -145,20 +176,28 @@ class Embedded:
         precision: str,
         batch_size: int,
     ) -> Embedded:
-        """Features of the examples at `indices` and of their captions, each computed once."""
+        """Features of the examples at `indices` and of their captions."""
         model.eval()
-        numbers = np.unique(indices)
-        texts = np.unique(data.labels[numbers])
-        images.prepare(numbers)
+        pictures = np.arange(len(data.labels)) if data.pictures is None else data.pictures
+        rows = np.unique(indices)
+        texts = np.unique(data.labels[rows])
+        numbers, first_row = np.unique(pictures[rows], return_index=True)
+        shown = rows[first_row]  # one image of each picture
+        images.prepare(shown)
         with autocast(precision, device):
             seen = [
-                model.encode_images(images.take(numbers[first : first + batch_size]))
-                for first in range(0, len(numbers), batch_size)
+                model.encode_images(images.take(shown[first : first + batch_size]))
+                for first in range(0, len(shown), batch_size)
             ]
             read = model.encode_texts([data.class_names[i] for i in texts])
-        scale = float(model.clip.logit_scale.exp())
         return cls(
-            at_least_fp32(torch.cat(seen)), at_least_fp32(read), numbers, texts, data.labels, scale
+            at_least_fp32(torch.cat(seen)),
+            at_least_fp32(read),
+            numbers,
+            texts,
+            pictures,
+            data.labels,
+            scale=float(model.clip.logit_scale.exp()),
         )
 
     def found(self, indices: NDArray[np.int64]) -> Found:
@@ -166,14 +205,18 @@ class Embedded:
         if not len(indices):
             nothing = np.empty(0, np.int64)
             return Found(nothing, nothing, np.empty(0))
-        captions, own = np.unique(self.labels[indices], return_inverse=True)
-        rows, columns = (
-            torch.from_numpy(np.searchsorted(numbers, wanted)).to(self.images.device)
-            for numbers, wanted in ((self.image_numbers, indices), (self.text_numbers, captions))
-        )
-        places = torch.from_numpy(own).to(self.images.device)
+        pictures, image = np.unique(self.pictures[indices], return_inverse=True)
+        captions, text = np.unique(self.labels[indices], return_inverse=True)
+
+        def here(numbers: NDArray[np.int64]) -> torch.Tensor:
+            return torch.from_numpy(numbers).to(self.images.device)
+
+        rows = here(np.searchsorted(self.image_numbers, pictures))
+        columns = here(np.searchsorted(self.text_numbers, captions))
         with torch.inference_mode():
-            return find(self.images[rows], self.texts[columns], places, self.scale)
+            return find(
+                self.images[rows], self.texts[columns], (here(image), here(text)), self.scale
+            )
 
 
 def evaluate_pairs(
@@ -188,7 +231,8 @@ def evaluate_pairs(
     """Retrieval on the central test set, on validation, and on each client's test set.
 
     Each set is searched on its own. The keys are those of `evaluate_federation`, where accuracy is
-    image-to-text recall@1, and `retrieval` with the recalls on the central test set.
+    image-to-text recall@1 and `test_examples` counts distinct images, and `retrieval` with the
+    recalls on the central test set.
     """
     test, by_client = measured(data, max_examples, seed)
     validation = at_most(data.validation, max_examples, seed_for(seed, "evaluation", "validation"))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedclip.catalog import ENGINES, load
@@ -170,7 +171,15 @@ def create_engine(parts: Parts | TaskParts) -> Engine:
 
 def sequential(parts: Parts, **common: Any) -> Engine:
     """The engine of that name."""
-    objective = Contrastive(parts.data.class_names) if parts.data.captioned else classification
+    data = parts.data
+    if not data.captioned:
+        return SequentialEngine(parts.model, **common, objective=classification)
+    if data.pictures is None:
+        objective = Contrastive(data.class_names)
+    else:  # pictures of several captions: a pair is known by its own number
+        pairs = torch.from_numpy(np.stack([data.labels, data.pictures], axis=1))
+        objective = Contrastive(data.class_names, pairs)
+        common |= {"labels": np.arange(len(data.labels))}
     return SequentialEngine(parts.model, **common, objective=objective)
 
 
