@@ -22,7 +22,9 @@ from tests.conftest import Command
 
 KEPT = Path(__file__).parent / "data" / "run_b6f3d3e"
 SUMMARY = json.loads((KEPT / "summary.json").read_text(encoding="utf-8"))
-REFUSED: str | None = None  # what `evaluate` says where the test images can no longer be told
+REFUSED: str | None = (
+    "chose test and validation images by another rule"  # what `evaluate` says where the test images can no longer be told
+)
 
 # Image of scikit-learn's digits: label and confidence, as that commit's `predict` had them.
 PREDICTED = {
@@ -58,6 +60,16 @@ def test_evaluate(fedclip: Command, run: Path) -> None:
     one_image = 1 / figures["test_examples"]  # other processors round otherwise
     assert figures["accuracy"] == pytest.approx(SUMMARY["accuracy"], abs=1.01 * one_image)
     assert figures["zero_shot_accuracy"] == SUMMARY["zero_shot_accuracy"]
+
+
+def test_resume(fedclip: Command, run: Path) -> None:
+    """Its checkpoint has no digest and does not say what it belongs to."""
+    (run / "summary.json").unlink()
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    code, _, err = fedclip("run", "--resume", run)
+    assert code == 2
+    assert "checkpoint.safetensors was written by an older version of fedclip" in err
+    assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
 
 
 def test_predict(fedclip: Command, run: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def read_adapter(
     for name in names:
         found, metadata = read_tensors(folder / name)
         tensors |= found
-        if "adapter_sha256" in about and metadata != _METADATA:
+        if "adapter_sha256" in about and metadata not in ({}, _METADATA):
             raise DamagedFile(f"{folder / name} is damaged: its metadata is {metadata}")
     config = read_json(folder / CONFIG) if kind.peft_format else None
     if config is not None:
