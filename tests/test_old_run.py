@@ -22,9 +22,8 @@ from tests.conftest import Command
 
 KEPT = Path(__file__).parent / "data" / "run_b6f3d3e"
 SUMMARY = json.loads((KEPT / "summary.json").read_text(encoding="utf-8"))
-REFUSED: str | None = (
-    "chose test and validation images by another rule"  # what `evaluate` says where the test images can no longer be told
-)
+# What `evaluate` says, where the test images can no longer be told.
+REFUSED: str | None = "chose test and validation images by another rule"
 
 # Image of scikit-learn's digits: label and confidence, as that commit's `predict` had them.
 PREDICTED = {
@@ -63,12 +62,12 @@ def test_evaluate(fedclip: Command, run: Path) -> None:
 
 
 def test_resume(fedclip: Command, run: Path) -> None:
-    """Its checkpoint has no digest and does not say what it belongs to."""
+    """It was split by another rule, and its checkpoint does not say what it belongs to."""
     (run / "summary.json").unlink()
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     code, _, err = fedclip("run", "--resume", run)
     assert code == 2
-    assert "checkpoint.safetensors was written by an older version of fedclip" in err
+    assert "the run was begun by another version of fedclip" in err
     assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
 
 
