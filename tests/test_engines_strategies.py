@@ -26,7 +26,7 @@ def plain(name, **kw):
 
 
 def scaffold(model):
-    return Scaffold(create_strategy("fedit", setting(model)), len(SIZES))
+    return Scaffold(create_strategy("fedit", setting(model)), sum(SIZES.values()))
 
 
 CASES = {

@@ -32,10 +32,10 @@ OPTIONS = {"learning_rate": 0.5, "beta1": 0.9, "beta2": 0.99, "tau": 0.1}
 
 
 def test_scaffold_by_hand():
-    """One number, two clients of three, weights 1 and 3, w = 1, rate sums 0.5.
+    """One number, two clients with 1 and 3 of all 8 examples, w = 1, rate sums 0.5.
 
     y = (0.5, 0.9): mean 0.8. From zero control: c_a = (1 - 0.5) / 0.5 = 1, c_b = 0.2, and
-    c = (1 + 0.2) / 3 = 0.4. Then offsets c - c_i are -0.6 and 0.2.
+    c = 1 / 8 + 3 * 0.2 / 8 = 0.2. Then offsets c - c_i are -0.8 and 0.
     """
     sent = iter([[0.5, 0.9], [0.8, 0.8]])
     asked = []
@@ -46,24 +46,58 @@ def test_scaffold_by_hand():
         reports = [ClientReport(c, n, 0.1, 5, 0.0, 0.5) for c, n in (("a", 1), ("b", 3))]
         return Updates(request, [Cohort(tuple(reports), {"w": y})])
 
-    strategy = Scaffold(create_strategy("fedavg"), clients=3)
+    strategy = Scaffold(create_strategy("fedavg"), total_examples=8)
     state = RunState({"w": torch.ones(1, dtype=torch.float64)})
     state = strategy.round(state, TrainRequest(1, ("a", "b"), state.shared), train)
     assert state.shared["w"].item() == pytest.approx(0.8, rel=1e-12)
     assert state.private["a"]["control/w"].item() == pytest.approx(1.0, rel=1e-12)
     assert state.private["b"]["control/w"].item() == pytest.approx(0.2, rel=1e-12)
-    assert state.server["control/w"].item() == pytest.approx(0.4, rel=1e-12)
+    assert state.server["control/w"].item() == pytest.approx(0.2, rel=1e-12)
     state = strategy.round(state, TrainRequest(2, ("a", "b"), state.shared), train)
     offsets = asked[1].offsets
-    assert offsets["a"]["w"].item() == pytest.approx(-0.6, rel=1e-12)
-    assert offsets["b"]["w"].item() == pytest.approx(0.2, rel=1e-12)
+    assert offsets["a"]["w"].item() == pytest.approx(-0.8, rel=1e-12)
+    assert offsets["b"]["w"].item() == pytest.approx(0, abs=1e-12)
     # Nobody moved from 0.8: c_i' = c_i - c.
-    assert state.private["a"]["control/w"].item() == pytest.approx(0.6, rel=1e-12)
+    assert state.private["a"]["control/w"].item() == pytest.approx(0.8, rel=1e-12)
+
+
+def quadratic(optima, steps, mu):
+    """Clients of 1 to 4 examples that take SGD steps on |x - m_i|^2 / 2 + mu / 2 |x - start|^2."""
+    rate = 0.05
+
+    def train(request):
+        reports, ends = [], []
+        for i, client in enumerate(request.client_ids):
+            w0 = w = request.state["w"]
+            for _ in range(steps[i]):
+                pull = mu * (w - w0) + request.offsets.get(client, {}).get("w", 0)
+                w = w - rate * (w - optima[client] + pull)
+            ends.append(w)
+            reports.append(ClientReport(client, i + 1, 0.1, steps[i], 0.0, steps[i] * rate))
+        return Updates(request, [Cohort(tuple(reports), {"w": torch.stack(ends)})])
+
+    return train
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5], ids=["FedAvg", "FedProx"])
+@pytest.mark.parametrize("scaffold", [False, True])
+def test_the_optimum_of_a_convex_problem_is_that_of_all_examples(scaffold, mu):
+    """The mean of the m_i by examples; control variates find it even where steps are unequal."""
+    clients = ("a", "b", "c", "d")
+    optima = {c: torch.tensor([float(i**2), -float(i)]) for i, c in enumerate(clients)}
+    best = sum((i + 1) * m for i, m in enumerate(optima.values())) / 10
+    train = quadratic(optima, (1, 3, 5, 7) if scaffold else (3, 3, 3, 3), mu)
+    strategy = create_strategy("fedavg")
+    strategy = Scaffold(strategy, total_examples=10) if scaffold else strategy
+    state = RunState({"w": torch.zeros(2)})
+    for server_round in range(1, 400):
+        state = strategy.round(state, TrainRequest(server_round, clients, state.shared), train)
+    assert torch.allclose(state.shared["w"], best, atol=1e-3)
 
 
 def test_scaffold_sends_twice_as_much():
     plain, _ = rounds("fedit", state=start(dtype=torch.float32))
-    around = Scaffold(create_strategy("fedit", setting()), clients=3)
+    around = Scaffold(create_strategy("fedit", setting()), total_examples=sum(SIZES.values()))
     results, _ = rounds(around, state=start(dtype=torch.float32))
     assert results[0].bytes_down == 2 * plain[0].bytes_down
     assert results[0].bytes_up == 2 * plain[0].bytes_up
@@ -88,7 +122,7 @@ def test_ditto_trains_a_personal_model_pulled_to_the_one_received():
 
 
 def test_ditto_and_scaffold_keep_their_private_tensors_apart():
-    inner = Scaffold(create_strategy("fedit", setting()), clients=3)
+    inner = Scaffold(create_strategy("fedit", setting()), total_examples=sum(SIZES.values()))
     results, engine = rounds(Ditto(inner, mu=0.1), count=2)
     own = results[1].state.private["a"]
     assert {name.startswith("control/") for name in own} == {True, False}
@@ -241,11 +275,11 @@ def test_scaffold_learns_nothing_of_a_client_that_took_no_step():
         return Updates(request, [Cohort(reports, {"w": torch.tensor([[0.5], [1.0]])})])
 
     state = RunState({"w": torch.ones(1)})
-    state = Scaffold(create_strategy("fedavg"), clients=2).round(
+    state = Scaffold(create_strategy("fedavg"), total_examples=2).round(
         state, TrainRequest(1, ("a", "b"), state.shared), train
     )
     assert "b" not in state.private
-    assert state.server["control/w"].item() == 0.5  # c_a = (1 - 0.5) / 0.5, over two clients
+    assert state.server["control/w"].item() == 0.5  # c_a = 1, over two examples
 
 
 @pytest.mark.parametrize(("schedule", "decomposed"), [("energy", 0), ("importance", 4)])

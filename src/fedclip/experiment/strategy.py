@@ -41,7 +41,7 @@ def choose_strategy(parts: Parts | TaskParts) -> Strategy:
         exact = flags.dynamic_ranks == "product"
         strategy = DynamicRanks(strategy.setting, plan, exact=exact)
     if federation.scaffold:
-        strategy = Scaffold(strategy, len(parts.clients))
+        strategy = Scaffold(strategy, sum(parts.clients.values()))
     server = federation.server_optimizer
     if server.name != "none":
         options = server.model_dump(exclude={"name"})

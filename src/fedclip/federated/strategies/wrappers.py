@@ -18,16 +18,18 @@ class Scaffold(Strategy):
     """Control variates against client drift, around a strategy that averages tensors.
 
     Karimireddy et al. 2020 (arXiv:1910.06378, option II): every gradient of client i is corrected
-    by c - c_i; after its steps c_i' = c_i - c + (x - y_i) / (sum of its learning rates), and c
-    moves by the mean of the changes times the share of clients that took part. Plain SGD only, as
-    the last formula recovers gradients from a way travelled. Bytes: twice those of FedAvg.
+    by c - c_i; after its steps c_i' = c_i - c + (x - y_i) / (sum of its learning rates). Where the
+    paper counts every client alike, model and control variates are both weighted by examples here:
+    c = sum n_i c_i / sum n_i over all clients, so that the optimum is FedAvg's, of the loss over
+    all examples. Plain SGD only, as gradients are recovered from the way travelled: with weight
+    decay and clipping in them, as they were stepped. Bytes: twice those of FedAvg.
     """
 
-    def __init__(self, inner: Strategy, clients: int) -> None:
-        """Takes a strategy that `averages`, and how many clients there are in all."""
+    def __init__(self, inner: Strategy, total_examples: int) -> None:
+        """Takes a strategy that `averages`, and how many examples all clients have together."""
         super().__init__(inner.setting)
         self._inner = inner
-        self._clients = clients
+        self._total = total_examples
 
     def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
         """The mean of the tensors, and new control variates of server and clients."""
@@ -58,8 +60,8 @@ class Scaffold(Strategy):
                     continue
                 change = (start - stacked[index]) / report.rate_sum - central[name]
                 private.setdefault(client, {})[_CONTROL + name] = own[client][name] + change
-                moved += change
-            server[_CONTROL + name] = central[name] + moved / self._clients
+                moved += change * (report.num_examples / self._total)
+            server[_CONTROL + name] = central[name] + moved
         news = {n: shared[n] for n in names} | {_CONTROL + n: server[_CONTROL + n] for n in names}
         return replace(state, shared=shared, server=server, private=private, news=news)
 
