@@ -87,7 +87,10 @@ class Stub:
         ({"overrides": ["rounds"]}, "overrides.0 must be key=value"),
         ({"reference": "lost"}, "reference: no arm 'lost'; arms: plain, prox"),
         ({"seeds": [0, 9]}, "tuning.seed: 9 is one of the seeds"),
-        ({"arms": {"a": {"rates": [0]}}}, "arms.a.rates.0: input should be greater than 0"),
+        (
+            {"arms": {"a": {"rates": [0]}}},
+            "arms.a.rates.0: input should be greater than or equal to 0.000000000001",
+        ),
         ({"seeds": []}, "seeds: "),
     ],
 )
