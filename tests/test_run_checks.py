@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import fedclip
 from fedclip.adapters import inspect as inspection
+from fedclip.catalog import strategy_row
 from fedclip.config.loading import config_from_dict
 from fedclip.errors import UsageError
 from fedclip.experiment.build import assemble
@@ -213,5 +214,5 @@ def test_all_processes_take_the_ranks_that_the_first_found(tmp_path: Path) -> No
 
     federation = {"strategy": "flexlora", "client_memory_mb": {"default": 1000}}
     config = config_from_dict(small(federation=federation, engine={"name": "sequential"}))
-    ranks = setting_of(assemble(config, Listener(), Second())).ranks
+    ranks = setting_of(assemble(config, Listener(), Second()), strategy_row("flexlora")).ranks
     assert set(ranks.values()) == {1}
