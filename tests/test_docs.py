@@ -183,10 +183,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     shutil.copytree(place / "my-images" / "hospital_a", place / "my-photos")
     pairs = [
-        {"image": f"../{path}", "caption": f"{path.parent.name} lungs", "site": path.parts[1]}
+        {"image": str(path), "caption": f"{path.parent.name} lungs", "site": path.parts[1]}
         for path in sorted(Path(p).relative_to(place) for p in place.glob("my-images/*/*/*.png"))
     ]
-    (place / "my-pairs").mkdir()
+    # Images lie below the table: its cells name files of its own folder only.
+    shutil.copytree(place / "my-images", place / "my-pairs" / "my-images")
     with (place / "my-pairs" / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, ["image", "caption", "site"])
         table.writeheader()

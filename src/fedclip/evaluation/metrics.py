@@ -82,7 +82,8 @@ METRICS: Mapping[str, Metric] = {
 
 
 RESERVED = frozenset(
-    {"accuracy", "accuracy_by_client", "accuracy_by_task", "adapter_sha256", "adapters"}
+    {"accuracy", "accuracy_by_client", "accuracy_by_task", "adapter_folders", "adapter_sha256"}
+    | {"adapters"}
     | {"bad_images", "base_accuracy", "base_parameters", "base_zero_shot_accuracy", "best"}
     | {"bytes_down", "bytes_down_per_client_round", "bytes_up", "bytes_up_per_client_round"}
     | {"classes_not_tested", "classes_not_validated"}
