@@ -1,6 +1,6 @@
 """The coordinator: starts Flower's server and the run on it, and goes on after whatever happens.
 
-The rounds are in a process of Flower's (`server_run`); what it has finished is in the run folder.
+The rounds are in a process of Flower's (`rounds.py`); what it has finished is in the run folder.
 So a coordinator that is killed is started again by the same command, and a server that is killed
 is started again by the coordinator: each time a new run of Flower's goes on from the last round.
 """
