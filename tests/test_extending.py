@@ -77,6 +77,30 @@ def hits(predictions):
     return 1.0
 '''
 
+COMMAND = '''"""What `fedclip hello` does."""
+
+import typer
+
+from fedclip.cli.console import echo
+
+
+def hello(name: str) -> None:
+    """Greets."""
+    echo(f"hello {name}")
+'''
+
+LISTENER = '''"""A listener that leaves a line for each round."""
+
+from pathlib import Path
+
+from fedclip.reports.listener import Listener
+
+
+class Beats(Listener):
+    def round(self, record):
+        with Path("beats.txt").open("a") as file:
+            file.write(f"{record['server_round']}\\n")
+'''
 
 METRIC_AND_ROW = """def wrong(found: Predictions) -> float | None:
     return float(1 - found.correct.mean())
@@ -89,6 +113,11 @@ METRICS: Mapping[str, Metric] = {
 def row(after: str, entry: str) -> tuple[str, str, str]:
     """A row of the catalogue, after the line that begins its dictionary."""
     return ("catalog.py", after, f"{after}\n    {entry}")
+
+
+def followed_by(line: str, next_line: str) -> tuple[str, str]:
+    """A line of a file, and that line with another one below it."""
+    return line, f"{line}\n{next_line}"
 
 
 # change -> its files: a new one by its text, or a place in one that is there and what stands then.
@@ -118,9 +147,26 @@ CHANGES: dict[str, list[tuple[str, str] | tuple[str, str, str]]] = {
     "metric": [
         ("evaluation/metrics.py", "METRICS: Mapping[str, Metric] = {", METRIC_AND_ROW),
     ],
-    # "command", "listener": a change each, as above, and its use in PROBE.
+    "command": [
+        ("cli/hello.py", COMMAND),
+        ("cli/main.py", *followed_by("app.command()(cli_deploy.site)", "app.command()(hello)")),
+        (
+            "cli/main.py",
+            *followed_by(
+                "from fedclip.cli import keys as cli_keys", "from fedclip.cli.hello import hello"
+            ),
+        ),
+    ],
+    "listener": [
+        ("reports/beats.py", LISTENER),
+        (
+            "cli/runs.py",
+            "    return [make_progress()]",
+            "    from fedclip.reports.beats import Beats\n\n    return [make_progress(), Beats()]",
+        ),
+    ],
 }
-MOST_FILES = {"strategy": 2, "data set": 2, "engine": 2, "metric": 1}
+MOST_FILES = {"strategy": 2, "data set": 2, "engine": 2, "metric": 1, "command": 2, "listener": 2}
 
 PROBE = """
 import json, sys
@@ -145,6 +191,13 @@ for job in jobs:
     }
 from fedclip.federated.engines.counting import Counting
 answers["trained"] = Counting.trained
+for name in ("hello", "run"):
+    told = {"hello": ["world"], "run": [jobs[0]["file"], "--output", jobs[0]["output"] + "-told"]}
+    sys.argv = ["fedclip", name, *told[name]]
+    try:
+        main()
+    except SystemExit as end:
+        answers[name] = end.code
 print(json.dumps(answers))
 """
 
@@ -235,7 +288,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     found = dict(json.loads(done.stdout.splitlines()[-1]))
     assert found["source"].startswith(str(folder))
-    return found | {"touched": touched}
+    beats = (folder / "beats.txt").read_text("utf-8")
+    return found | {"touched": touched, "said": done.stdout.splitlines(), "beats": beats}
 
 
 @pytest.mark.parametrize("change", MOST_FILES)
@@ -263,3 +317,13 @@ def test_a_new_and_an_installed_metric_are_measured(answers: dict[str, Any]) -> 
     changed = answers["changed"]["summary"]
     assert "hits" not in changed
     assert changed["wrong"] == pytest.approx(1 - changed["accuracy"])
+
+
+def test_the_new_command_answers(answers: dict[str, Any]) -> None:
+    assert answers["hello"] == 0
+    assert "hello world" in answers["said"]
+
+
+def test_the_new_listener_hears_of_the_rounds_of_a_run(answers: dict[str, Any]) -> None:
+    assert answers["run"] == 0
+    assert answers["beats"] == "0\n1\n"

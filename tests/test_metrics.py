@@ -15,7 +15,7 @@ from sklearn.dummy import DummyClassifier
 import fedclip as package
 from fedclip.adapters import inspect as inspection
 from fedclip.adapters.card import run_card
-from fedclip.cli.console import _conclude
+from fedclip.cli.runs import _conclude
 from fedclip.config.loading import config_from_dict
 from fedclip.errors import UsageError
 from fedclip.evaluation import metrics

@@ -69,7 +69,7 @@ def merge(
     ADAPTER is a folder that `fedclip run` made, or an adapter folder; all have the same base and
     layers.
     """
-    from fedclip.cli.console import merge_adapters
+    from fedclip.cli.runs import merge_adapters
 
     numbers = None if weights is None else _numbers(weights)
     merge_adapters(

@@ -2,111 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedclip.device import torchrun_number
-from fedclip.errors import FedclipError, FedclipWarning, ProcessLost, UsageError, harmless
+from fedclip.errors import UsageError, harmless
 from fedclip.reports.text import json_text, message, plain
-
-if TYPE_CHECKING:
-    from fedclip.config import Config
-    from fedclip.experiment.run import Run
-
-
-class Stopped(Exception):
-    """Ctrl-C during a run, with the folder from which it can go on."""
-
-    def __init__(self, folder: Path) -> None:
-        """Name the folder."""
-        self.folder = folder
-
-
-# Of several processes on one run, all meet with these, and the first one says so.
-_COMMON = (
-    UsageError,
-    ProcessLost,
-    Stopped,
-    KeyboardInterrupt,
-    click.Abort,
-    click.ClickException,
-)
-
-
-def new_run(config: Config, stem: str, output: Path | None) -> None:
-    """Run a configuration into a new folder, with progress on standard error."""
-    from fedclip.experiment.folder import next_folder
-
-    folder = output or next_folder(stem)
-    try:
-        from fedclip.experiment import run as experiment
-        from fedclip.reports.progress import make_progress
-
-        _conclude(experiment.run(config, output=folder, listener=make_progress()))
-    except KeyboardInterrupt:
-        raise Stopped(folder) from None
-
-
-def resume_run(folder: Path) -> None:
-    """Go on with a run; one that is finished stays as it is."""
-    from fedclip.experiment import run as experiment
-    from fedclip.experiment.folder import RunFolder
-    from fedclip.reports.progress import make_progress
-
-    if not RunFolder.open(folder).has_rounds_left() and _is_first():
-        say(f"{folder} is finished; there is nothing left to do")
-    try:
-        _conclude(experiment.resume(folder, listener=make_progress()))
-    except KeyboardInterrupt:
-        raise Stopped(folder) from None
-
-
-def _conclude(run: Run) -> None:
-    if not _is_first():
-        return
-    from fedclip.reports.tables import retrieval_rows
-
-    summary = run.summary
-    if rows := retrieval_rows(summary):
-        show_rows(rows, as_json=False)
-    for name in summary.get("metrics", ()):
-        echo(f"{name} {_figure(summary[name])} ({_figure(summary[f'initial_{name}'])} before)")
-    early = f", ended early: {summary['stopped_by']}" if summary.get("stopped_by") else ""
-    echo(
-        f"accuracy {summary['accuracy']:.3f} (zero-shot {summary['zero_shot_accuracy']:.3f}) "
-        f"after {summary['rounds']} rounds{early}\nrun folder: {run.folder}"
-    )
-    if "adapters" in summary:
-        click.echo()
-        show_matrix(summary["adapters"])
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def merge_adapters(
-    adapters: Sequence[Path], output: Path, search: Sequence[Path], as_json: bool, **how: Any
-) -> None:
-    """Merge adapters, and say what came of it."""
-    from fedclip.adapters.merge import merge
-    from fedclip.reports.progress import make_progress
-
-    facts = merge(adapters, output, search=search, listener=make_progress(), **how)
-    rows = [] if as_json else facts.pop("search", [])
-    show(facts, as_json)
-    if rows:
-        show_rows(rows, as_json)
 
 
 def show(facts: Mapping[str, Any], as_json: bool) -> None:
@@ -204,76 +110,6 @@ def _plain_text(value: Any) -> Any:
     else:
         words = "-" if value is None else str(value)
     return plain(words)
-
-
-def exit_code_of(command: Callable[[], Any]) -> int:
-    """Call a command, say what went wrong, and give the process's exit code."""
-    warnings.simplefilter("always", FedclipWarning)
-    usual = warnings.showwarning
-
-    def show_warning(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-        if issubclass(category, FedclipWarning):
-            if _is_first():
-                warn(str(message))
-        else:
-            usual(message, category, *place, **more)
-
-    warnings.showwarning = show_warning
-    try:
-        code = int(command() or 0)
-        if (
-            code == 130 and _is_first()
-        ):  # typer turns Ctrl-C outside a run into this code, without a word
-            say("stopped; nothing was written")
-        return code
-    except BaseException as error:
-        return _explain(error)
-    finally:
-        warnings.showwarning = usual
-
-
-def _explain(error: BaseException) -> int:
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, _COMMON) and not _is_first(usage=isinstance(error, UsageError)):
-        return int(getattr(error, "exit_code", 130))
-    if isinstance(error, BrokenPipeError):  # `fedclip info ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    if isinstance(error, Stopped):
-        say(_how_to_go_on(error.folder))
-        return 130
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        say("stopped")
-        return 130
-    if isinstance(error, click.ClickException):
-        error.show()
-        return error.exit_code
-    if os.environ.get("FEDCLIP_DEBUG") == "1":
-        traceback.print_exception(error)
-    if isinstance(error, FedclipError):
-        say(str(error), "error: ", "red")
-        return error.exit_code
-    what = " ".join(str(error).split())[:500]
-    say(
-        f"{type(error).__name__}: {what} (unforeseen; FEDCLIP_DEBUG=1 shows the traceback)",
-        "error: ",
-        "red",
-    )
-    return 1
-
-
-def _is_first(usage: bool = False) -> bool:
-    """Whether this is the first process of a run, or with `usage` the first on its machine."""
-    return torchrun_number("LOCAL_RANK" if usage else "RANK", 0) == 0
-
-
-def _how_to_go_on(folder: Path) -> str:
-    from fedclip.experiment.folder import RunFolder
-
-    if RunFolder(folder).is_run():
-        return f"stopped; the last finished round is kept. Go on by: fedclip run --resume {folder}"
-    return "stopped before the run began; nothing was written"
 
 
 def echo(text: str) -> None:

@@ -79,13 +79,13 @@ def run(
                 "--resume takes only the run folder: a resumed run keeps its configuration "
                 f"({resume}/config.yaml) and its place"
             )
-        from fedclip.cli.console import resume_run
+        from fedclip.cli.runs import resume_run
 
         resume_run(resume)
         return
     files, changes = sorted_out(arguments, overrides)
     config = _load(only(files, "run"), changes)
-    from fedclip.cli.console import new_run
+    from fedclip.cli.runs import new_run
 
     new_run(config, Path(files[0]).stem, output)
 
@@ -249,7 +249,7 @@ def _load(file: str, overrides: list[str]) -> Config:
 def main() -> None:
     """Run the command line, and end the process with the exit code that fits."""
     from fedclip.cli import signals
-    from fedclip.cli.console import exit_code_of
+    from fedclip.cli.endings import exit_code_of
     from fedclip.device import keep_freed_memory
 
     keep_freed_memory()  # before the first threads

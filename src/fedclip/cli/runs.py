@@ -1,0 +1,88 @@
+"""Runs as commands: begun or gone on with, their progress, and what they say at their end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedclip.cli.console import echo, say, show, show_matrix, show_rows
+from fedclip.cli.endings import Stopped, is_first
+
+if TYPE_CHECKING:
+    from fedclip.config import Config
+    from fedclip.experiment.run import Run
+    from fedclip.reports.listener import Listener
+
+
+def new_run(config: Config, stem: str, output: Path | None) -> None:
+    """Run a configuration into a new folder, with progress on standard error."""
+    from fedclip.experiment.folder import next_folder
+
+    folder = output or next_folder(stem)
+    try:
+        from fedclip.experiment import run as experiment
+
+        _conclude(experiment.run(config, output=folder, listener=_listeners()))
+    except KeyboardInterrupt:
+        raise Stopped(folder) from None
+
+
+def resume_run(folder: Path) -> None:
+    """Go on with a run; one that is finished stays as it is."""
+    from fedclip.experiment import run as experiment
+    from fedclip.experiment.folder import RunFolder
+
+    if not RunFolder.open(folder).has_rounds_left() and is_first():
+        say(f"{folder} is finished; there is nothing left to do")
+    try:
+        _conclude(experiment.resume(folder, listener=_listeners()))
+    except KeyboardInterrupt:
+        raise Stopped(folder) from None
+
+
+def _listeners() -> list[Listener]:
+    """Who observes a run of the command line."""
+    from fedclip.reports.progress import make_progress
+
+    return [make_progress()]
+
+
+def _conclude(run: Run) -> None:
+    if not is_first():
+        return
+    from fedclip.reports.tables import retrieval_rows
+
+    summary = run.summary
+    if rows := retrieval_rows(summary):
+        show_rows(rows, as_json=False)
+    for name in summary.get("metrics", ()):
+        echo(f"{name} {_figure(summary[name])} ({_figure(summary[f'initial_{name}'])} before)")
+    early = f", ended early: {summary['stopped_by']}" if summary.get("stopped_by") else ""
+    echo(
+        f"accuracy {summary['accuracy']:.3f} (zero-shot {summary['zero_shot_accuracy']:.3f}) "
+        f"after {summary['rounds']} rounds{early}\nrun folder: {run.folder}"
+    )
+    if "adapters" in summary:
+        click.echo()
+        show_matrix(summary["adapters"])
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def merge_adapters(
+    adapters: Sequence[Path], output: Path, search: Sequence[Path], as_json: bool, **how: Any
+) -> None:
+    """Merge adapters, and say what came of it."""
+    from fedclip.adapters.merge import merge
+    from fedclip.reports.progress import make_progress
+
+    facts = merge(adapters, output, search=search, listener=make_progress(), **how)
+    rows = [] if as_json else facts.pop("search", [])
+    show(facts, as_json)
+    if rows:
+        show_rows(rows, as_json)
