@@ -66,6 +66,7 @@ def test_every_metric_stands_beside_accuracy_and_in_the_same_way():
         "test_loss": 1.0,
         "test_examples": 4,
         "validation_accuracy": 1.0,
+        "validation_loss": 0.0,
         "client_accuracy": {"mean": 0.875, "min": 0.75, "max": 1.0},
         "accuracy_by_client": {"a": 0.75, "b": 1.0, "c": None},
         "majority_class_rate": 0.75,

@@ -14,6 +14,7 @@ from fedclip.config.section import (
     Named,
     PartShare,
     Section,
+    Seed,
     Space,
     Text,
     Times,
@@ -103,6 +104,11 @@ class DataConfig(Section):
         0.1, description="Share of a client's examples kept for tuning and choosing."
     )
     test_fraction: Fraction = Field(0.2, description="Share of a client's examples kept for tests.")
+    test_seed: Seed | None = Field(
+        None,
+        description="Seed of the choice of test images: runs of other seeds then share one test "
+        "set, of which none of them trains on an image. `null` takes `seed`.",
+    )
     on_bad_image: Literal["error", "skip"] = Field(
         "skip", description="What an unreadable image does; it is reported by path either way."
     )

@@ -11,7 +11,7 @@ import numpy as np
 from fedclip.config import DataConfig
 from fedclip.data.captions import same_pictures
 from fedclip.data.partition import partition
-from fedclip.data.roles import HELD_OUT, OWN, TEST, UNUSED, VALIDATION, roles_of
+from fedclip.data.roles import FIXED_TEST, HELD_OUT, OWN, TEST, UNUSED, VALIDATION, roles_of
 from fedclip.data.source import ImageSource, Labels, Mask
 from fedclip.data.splits import ClientData, Indices, cap, split
 from fedclip.errors import FedclipWarning, UsageError
@@ -69,11 +69,14 @@ class Examples:
     def central(self, part: str, clients: Sequence[ClientData]) -> Indices:
         """The central `test` or `validation` set: the data set's own, else the clients' union.
 
-        Held-out sites are the test set where there are any.
+        Held-out sites are the test set where there are any. A fixed one is whole, though a
+        partition may leave out an image.
         """
         own = self.having(TEST if part == "test" else VALIDATION)
         if part == "test" and len(self.having(HELD_OUT)):
             own = self.having(HELD_OUT)
+        if part == "test" and not len(own):
+            own = self.having(FIXED_TEST)
         if len(own):
             return own
         return np.sort(np.concatenate([getattr(client, part) for client in clients]))
@@ -105,8 +108,13 @@ def choose(source: ImageSource, by_site: bool, data: DataConfig, seed: int) -> I
 
 
 def _train_share(source: ImageSource, by_site: bool, data: DataConfig) -> float:
-    """What clients keep for training of their part of the pool."""
-    held = {TEST: data.test_fraction, VALIDATION: data.validation_fraction}
+    """What clients keep for training of their part of the pool, but for fixed tests."""
+    fixed = (roles_of(source) == FIXED_TEST).any()
+    held = (
+        {TEST: 0.0, VALIDATION: _of_the_rest(data)}
+        if fixed
+        else {TEST: data.test_fraction, VALIDATION: data.validation_fraction}
+    )
     for role in held:
         rows = roles_of(source) == role
         if by_site and source.sites is not None and (source.sites[rows] >= 0).any():
@@ -114,11 +122,16 @@ def _train_share(source: ImageSource, by_site: bool, data: DataConfig) -> float:
     return 1.0 - sum(held.values())
 
 
+def _of_the_rest(data: DataConfig) -> float:
+    """The share for validation of what is left when fixed tests are set apart."""
+    return data.validation_fraction / (1 - data.test_fraction)
+
+
 def divide(
     examples: Examples, data: DataConfig, name: str, num_clients: int, seed: int
 ) -> tuple[ClientData, ...]:
     """The clients, in the order of sites or numbers, each with its three parts."""
-    pool = examples.having(OWN)
+    pool = np.sort(np.concatenate([examples.having(OWN), examples.having(FIXED_TEST)]))
     scheme = data.partition
     parts = partition(
         examples.strata[pool],
@@ -158,12 +171,18 @@ def _client(
     """Split one client's examples; what the data set's own splits hold of its site is its own."""
     own_test = _of_site(examples, site, TEST)
     own_validation = _of_site(examples, site, VALIDATION)
+    test_fraction, validation_fraction = data.test_fraction, data.validation_fraction
+    if (examples.role == FIXED_TEST).any():
+        fixed = examples.role[indices] == FIXED_TEST
+        own_test, indices = indices[fixed], indices[~fixed]
+        validation_fraction = _of_the_rest(data)
+        _require_training(client_id, indices)
     train, validation, test = split(
         indices,
         examples.strata,
         examples.groups,
-        validation_fraction=data.validation_fraction if own_validation is None else 0.0,
-        test_fraction=data.test_fraction if own_test is None else 0.0,
+        validation_fraction=validation_fraction if own_validation is None else 0.0,
+        test_fraction=test_fraction if own_test is None else 0.0,
         seed=seed_for(seed, "split", client_id),
         identities=examples.digests,
     )
@@ -173,6 +192,14 @@ def _client(
         validation=validation if own_validation is None else own_validation,
         test=test if own_test is None else own_test,
     )
+
+
+def _require_training(client_id: str, indices: Indices) -> None:
+    if not len(indices):
+        raise UsageError(
+            f"data.test_seed: all images of {client_id} are in the fixed test set; raise "
+            "data.partition.min_size, lower federation.num_clients, or choose another test_seed"
+        )
 
 
 def _of_site(examples: Examples, site: int | None, role: int) -> Indices | None:

@@ -32,6 +32,7 @@ class FederatedData:
     nothing but `new_classes` points at images of the other classes. With `captioned` the
     classes are captions, by number, and `pictures` `[n]` is the number of each image's picture,
     where one has several captions. `places` says by row where the image is found in the data set.
+    With a `test_seed` the test examples do not depend on the run's seed.
     """
 
     name: str
@@ -49,6 +50,7 @@ class FederatedData:
     captioned: bool = False
     pictures: Indices | None = None
     places: tuple[str | int, ...] = ()
+    test_seed: int | None = None
 
     def counts(self, indices: Indices) -> list[int]:
         """Examples by class among `indices`."""
@@ -80,6 +82,7 @@ class FederatedData:
             "data": self.name,
             "fingerprint": self.fingerprint,
             "partition": self.partition,
+            **({} if self.test_seed is None else {"test_seed": self.test_seed}),
             **self._classes_record(),
             "clients": [
                 {"client_id": client.client_id}

@@ -19,6 +19,7 @@ from fedclip.data.datasets import load_source
 from fedclip.data.decode import BadImage, Progress, ToPixels, decode, describe_bad
 from fedclip.data.division import Examples, choose, divide, without_empty_sites
 from fedclip.data.federated_data import FederatedData
+from fedclip.data.fixed_test import with_fixed_test
 from fedclip.data.partition import partition_seed, require_sites
 from fedclip.data.roles import with_shots, with_test_sites
 from fedclip.data.source import ImageSource, fingerprint_of
@@ -57,6 +58,7 @@ def load_federated(
     source, name = _source(data, captions, seed, source, read_captions)
     if data.shots is not None:  # what is held out is chosen already, for all clients together
         data = data.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
+    source = with_fixed_test(source, name == "natural", data)
     used = choose(source, name == "natural", data, seed)
     digests = source.digests(used)
     fingerprint = fingerprint_of(digests)
@@ -102,6 +104,7 @@ def load_federated(
         captioned=captions,
         pictures=pictures,
         places=source.places(used),
+        test_seed=data.test_seed,
     )
     if data.train_classes is not None:
         federation = with_base_classes(federation, data.train_classes)
@@ -149,7 +152,7 @@ def _source(
     if data.test_sites is not None:
         source = with_test_sites(source, data.test_sites)
     if data.shots is not None:
-        source = with_shots(source, data.shots, data.test_fraction, seed)
+        source = with_shots(source, data.shots, data.test_fraction, seed, data.test_seed)
     return source, name
 
 

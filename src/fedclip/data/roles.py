@@ -16,8 +16,8 @@ from fedclip.errors import FedclipWarning, UsageError
 from fedclip.seeding import seed_for
 
 # OWN: divided over clients. TEST, VALIDATION: the data set's own splits. HELD_OUT: of sites that
-# nobody trains on. UNUSED: nothing.
-OWN, TEST, VALIDATION, HELD_OUT, UNUSED = range(5)
+# nobody trains on. UNUSED: nothing. FIXED_TEST: divided over clients, to be tested on.
+OWN, TEST, VALIDATION, HELD_OUT, UNUSED, FIXED_TEST = range(6)
 MOST_VALIDATION_SHOTS = 4
 
 
@@ -68,14 +68,20 @@ def _chosen(names: Sequence[str], chosen: float | Sequence[str]) -> list[int]:
     return [names.index(name) for name in listed]
 
 
-def with_shots(source: ImageSource, shots: int, test_fraction: float, seed: int) -> ImageSource:
+def with_shots(
+    source: ImageSource,
+    shots: int,
+    test_fraction: float,
+    seed: int,
+    test_seed: int | None = None,
+) -> ImageSource:
     """The same data set with `shots` training images of each class, and few for validation.
 
     The protocol of few-shot learning with CLIP: k labelled images of each class in all, min(k, 4)
     for validation, and the whole test set. What is missing of the data set's own splits is drawn
-    from the training images first: `test_fraction` of each class for the test set, and validation
-    images from what the shots leave. Images of one group never stand on two sides. Source: Zanella
-    and Ben Ayed 2024, arXiv:2405.18541, section 4.
+    from the training images first: `test_fraction` of each class for the test set, by `test_seed`
+    where that is given, and validation images from what the shots leave. Images of one group never
+    stand on two sides. Source: Zanella and Ben Ayed 2024, arXiv:2405.18541, section 4.
     """
     roles = roles_of(source).copy()
     pool = np.flatnonzero(roles == OWN)
@@ -86,7 +92,7 @@ def with_shots(source: ImageSource, shots: int, test_fraction: float, seed: int)
             source.groups,
             validation_fraction=0.0,
             test_fraction=test_fraction,
-            seed=seed_for(seed, "shots", "test"),
+            seed=seed_for(seed if test_seed is None else test_seed, "shots", "test"),
         )
         roles[test] = TEST
     train, rest = _draw(source, pool, shots, seed_for(seed, "shots", "train"))

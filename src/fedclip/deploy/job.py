@@ -12,7 +12,14 @@ from fedclip.config.loading import config_from_dict
 from fedclip.errors import UsageError
 
 SECTIONS = ("seed", "precision", "model", "client", "optimizer")
-DATA_KEYS = ("batch_size", "accumulation_steps", "augment", "validation_fraction", "test_fraction")
+DATA_KEYS = (
+    "batch_size",
+    "accumulation_steps",
+    "augment",
+    "validation_fraction",
+    "test_fraction",
+    "test_seed",
+)
 """Keys of `data` that are the run's; the others are the site's own."""
 
 EPSILON = "epsilon"

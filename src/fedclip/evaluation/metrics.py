@@ -92,7 +92,13 @@ RESERVED = frozenset(
     | {"new_accuracy", "new_zero_shot_accuracy", "num_examples", "precision", "retrieval"}
     | {"rounds", "seconds", "seed", "server_round", "state_sha256", "stopped_by", "strategy"}
     | {"task", "tasks", "test_examples", "test_loss", "total_parameters", "trainable_parameters"}
-    | {"validation_accuracy", "validation_accuracy_by_task", "versions", "worst_class"}
+    | {
+        "validation_accuracy",
+        "validation_accuracy_by_task",
+        "validation_loss",
+        "versions",
+        "worst_class",
+    }
     | {"zero_shot_accuracy", "zero_shot_harmonic_mean", "zero_shot_retrieval"}
 )
 """Keys of a run's records and summary that no metric may take."""

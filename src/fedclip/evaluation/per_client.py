@@ -58,6 +58,7 @@ def measured(
     data: FederatedData, max_examples: int | None, seed: int
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]:
     """The test examples that count: of the central set, and of each client by its id."""
+    seed = seed if data.test_seed is None else data.test_seed
     test = at_most(data.test, max_examples, seed_for(seed, "evaluation", "test"))
     by_client = {
         c.client_id: at_most(c.test, max_examples, seed_for(seed, "evaluation", c.client_id))
@@ -125,6 +126,7 @@ def figures(
         found |= {name: metric(test)}
         if name == "accuracy":
             found |= {"test_loss": metrics["loss"](test), "test_examples": len(test)}
+            found |= {"validation_loss": metrics["loss"](validation)}
         found |= {f"validation_{name}": metric(validation), f"client_{name}": spread(own)}
         found |= {f"{name}_by_client": own}
     return found
@@ -163,6 +165,7 @@ def told_by_clients(
         "test_loss": None,
         "test_examples": tests,
         "validation_accuracy": None,
+        "validation_loss": None,
         **unknown,
     }
 
@@ -177,7 +180,7 @@ def together(
     found: dict[str, Any] = {}
     for name in ("accuracy", *metrics):
         own = {c: a for task in by_task.values() for c, a in task[f"{name}_by_client"].items()}
-        loss = ["test_loss"] if name == "accuracy" else []
+        loss = ["test_loss", "validation_loss"] if name == "accuracy" else []
         for key in (name, *loss, f"validation_{name}"):
             found[key] = _mean([task[key] for task in by_task.values()])
         if name == "accuracy":

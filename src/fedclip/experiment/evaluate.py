@@ -180,7 +180,7 @@ def evaluate_unseen(parts: Parts, state: RunState, base: tuple[float, float]) ->
             state.shift,
             config.evaluation.other_data,
             max_examples=config.evaluation.max_examples,
-            seed=config.seed,
+            seed=config.seed if parts.data.test_seed is None else parts.data.test_seed,
             how=how,
         )
     if parts.data.new_classes is not None:

@@ -43,6 +43,7 @@ def summarise(
         "initial_accuracy": metrics[0]["accuracy"],
         "accuracy": last["accuracy"],
         "validation_accuracy": last["validation_accuracy"],
+        "validation_loss": last.get("validation_loss"),  # not in lines of older versions
         "client_accuracy": last["client_accuracy"],
         "best": checkpoint.best,
         "base_parameters": counts["base_parameters"],
