@@ -64,7 +64,7 @@ class DrawingEngine:
 
 
 def setting(**kw):
-    options = {"q": 1.0, "learning_rate": 0.1}
+    options = {"q": 1.0}
     given = {"seed": 3, "scalings": dict.fromkeys(SIDES, SCALING), "options": options}
     return Setting(**given | kw)
 

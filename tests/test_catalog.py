@@ -131,7 +131,7 @@ def test_exactly_the_options_that_are_named_are_handed_on() -> None:
     config = config_from_dict({"federation": {"q": 3.0}})
     assert options_of(config, STRATEGIES["fedavg"]) == {}
     found = options_of(config, STRATEGIES["qfedavg"])
-    assert found == {"q": 3.0, "learning_rate": config.client.learning_rate}
+    assert found == {"q": 3.0}
     with pytest.raises(UsageError, match=r"reads federation\.qq .* no key"):
         options_of(config, StrategyEntry("", options=("federation.qq",)))
 

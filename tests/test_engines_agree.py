@@ -74,6 +74,17 @@ def test_every_setting_agrees(change):
     assert difference(one, rounds("sequential", settings, **options)) <= 1e-9
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_what_decays_agrees(optimizer):
+    """A linear head has a bias, which does not."""
+    settings = LocalSettings(
+        batch_size=8, optimizer=optimizer, weight_decay=0.9, learning_rate=0.01
+    )
+    options = {"targets": {}, "head": "linear", "dtype": torch.float64}
+    one = rounds("batched", settings, **options)
+    assert difference(one, rounds("sequential", settings, **options)) <= 1e-9
+
+
 LAYERWISE = {
     "exclude_modules": ["vision_encoder.layers.0-1"],
     "rank_pattern": {"vision_encoder.layers.3.fc1": 5, "text_encoder.k_proj": 1},

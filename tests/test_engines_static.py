@@ -35,6 +35,7 @@ RATES = {"lora_B": 4.0, "vision_encoder": 0.5, "head": 0.0}
         ({"proximal_mu": 0.3, "rate_pattern": RATES}, {"head": "linear", "group_size": 2}),
         ({"optimizer": "sgd", "learning_rate": 0.1}, {"ranks": {"a": 1, "d": 2}}),
         ({"augment": "affine", "accumulation_steps": 2}, {"group_size": 3}),
+        ({"weight_decay": 0.9, "optimizer": "sgd"}, {"head": "linear"}),
         ({"local_epochs": 2}, {"last": 1, "cached": True, "checkpointing": True}),
     ],
     ids=str,

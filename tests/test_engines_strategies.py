@@ -17,7 +17,7 @@ RANKS = {"a": 1, "b": 3, "c": 2}
 
 
 def setting(model, **kw):
-    options = {"q": 1.0, "learning_rate": 0.1, "ridge": 0.01}
+    options = {"q": 1.0, "ridge": 1.0}
     return Setting(seed=1, scalings=scalings(model.network), options=options, **kw)
 
 

@@ -162,12 +162,29 @@ def test_corrected_mean_is_the_minimum_it_says() -> None:
     assert torch.equal(fair.a, mean.a)
     correction = (fair.b - mean.b).requires_grad_()
     missed = target - (mean.b + correction) @ mean.a
-    (missed.square().sum() + ridge * correction.square().sum()).backward()
+    weight = ridge * mean.a.square().sum() / len(mean.a)  # trace(A A^T) / r
+    (missed.square().sum() + weight * correction.square().sum()).backward()
     assert correction.grad is not None
     assert correction.grad.norm() <= 1e-11 * target.norm()
     # A wide ridge leaves the mean of factors as it was.
     far = algebra.corrected_mean(x, scaling=0.5, ridge=1e12)
     torch.testing.assert_close(far.b, mean.b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_the_ridge_is_relative_to_the_size_of_a_by_hand(size: float) -> None:
+    """A_i = size diag(1 +- 1, 1), so Abar Abar^T = size^2 I, and B_i = (1, 2), (5, -2).
+
+    M - Bbar Abar is the mean of (B_i - Bbar)(A_i - Abar), size (-2, 0); so D = (-2, 0) without a
+    ridge, and 1 / (1 + ridge) of that with one, whatever the size.
+    """
+    a = size * torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]]]).double()
+    b = torch.tensor([[[1.0, 2.0]], [[5.0, -2.0]]], dtype=torch.float64)
+    x = StackedLora(a, b, torch.ones(2), torch.ones(2))
+    for ridge, left in ((0.0, -2.0), (1.0, -1.0), (3.0, -0.5)):
+        fair = algebra.corrected_mean(x, scaling=1.0, ridge=ridge)
+        expected = torch.tensor([[3.0 + left, 0.0]], dtype=torch.float64)
+        torch.testing.assert_close(fair.b, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_corrected_mean_without_ridge_where_a_lacks_rank() -> None:

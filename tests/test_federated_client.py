@@ -49,6 +49,22 @@ def test_one_sgd_step_by_hand():
     assert result.steps == 1
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_only_matrices_decay(optimizer):
+    """Black images of both classes pull at nothing: what is left moves by its decay alone."""
+    model = Toy()
+    torch.nn.init.ones_(model.linear.weight)
+    kw = {"optimizer": optimizer, "learning_rate": 0.1, "max_grad_norm": None}
+    pixels, labels = np.zeros((2, 3, 2, 2), dtype=np.uint8), np.array([0, 1])
+    for decay in (0.0, 0.5):
+        settings = LocalSettings(weight_decay=decay, **kw)
+        torch.nn.init.constant_(model.linear.bias, 1.0)
+        local_train(model, pixels, labels, np.arange(2), settings, seed=0, device=CPU)
+        left = torch.full((2, 3), 1 - 0.1 * decay, dtype=torch.float64)
+        torch.testing.assert_close(model.linear.weight.detach(), left)
+        torch.testing.assert_close(model.linear.bias.detach(), torch.ones(2, dtype=torch.float64))
+
+
 def test_rates_by_pattern_by_hand():
     """The first pattern that fits counts, and what none fits keeps the rate."""
     plain = Toy()

@@ -153,19 +153,25 @@ def test_local_training_goes_on_from_where_each_client_ended():
     assert (results[1].bytes_up, results[1].bytes_down) == (0, 0)
 
 
-def test_qfedavg_is_its_formula():
-    """Two clients, one number: w = 1, w_1 = 0.8, w_2 = 0.4, F = 1.5 for both, rate 0.1, q = 2.
+@pytest.mark.parametrize(
+    ("rates", "expected"), [((0.3, 0.1), 1 - 2.25 * 8 / 165), ((0.15, 0.05), 1 - 2.25 * 16 / 570)]
+)
+def test_qfedavg_is_its_formula(rates, expected):
+    """Two clients, one number: w = 1, w_1 = 0.8, w_2 = 0.4, F = 1.5 for both, q = 2.
 
-    D = (2, 6); F^q = 2.25; sum of h = 2 * 1.5 * (4 + 36) + 2 * 10 * 2.25 = 165;
-    w' = 1 - 2.25 * 8 / 165.
+    Rates sum to 0.3 and 0.1 in 2 steps each: their mean is 0.1, and L = 10. D = (2, 6); F^q = 2.25;
+    sum of h = 2 * 1.5 * (4 + 36) + 2 * 10 * 2.25 = 165; w' = 1 - 2.25 * 8 / 165. Where a schedule
+    has halved the rates: L = 20, D = (4, 12), sum of h = 3 * 160 + 2 * 20 * 2.25 = 570.
     """
     from fedclip.federated.updates import Updates
     from fedclip.records import ClientReport, Cohort, TrainRequest
 
-    reports = tuple(ClientReport(c, 1, 0.1, 1, 0.0, 0.1, 1.5) for c in "ab")
+    reports = tuple(
+        ClientReport(c, 1, 0.1, 2, 0.0, rate, 1.5) for c, rate in zip("ab", rates, strict=True)
+    )
     cohort = Cohort(reports, {"w": torch.tensor([[0.8], [0.4]], dtype=torch.float64)})
     state = RunState({"w": torch.ones(1, dtype=torch.float64)})
-    strategy = create_strategy("qfedavg", Setting(options={"q": 2.0, "learning_rate": 0.1}))
+    strategy = create_strategy("qfedavg", Setting(options={"q": 2.0}))
     request = TrainRequest(1, ("a", "b"), state.shared)
 
     def train(asked):
@@ -173,7 +179,21 @@ def test_qfedavg_is_its_formula():
         return Updates(asked, [cohort])
 
     after = strategy.round(state, request, train)
-    assert after.shared["w"].item() == pytest.approx(1 - 2.25 * 8 / 165, rel=1e-12)
+    assert after.shared["w"].item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_qfedavg_of_q_0_is_the_unweighted_mean():
+    results, engine = rounds("qfedavg", setting={"options": {"q": 0.0}})
+    for name, tensor in results[0].state.shared.items():
+        mean = sum(engine.sent[1, c][name] for c in SIZES) / len(SIZES)
+        torch.testing.assert_close(tensor, mean, **TIGHT)
+
+
+def test_qfedavg_stays_where_nobody_took_a_step(monkeypatch):
+    monkeypatch.setattr("tests.strategies_help.RATE_SUM", 0.0)
+    results, engine = rounds("qfedavg")
+    assert all(torch.equal(results[0].state.shared[n], t) for n, t in start().items())
+    assert engine.requests
 
 
 # --- clients of different ranks ---

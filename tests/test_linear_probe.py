@@ -77,9 +77,9 @@ def test_sgd_on_frozen_features_is_logistic_regression() -> None:
         logits = features[batch] @ weight.T + bias
         loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels[batch]))
         gradients = torch.autograd.grad(loss, (weight, bias))
-        with torch.no_grad():
-            for value, gradient in zip((weight, bias), gradients, strict=True):
-                value -= 0.5 * (gradient + 0.01 * value)
+        with torch.no_grad():  # the bias does not decay
+            weight -= 0.5 * (gradients[0] + 0.01 * weight)
+            bias -= 0.5 * gradients[1]
     local_train(model, pixels, labels, indices, settings, seed=7, device=torch.device("cpu"))
     trained = model.get_parameters()
     assert trained.keys() == HEAD

@@ -344,3 +344,11 @@ def test_code_that_a_run_folder_names(tmp_path: Path) -> None:
     mark.unlink()
     assert evaluate(run)["accuracy"] == info(run)["summary"]["accuracy"]
     assert not mark.exists()
+
+
+def test_a_run_of_a_version_that_trained_otherwise_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "TRAINING", identity.TRAINING + 1)
+    with pytest.raises(UsageError, match=r"a version of fedclip that trains otherwise; finish it"):
+        resume(folder)

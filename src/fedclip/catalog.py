@@ -113,7 +113,7 @@ STRATEGIES: dict[str, StrategyEntry] = {
         needs_lora=False,
         stable_coordinates=True,
         allows_dora=True,
-        options=("federation.q", "client.learning_rate"),
+        options=("federation.q",),
     ),
     "local": _strategy(
         "averaging:LocalOnly", "nothing", needs_lora=False, personal=True, allows_dora=True

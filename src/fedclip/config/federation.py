@@ -165,9 +165,11 @@ class ServerOptimizerConfig(Section):
     learning_rate: Rate = Field(
         0.01, description="The server's rate; FedAvgM wants about 1, the others far less."
     )
-    beta1: Fraction = Field(0.9, description="Momentum (not adagrad).")
+    beta1: Fraction = Field(0.9, description="Momentum.")
     beta2: Fraction = Field(0.99, description="Memory of squares (adam, yogi).")
-    tau: Rate = Field(1e-3, description="Added to the root of the squares.")
+    tau: Rate = Field(
+        1e-3, description="Added to the root of the squares, which start at its square (not avgm)."
+    )
 
 
 class FederationConfig(Section):
@@ -211,7 +213,9 @@ class FederationConfig(Section):
         1.0, description="How much more a client of high loss weighs (qfedavg)."
     )
     ridge: Weight = Field(
-        0.01, description="Weight that keeps LoRA-FAIR's correction small (lora_fair)."
+        1.0,
+        description="How much LoRA-FAIR's correction is held back: about 1 / (1 + ridge) of the "
+        "unregularised one is kept (lora_fair).",
     )
     average_owners: bool = Field(
         False, description="Average a row over the clients that hold it (hetlora, flexlora)."

@@ -44,7 +44,9 @@ class OptimizerConfig(Section):
         DEFAULT_LEARNING_RATE,
         description="Local learning rate; the same quantity as `client.learning_rate`.",
     )
-    weight_decay: Weight = Field(0.01, description="Decoupled for adamw, L2 for sgd.")
+    weight_decay: Weight = Field(
+        0.01, description="Decoupled for adamw, L2 for sgd; of matrices only."
+    )
     max_grad_norm: Annotated[float, Field(ge=1e-9, le=1e9)] | None = Field(
         1.0, description="Gradients are clipped to this norm; `null` does not clip."
     )

@@ -35,6 +35,7 @@ class _Identity(_Strict):
     data_sha256: str
     layout_sha256: str
     code: dict[str, str]
+    training: int = 1  # checkpoints of the first kind do not say it
     environment: dict[str, Any]
 
 

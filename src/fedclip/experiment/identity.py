@@ -25,6 +25,9 @@ from fedclip.models.summary import base_sha256
 from fedclip.records import RunState
 from fedclip.reports.listener import Listener
 
+TRAINING = 2
+"""Raised by one when the same state and configuration train otherwise than before: 2 since steps
+of server optimizers, weight decay of vectors, `federation.ridge` and q-FedAvg's rate changed."""
 PACKAGES = ("fedclip", "torch", "transformers", "peft", "numpy")
 
 # Where things are, and how long to wait: what is there is compared by its digest.
@@ -62,7 +65,9 @@ def check_config(config: Config, folder: RunFolder, listener: Listener) -> None:
     checkpoint = Checkpoint.load_usable(folder, warn=False)
     if checkpoint is not None:
         _check_config(checkpoint.identity["config"], _config_of(config, remote=False), folder)
-        _check_digests(checkpoint.identity, {"code": code_sha256(config)}, folder)
+        _check_digests(
+            checkpoint.identity, {"code": code_sha256(config), "training": TRAINING}, folder
+        )
     files = ", ".join(code_sha256(config))
     if files:
         listener.message(f"{folder.path} names code of its own, which is run now: {files}")
@@ -88,6 +93,7 @@ def identity_of(parts: Parts | TaskParts) -> dict[str, Any]:
         "data_sha256": _sha256([parts.partition_record(), prompts]),
         "layout_sha256": _sha256(layout),
         "code": code_sha256(config),
+        "training": TRAINING,
     }
     environment = {
         **{name: version(name) for name in PACKAGES},
@@ -131,6 +137,11 @@ def _check_digests(found: Mapping[str, Any], now: Mapping[str, Any], folder: Run
     if "code" in now and found["code"] != now["code"]:
         files = ", ".join(file for file, _, _ in _changes(found["code"], now["code"]))
         changed.append(f"code has changed since the run began; put it back as it was: {files}")
+    if "training" in now and found["training"] != now["training"]:
+        changed.append(
+            "the run was begun by a version of fedclip that trains otherwise; finish it "
+            "with that version"
+        )
     if changed:
         raise UsageError(f"{folder.path}: {'; '.join(changed)}; or start a new run")
 

@@ -15,6 +15,7 @@ from fedclip.device import autocast, float64_home
 from fedclip.errors import TrainingFailed
 from fedclip.federated.augment import affine
 from fedclip.federated.losses import Objective, classification
+from fedclip.federated.parameter_rules import bound_temperature, decays
 from fedclip.federated.update_checks import ADVICE, not_finite
 from fedclip.lora.layer_patterns import factor_of
 from fedclip.records import State
@@ -183,6 +184,7 @@ def local_train(
         if scaler.get_scale() >= scale:  # or gradients overflowed, and the step was left out
             rate_sum += rate
         optimizer.zero_grad(set_to_none=True)
+        bound_temperature(parameters)
         with torch.no_grad():
             for name, frame in task.frames.items():
                 live[name].grad = None
@@ -248,13 +250,17 @@ def schedule_factor(schedule: str, progress: float) -> float:
 def _optimizer(
     parameters: Mapping[str, torch.nn.Parameter], settings: LocalSettings
 ) -> torch.optim.Optimizer:
-    """An optimizer with a group for each factor on the learning rate."""
+    """An optimizer with a group for each factor on the learning rate and each weight decay."""
     kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
-    by_factor: dict[float, list[torch.nn.Parameter]] = {}
+    grouped: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        by_factor.setdefault(factor_of(settings.rate_pattern, name), []).append(parameter)
-    groups = [{"params": own, "factor": factor} for factor, own in by_factor.items()]
-    return kind(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        decay = settings.weight_decay if decays(parameter.shape) else 0.0
+        grouped.setdefault((factor_of(settings.rate_pattern, name), decay), []).append(parameter)
+    groups = [
+        {"params": own, "factor": factor, "weight_decay": decay}
+        for (factor, decay), own in grouped.items()
+    ]
+    return kind(groups, lr=settings.learning_rate)
 
 
 def plan_steps(

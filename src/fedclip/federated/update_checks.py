@@ -101,7 +101,7 @@ def _misfit(tensors: State, request: TrainRequest) -> Reason | None:
 def _not_finite_report(update: ClientUpdate, request: TrainRequest) -> Reason | None:
     report = update.report
     used = {"start_loss": report.start_loss} if request.start_loss else {}
-    if report.client_id in request.offsets:  # SCAFFOLD divides by it
+    if request.start_loss or report.client_id in request.offsets:  # q-FedAvg, SCAFFOLD divide by it
         used["rate_sum"] = report.rate_sum
     for key, number in used.items():
         if not math.isfinite(number):

@@ -117,15 +117,18 @@ def corrected_mean(x: StackedLora, *, scaling: float, ridge: float) -> Factors:
 
     LoRA-FAIR (Bian et al. 2024, arXiv:2411.14961) seeks D by gradient steps on a cosine
     similarity with a penalty; here the distance is the squared one, whose minimum
-    |M - (Bbar + D) Abar|^2 + ridge |D|^2, M = exact mean / scaling, is closed:
-    D = (M - Bbar Abar) Abar^T (Abar Abar^T + ridge I)^-1. Their ridge is 0.01; 0 gives the best B
-    for Abar, the smallest one where Abar lacks rank. Raises ValueError for a negative ridge.
+    |M - (Bbar + D) Abar|^2 + w |D|^2, M = exact mean / scaling, is closed:
+    D = (M - Bbar Abar) Abar^T (Abar Abar^T + w I)^-1. The weight w is `ridge` times the mean
+    eigenvalue of Abar Abar^T, trace / r, so that it means the same for an A of any size: along an
+    eigenvalue of that mean, D is 1 / (1 + ridge) of the unregularised one. 0 gives the best B for
+    Abar, the smallest one where Abar lacks rank. Raises ValueError for a negative ridge.
     """
     if not ridge >= 0:
         raise ValueError(f"ridge must not be negative, got {ridge}")
     mean, missed = mean_of_factors(x, scaling=scaling), residual(x, scaling=scaling)
     gram = mean.a @ mean.a.T  # [r, r]
-    inverse = torch.linalg.pinv(gram + ridge * torch.eye(len(gram)).to(gram), hermitian=True)
+    weight = ridge * gram.trace() / len(gram)
+    inverse = torch.linalg.pinv(gram + weight * torch.eye(len(gram)).to(gram), hermitian=True)
     correction = missed.b @ (missed.a @ mean.a.T) / scaling @ inverse  # [out, r]
     return Factors(mean.a, mean.b + correction)
 

@@ -7,6 +7,7 @@ from copy import copy
 
 import torch
 
+from fedclip.federated.parameter_rules import decays
 from fedclip.lora.layer_patterns import factor_of
 from fedclip.records import State
 
@@ -110,14 +111,17 @@ class StackedOptimizer:
         """
         self._kind = kind
         self._parameters = parameters
-        self._weight_decay = weight_decay
+        self._decay = self._by_number({n: weight_decay * decays(s) for n, s in parameters.layout})
         self._first = torch.zeros_like(parameters.values if kind == "adamw" else torch.empty(0))
         self._second = torch.zeros_like(self._first)
-        self._factors: torch.Tensor | None = None
-        if rate_pattern:
-            own = {name: factor_of(rate_pattern, name) for name in parameters.names}
-            self._factors = parameters.spread(own)
+        pattern = rate_pattern or {}
+        self._factors = self._by_number({n: factor_of(pattern, n) for n in parameters.names})
         self._steps = 0
+
+    def _by_number(self, values: Mapping[str, float]) -> float | torch.Tensor:
+        """One value for all tensors, or one for each of their numbers, `[numbers]`."""
+        first, *others = values.values()
+        return self._parameters.spread(values) if any(v != first for v in others) else first
 
     @torch.no_grad()
     def step(self, rates: torch.Tensor) -> None:
@@ -141,14 +145,16 @@ class StackedOptimizer:
         """The same with the step's `corrections` given; on a GPU without waiting for the host."""
         active = len(rates)
         values, grads = self._parameters.values[:active], self._parameters.grads[:active]
-        rate = rates[:, None]
-        if self._factors is not None:
-            rate = rate * self._factors
+        rate = rates[:, None] * self._factors
         if self._kind == "sgd":
-            values.sub_(grads.add(values, alpha=self._weight_decay).mul_(rate))
+            if isinstance(self._decay, torch.Tensor):
+                decayed = grads + values * self._decay
+            else:
+                decayed = grads.add(values, alpha=self._decay)
+            values.sub_(decayed.mul_(rate))
             return
         first, second = self._first[:active], self._second[:active]
-        values.mul_(1 - rate * self._weight_decay)
+        values.mul_(1 - rate * self._decay)
         first.lerp_(grads, 1 - BETA1)
         second.mul_(BETA2).addcmul_(grads, grads, value=1 - BETA2)
         spread = second.sqrt().div_(root).add_(EPSILON)

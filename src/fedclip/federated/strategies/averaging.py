@@ -95,14 +95,19 @@ class QFedAvg(FedAvg):
 
     Li et al. 2020 (arXiv:1905.10497, algorithm 2): with D_i = L (w - w_i) and the loss F_i before
     training, w' = w - sum_i F_i^q D_i / sum_i (q F_i^(q-1) |D_i|^2 + L F_i^q). L is
-    1 / learning rate, as theirs; q = 0 is the unweighted mean. Made for plain SGD, whose step is
-    the gradient times the rate. Bytes as FedAvg, and a number for the loss.
+    1 / learning rate, as theirs: the mean rate of the round's steps, which a schedule lowers from
+    round to round. q = 0 is the unweighted mean. Made for plain SGD, whose step is the gradient
+    times the rate. Bytes as FedAvg, and two numbers: the loss, and the sum of the rates.
     """
 
     def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
         """One step of algorithm 2."""
-        q, rate = self.setting.options["q"], self.setting.options["learning_rate"]
+        q = self.setting.options["q"]
         updates = train(replace(request, start_loss=True)).stacked()
+        reports = updates.reports
+        rate = sum(r.rate_sum for r in reports) / max(1, sum(r.steps for r in reports))
+        if rate == 0:  # fp16 left all steps out: nobody has moved
+            return state
         losses = torch.tensor([r.start_loss for r in updates.reports], dtype=torch.float64)
         losses = losses.clamp(min=1e-10)
         steps = {  # D_i, [clients, ...]

@@ -128,7 +128,8 @@ class LoraFair(ProductStrategy):
 
     Bian et al. 2024 (arXiv:2411.14961): A = Abar, B = Bbar + D, with D the least of
     |M - s (Bbar + D) Abar|^2 and a penalty on |D|^2, M the exact mean. The distance is squared
-    where theirs is a cosine, so that D is closed: `algebra.corrected_mean`. Bytes as FedIT.
+    where theirs is a cosine, so that D is closed, and `federation.ridge` is relative to the size
+    of Abar: `aggregate.corrected_mean`. Bytes as FedIT.
     """
 
     def __init__(self, setting: Setting | None = None) -> None:
@@ -140,7 +141,7 @@ class LoraFair(ProductStrategy):
         self, layer: str, x: StackedLora, updates: Cohort, old: Factors, request: TrainRequest
     ) -> Factors:
         """The corrected mean."""
-        ridge = self.setting.options.get("ridge", 0.01)
+        ridge = self.setting.options.get("ridge", 1.0)
         return corrected_mean(x, scaling=self.setting.scalings[layer], ridge=ridge)
 
 

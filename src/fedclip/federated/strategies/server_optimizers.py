@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -12,41 +12,39 @@ from fedclip.records import State
 _MEMORY = "optimizer/"
 
 
-class Yogi(torch.optim.Optimizer):
-    """Yogi (Zaheer et al. 2018; FedYogi in Reddi et al. 2021, arXiv:2003.00295, algorithm 2).
+Parameters = list[torch.Tensor]
+Options = Mapping[str, float]
+Accumulator = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+"""Takes v, the square of the gradient and b2, and gives the next v."""
 
-    m = b1 m + (1 - b1) g; v = v - (1 - b2) g^2 sign(v - g^2); w -= lr m / (sqrt(v) + tau).
-    v starts at tau^2.
+
+class Adaptive(torch.optim.Optimizer):
+    """FedAdagrad, FedAdam and FedYogi (Reddi et al. 2021, arXiv:2003.00295, algorithm 2).
+
+    m = b1 m + (1 - b1) g; v by the `accumulator`; w -= lr m / (sqrt(v) + tau). m starts at zero, v
+    at tau^2, and neither is corrected for its start.
     """
 
     def __init__(
-        self,
-        params: Iterable[torch.Tensor],
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
+        self, params: Iterable[torch.Tensor], options: Options, accumulator: Accumulator
     ) -> None:
-        """Takes the parameters and tau as `eps`."""
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        """Takes the parameters, `learning_rate`, `beta1`, `beta2` and `tau`, and the rule of v."""
+        super().__init__(params, dict(options))
+        self._accumulator = accumulator
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         """One step."""
         for group in self.param_groups:
-            (b1, b2), tau = group["betas"], group["eps"]
             for p in group["params"]:
                 kept = self.state[p]
                 if not kept:
                     kept["exp_avg"] = torch.zeros_like(p)
-                    kept["exp_avg_sq"] = torch.full_like(p, tau**2)
-                m, v, square = kept["exp_avg"], kept["exp_avg_sq"], p.grad.square()
-                m.lerp_(p.grad, 1 - b1)
-                v.sub_((1 - b2) * square * (v - square).sign())
-                p.sub_(group["lr"] * m / (v.sqrt() + tau))
-
-
-Parameters = list[torch.Tensor]
-Options = Mapping[str, float]
+                    kept["exp_avg_sq"] = torch.full_like(p, group["tau"] ** 2)
+                m, v = kept["exp_avg"], kept["exp_avg_sq"]
+                m.lerp_(p.grad, 1 - group["beta1"])
+                v.copy_(self._accumulator(v, p.grad.square(), group["beta2"]))
+                p.sub_(group["learning_rate"] * m / (v.sqrt() + group["tau"]))
 
 
 def avgm(parameters: Parameters, options: Options) -> torch.optim.Optimizer:
@@ -54,26 +52,21 @@ def avgm(parameters: Parameters, options: Options) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=options["learning_rate"], momentum=options["beta1"])
 
 
-def adam(parameters: Parameters, options: Options) -> torch.optim.Optimizer:
-    """FedAdam by PyTorch's Adam: v starts at zero, and m and v are corrected for their start.
+def adagrad(parameters: Parameters, options: Options) -> torch.optim.Optimizer:
+    """FedAdagrad: v + g^2."""
+    return Adaptive(parameters, options, lambda v, square, beta: v + square)
 
-    Reddi et al. 2021 (arXiv:2003.00295, algorithm 2) start v at tau^2 and correct nothing, as
-    `yogi` here.
-    """
-    rate, betas = options["learning_rate"], (options["beta1"], options["beta2"])
-    return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=options["tau"])
+
+def adam(parameters: Parameters, options: Options) -> torch.optim.Optimizer:
+    """FedAdam: b2 v + (1 - b2) g^2."""
+    return Adaptive(parameters, options, lambda v, square, beta: v.lerp(square, 1 - beta))
 
 
 def yogi(parameters: Parameters, options: Options) -> torch.optim.Optimizer:
-    """FedYogi, as published."""
-    rate, betas = options["learning_rate"], (options["beta1"], options["beta2"])
-    return Yogi(parameters, lr=rate, betas=betas, eps=options["tau"])
-
-
-def adagrad(parameters: Parameters, options: Options) -> torch.optim.Optimizer:
-    """FedAdagrad, but for its step, which is along g and not along its mean m: no `beta1`."""
-    rate, tau = options["learning_rate"], options["tau"]
-    return torch.optim.Adagrad(parameters, lr=rate, eps=tau, initial_accumulator_value=tau**2)
+    """FedYogi: v - (1 - b2) g^2 sign(v - g^2)."""
+    return Adaptive(
+        parameters, options, lambda v, square, beta: v - (1 - beta) * square * (v - square).sign()
+    )
 
 
 def server_step(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from fedclip.federated.parameter_rules import bound_temperature
 from fedclip.federated.strategies.base import Strategy, Train, examples, kept_by, own_starts
 from fedclip.federated.strategies.server_optimizers import server_step
 from fedclip.federated.updates import Updates
@@ -21,8 +22,10 @@ class Scaffold(Strategy):
     by c - c_i; after its steps c_i' = c_i - c + (x - y_i) / (sum of its learning rates). Where the
     paper counts every client alike, model and control variates are both weighted by examples here:
     c = sum n_i c_i / sum n_i over all clients, so that the optimum is FedAvg's, of the loss over
-    all examples. Plain SGD only, as gradients are recovered from the way travelled: with weight
-    decay and clipping in them, as they were stepped. Bytes: twice those of FedAvg.
+    all examples. Plain SGD only, as gradients are recovered from the way travelled. So c_i holds
+    what was stepped: SGD's weight decay, which is part of the client's loss as the paper has it,
+    and, unlike the paper, which has none, clipping (of the corrected gradient). Bytes: twice those
+    of FedAvg.
     """
 
     def __init__(self, inner: Strategy, total_examples: int) -> None:
@@ -101,8 +104,7 @@ class ServerOptimizer(Strategy):
 
     Reddi et al. 2021 (arXiv:2003.00295, algorithm 2): the gradient is g = old - proposed, and the
     next state one step of SGD with momentum, Adagrad, Adam or Yogi on g from the old one (FedAvgM,
-    FedAdagrad, FedAdam, FedYogi). What differs from theirs is said in
-    `server_optimizers`. Bytes as the inner strategy.
+    FedAdagrad, FedAdam, FedYogi). Bytes as the inner strategy.
     """
 
     def __init__(self, inner: Strategy, name: str, options: dict[str, float]) -> None:
@@ -132,6 +134,7 @@ class ServerOptimizer(Strategy):
             state.server,
             self._options,
         )
+        bound_temperature(stepped)
         return replace(
             proposed,
             shared={**proposed.shared, **stepped},
