@@ -27,7 +27,7 @@ $(STAMP): export PIP_DISABLE_PIP_VERSION_CHECK := 1
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("fedclip needs Python 3.11 or newer; name one by PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,flower,serve]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,flower,privacy,serve]'
 	@touch $@
 
 demo: install

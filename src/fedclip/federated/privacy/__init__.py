@@ -1,0 +1,1 @@
+"""Differential privacy: what is promised, where the noise comes from, and what has been spent."""
