@@ -18,6 +18,7 @@ from fedclip.models.adapter_card import code, loading, markdown
 from fedclip.models.adapter_folder import read_adapter
 from fedclip.models.adapter_notes import AdapterNotes
 from fedclip.models.pretrained import EMBEDDED, RANDOM
+from fedclip.reports.closing import number, recall_of
 from fedclip.reports.tables import retrieval_rows
 
 
@@ -129,19 +130,34 @@ def _accuracies(summary: Mapping[str, Any]) -> list[str]:
     lines = [
         f"| {what} | |",
         "|---|---|",
-        f"| before training (zero-shot) | {_number(summary['zero_shot_accuracy'])} |",
-        f"| trained | {_number(summary['accuracy'])} |",
+        f"| before training (zero-shot) | {number(summary['zero_shot_accuracy'])} |",
+        f"| trained | {number(summary['accuracy'])} |",
     ]
     for key, words in (("mean", "mean over clients"), ("min", "lowest client"), ("max", "highest")):
         if summary["client_accuracy"]:
-            lines.append(f"| {words} | {_number(summary['client_accuracy'][key])} |")
+            lines.append(f"| {words} | {number(summary['client_accuracy'][key])} |")
+    lines += _by_class(summary)
     for name in summary.get("metrics", ()):
-        change = f"{_number(summary[f'zero_shot_{name}'])} before, {_number(summary[name])} after"
+        change = f"{number(summary[f'zero_shot_{name}'])} before, {number(summary[name])} after"
         lines.append(f"| {name} | {change} |")
     for data, found in (summary.get("forgetting") or {}).items():
-        change = f"{_number(found['zero_shot'])} before, {_number(found['accuracy'])} after"
+        change = f"{number(found['zero_shot'])} before, {number(found['accuracy'])} after"
         lines.append(f"| {data}, not trained | {change} |")
     return lines
+
+
+def _by_class(summary: Mapping[str, Any]) -> list[str]:
+    """Rows of the figures by class; none of a run on captions or of an older version."""
+    if summary.get("macro_f1") is None:
+        return []
+    macro = f"{number(summary['zero_shot_macro_f1'])} before, {number(summary['macro_f1'])} after"
+    worst = [summary[key] for key in ("zero_shot_worst_class", "worst_class")]
+    before, after = (markdown(recall_of(own)) for own in worst)
+    return [
+        f"| majority-class rate | {number(summary['majority_class_rate'])} |",
+        f"| macro-F1 | {macro} |",
+        f"| worst class | before: {before}; after: {after} |",
+    ]
 
 
 def _recalls(summary: Mapping[str, Any]) -> list[str]:
@@ -150,7 +166,7 @@ def _recalls(summary: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     lines = [
-        f"| {row['recall']} | {_number(row['zero_shot'])} | {_number(row['trained'])} |"
+        f"| {row['recall']} | {number(row['zero_shot'])} | {number(row['trained'])} |"
         for row in rows
     ]
     return ["", "| recall | zero-shot | trained |", "|---|---|---|", *lines]
@@ -218,7 +234,3 @@ def _limits(notes: AdapterNotes) -> list[str]:
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:
     return [f"## {title}", "\n".join(lines)]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

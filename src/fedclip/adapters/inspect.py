@@ -40,6 +40,7 @@ from fedclip.experiment.evaluate import (
 )
 from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
 from fedclip.experiment.identity import check_parts
+from fedclip.experiment.round_records import ZERO_SHOT
 from fedclip.experiment.strategy import expected_traffic
 from fedclip.federated.strategies.base import own_starts
 from fedclip.models.clip import adapter_sha256, create_clip_model
@@ -115,8 +116,8 @@ def evaluate(
             else _of_one(parts, run_folder, detail)
         )
     summary = run_folder.read_json(SUMMARY)
-    names = ("accuracy", *summary.get("metrics", ()))
-    return {f"zero_shot_{name}": summary[f"zero_shot_{name}"] for name in names} | figures
+    names = [f"zero_shot_{name}" for name in ("accuracy", *summary.get("metrics", ()), *ZERO_SHOT)]
+    return {name: summary[name] for name in names if name in summary} | figures
 
 
 def _of_one(parts: Parts, run_folder: RunFolder, detail: bool) -> dict[str, Any]:

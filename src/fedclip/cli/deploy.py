@@ -32,6 +32,7 @@ def coordinate(
     _needs_flower()
     from fedclip.config.loading import load_config
     from fedclip.deploy.coordinator.coordinate import coordinate as carry_out
+    from fedclip.reports.closing import closing_lines
 
     folder = output or Path("runs") / file.stem
     try:
@@ -39,9 +40,7 @@ def coordinate(
     except KeyboardInterrupt:
         say(f"stopped; the same command goes on from the last finished round in {folder}")
         raise typer.Exit(130) from None
-    accuracy = run.summary["accuracy"]
-    tested = "" if accuracy is None else f"accuracy {accuracy:.3f} "
-    echo(f"{tested}after {run.summary['rounds']} rounds\nrun folder: {run.folder}")
+    echo("\n".join([*closing_lines(run.summary), f"run folder: {run.folder}"]))
 
 
 def site(

@@ -53,25 +53,16 @@ def _listeners() -> list[Listener]:
 def _conclude(run: Run) -> None:
     if not is_first():
         return
+    from fedclip.reports.closing import closing_lines
     from fedclip.reports.tables import retrieval_rows
 
     summary = run.summary
     if rows := retrieval_rows(summary):
         show_rows(rows, as_json=False)
-    for name in summary.get("metrics", ()):
-        echo(f"{name} {_figure(summary[name])} ({_figure(summary[f'initial_{name}'])} before)")
-    early = f", ended early: {summary['stopped_by']}" if summary.get("stopped_by") else ""
-    echo(
-        f"accuracy {summary['accuracy']:.3f} (zero-shot {summary['zero_shot_accuracy']:.3f}) "
-        f"after {summary['rounds']} rounds{early}\nrun folder: {run.folder}"
-    )
+    echo("\n".join([*closing_lines(summary), f"run folder: {run.folder}"]))
     if "adapters" in summary:
         click.echo()
         show_matrix(summary["adapters"])
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def merge_adapters(

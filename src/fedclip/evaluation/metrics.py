@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,20 +88,19 @@ RESERVED = frozenset(
     | {"bytes_down", "bytes_down_per_client_round", "bytes_up", "bytes_up_per_client_round"}
     | {"classes_not_tested", "classes_not_validated"}
     | {"client_accuracy", "clients", "clients_per_round", "data", "device", "engine"}
-    | {"forgetting", "groups", "harmonic_mean", "initial_accuracy", "loss", "metrics", "model"}
+    | {"forgetting", "groups", "harmonic_mean", "initial_accuracy", "input_size", "loss"}
+    | {"macro_f1", "macro_f1_by_task", "majority_class_rate", "majority_class_rate_by_task"}
+    | {"metrics", "model"}
     | {"new_accuracy", "new_zero_shot_accuracy", "num_examples", "precision", "retrieval"}
-    | {"rounds", "seconds", "seed", "server_round", "state_sha256", "stopped_by", "strategy"}
+    | {"rounds", "seconds", "seed", "server_round", "shrunk", "state_sha256", "stopped_by"}
+    | {"strategy"}
     | {"task", "tasks", "test_examples", "test_loss", "total_parameters", "trainable_parameters"}
-    | {
-        "validation_accuracy",
-        "validation_accuracy_by_task",
-        "validation_loss",
-        "versions",
-        "worst_class",
-    }
-    | {"zero_shot_accuracy", "zero_shot_harmonic_mean", "zero_shot_retrieval"}
+    | {"validation_accuracy", "validation_accuracy_by_task", "validation_loss"}
+    | {"versions", "worst_class", "worst_class_by_task"}
+    | {"zero_shot_accuracy", "zero_shot_harmonic_mean", "zero_shot_macro_f1"}
+    | {"zero_shot_retrieval", "zero_shot_worst_class"}
 )
-"""Keys of a run's records and summary that no metric may take."""
+"""Keys of a run's records and summary that no metric may take, but for those of that name."""
 
 
 def chosen(names: Iterable[str]) -> dict[str, Metric]:
@@ -114,7 +113,8 @@ def chosen(names: Iterable[str]) -> dict[str, Metric]:
         key = short_name(name)
         if name in ("accuracy", "loss"):
             continue
-        if key in metrics or key in RESERVED or not re.fullmatch(r"[\w-]+", key):
+        taken = key in RESERVED and name not in METRICS
+        if key in metrics or taken or not re.fullmatch(r"[\w-]+", key):
             raise UsageError(
                 f"evaluation.metrics: {name!r} would be written as {key!r}, which is taken or no "
                 "plain name; give the function another name, and name each metric once"
@@ -155,6 +155,22 @@ def worst_class(found: Predictions) -> tuple[int, float] | None:
     """The class of the lowest recall, the first of equals, with it; None without examples."""
     by_class = recalls(found)
     return min(by_class.items(), key=lambda item: item[1]) if by_class else None
+
+
+CLASS_FIGURES = ("majority_class_rate", "macro_f1", "worst_class")
+
+
+def class_figures(found: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
+    """What accuracy alone hides: the majority-class rate, macro-F1, and the worst class's recall.
+
+    Every evaluation of a classifier has them; each is None without examples.
+    """
+    worst = worst_class(found)
+    return {
+        "majority_class_rate": majority_class_rate(found),
+        "macro_f1": macro_f1(found),
+        "worst_class": worst and {"name": class_names[worst[0]], "recall": worst[1]},
+    }
 
 
 def reliability(found: Predictions, bins: int = BINS) -> list[dict[str, Any]]:

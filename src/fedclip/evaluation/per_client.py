@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fedclip.data.federated_data import FederatedData
-from fedclip.evaluation.metrics import METRICS, Metric
+from fedclip.evaluation.metrics import CLASS_FIGURES, METRICS, Metric, class_figures
 from fedclip.evaluation.predictions import Classifier, Images, Predictions, classify
 from fedclip.seeding import seed_for
 
@@ -49,9 +49,9 @@ def evaluate_federation(
         batch_size=batch_size,
     )
     on_test, on_validation, *own = found.split([len(rows) for rows in sets])
-    return figures(
-        on_test, on_validation, dict(zip(by_client, own, strict=True)), _with_accuracy(metrics)
-    )
+    sites = dict(zip(by_client, own, strict=True))
+    found_here = figures(on_test, on_validation, sites, _with_accuracy(metrics))
+    return found_here | class_figures(on_test, data.class_names)
 
 
 def measured(
@@ -100,12 +100,10 @@ def evaluate_personal(
         )
         by_client[client.client_id], validation = found.split([len(rows) for rows in sets])
         validated.append(validation)
-    return figures(
-        Predictions.concatenate(list(by_client.values())),
-        Predictions.concatenate(validated),
-        by_client,
-        _with_accuracy(metrics),
-    )
+    on_test = Predictions.concatenate(list(by_client.values()))
+    on_validation = Predictions.concatenate(validated)
+    found_here = figures(on_test, on_validation, by_client, _with_accuracy(metrics))
+    return found_here | class_figures(on_test, data.class_names)
 
 
 def figures(
@@ -160,6 +158,7 @@ def told_by_clients(
         return told
     tests, correct = (sum(pair[place] for pair in found.values()) for place in (0, 1))
     unknown = dict.fromkeys(key for name in metrics for key in (name, f"validation_{name}"))
+    unknown |= dict.fromkeys(CLASS_FIGURES)
     return told | {
         "accuracy": correct / tests if tests else None,
         "test_loss": None,
@@ -175,9 +174,15 @@ def together(
 ) -> dict[str, Any]:
     """The figures of several tasks in one: means over tasks, and what each client has.
 
-    `metrics` are the chosen ones, beside accuracy.
+    `metrics` are the chosen ones, beside accuracy. The worst class is that of all tasks.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {
+        f"{key}_by_task": {task: values.get(key) for task, values in by_task.items()}
+        for key in CLASS_FIGURES
+    }
+    for key in ("majority_class_rate", "macro_f1"):
+        found[key] = _mean([values.get(key) for values in by_task.values()])
+    found["worst_class"] = _worst_of(found["worst_class_by_task"])
     for name in ("accuracy", *metrics):
         own = {c: a for task in by_task.values() for c, a in task[f"{name}_by_client"].items()}
         loss = ["test_loss", "validation_loss"] if name == "accuracy" else []
@@ -193,6 +198,16 @@ def together(
 
 def _with_accuracy(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
     return {name: METRICS[name] for name in ("accuracy", "loss")} | dict(metrics)
+
+
+def _worst_of(by_task: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """The class of the lowest recall, under its task's name and its own; None if one is unknown."""
+    known = [
+        {"name": f"{task}: {worst['name']}", "recall": worst["recall"]}
+        for task, worst in by_task.items()
+        if worst is not None
+    ]
+    return min(known, key=lambda worst: worst["recall"]) if len(known) == len(by_task) else None
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -11,6 +11,9 @@ from fedclip.experiment.evaluate import evaluate_run
 from fedclip.federated.rounds import RoundResult
 from fedclip.records import RunState
 
+ZERO_SHOT = ("macro_f1", "worst_class")
+"""Figures by class of which the base model's stand beside the trained one's."""
+
 
 def before_training(parts: Parts | TaskParts, state: RunState, personal: bool) -> dict[str, Any]:
     """Round 0: the untrained model, and the base model with CLIP's own zero-shot classifier."""
@@ -20,7 +23,8 @@ def before_training(parts: Parts | TaskParts, state: RunState, personal: bool) -
         figures["zero_shot_retrieval"] = figures["retrieval"]
     if parts.model.head != "text":
         base = evaluate_run(parts, state, base=True, personal=personal)
-    names = ("accuracy", *chosen(parts.config.evaluation.metrics))
+    names = ["accuracy", *chosen(parts.config.evaluation.metrics)]
+    names += [name for name in ZERO_SHOT if name in base]
     return {"server_round": 0} | {f"zero_shot_{name}": base[name] for name in names} | figures
 
 

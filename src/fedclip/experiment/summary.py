@@ -5,11 +5,12 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from fedclip.evaluation.metrics import chosen
+from fedclip.evaluation.metrics import CLASS_FIGURES, chosen
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import Parts, TaskParts
 from fedclip.experiment.coverage import Coverage
 from fedclip.experiment.evaluate import evaluate_matrix, evaluate_unseen
+from fedclip.experiment.round_records import ZERO_SHOT
 from fedclip.models.clip import adapter_sha256
 from fedclip.records import RunState, State
 
@@ -45,7 +46,8 @@ def summarise(
         "validation_accuracy": last["validation_accuracy"],
         "validation_loss": last.get("validation_loss"),  # not in lines of older versions
         "client_accuracy": last["client_accuracy"],
-        "best": checkpoint.best,
+        **_class_figures(metrics),
+        "best": _best(checkpoint, metrics),
         "base_parameters": counts["base_parameters"],
         "total_parameters": counts["total_parameters"],
         "trainable_parameters": counts["trainable_parameters"],
@@ -70,6 +72,20 @@ def summarise(
             else {}
         ),
     }
+
+
+def _best(checkpoint: Checkpoint, metrics: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The best round by validation, with its accuracy on the test set."""
+    best = checkpoint.best
+    return best and best | {"accuracy": metrics[best["server_round"]]["accuracy"]}
+
+
+def _class_figures(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures by class, of the base model and the last; nothing of a run on captions."""
+    first, last = metrics[0], metrics[-1]
+    before = {f"zero_shot_{name}": first.get(f"zero_shot_{name}") for name in ZERO_SHOT}
+    found = {name: last[name] for name in CLASS_FIGURES if name in last}
+    return (before | found) if found else {}
 
 
 def _further_metrics(parts: Parts | TaskParts, metrics: list[dict[str, Any]]) -> dict[str, Any]:
@@ -112,6 +128,7 @@ def _tasks(
                 (f"validation_{name}", last, f"validation_{name}"),
             )
         }
+        | {key: last[f"{key}_by_task"][task] for key in CLASS_FIGURES}
         for task, own in parts.tasks.items()
     }
     return {"tasks": tasks, "adapters": evaluate_matrix(parts, state)}
