@@ -38,7 +38,7 @@ TASKS = {
     "federation": {"rounds": 3, "sharing": {"mode": "shared+task"}},
     "evaluation": {"max_examples": 150},
 }
-LATER = {
+LATER = {"validation_loss"} | {
     f"{start}{name}{end}"
     for name in ("majority_class_rate", "macro_f1", "worst_class")
     for start, end in (("", ""), ("zero_shot_", ""), ("", "_by_task"))

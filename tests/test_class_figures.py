@@ -12,8 +12,8 @@ from fedclip.adapters import inspect as inspection
 from fedclip.adapters.card import run_card
 from fedclip.errors import UsageError
 from fedclip.evaluation import metrics
-from fedclip.evaluation.metrics import chosen, class_figures
-from fedclip.evaluation.per_client import together, told_by_clients
+from fedclip.evaluation.metrics import METRICS, chosen, class_figures
+from fedclip.evaluation.per_client import figures, together, told_by_clients
 from fedclip.reports.closing import closing_lines
 from tests.conftest import Command
 from tests.evaluation_help import made
@@ -41,15 +41,12 @@ def test_a_class_without_a_test_image_is_not_the_worst() -> None:
 
 
 def test_of_several_tasks() -> None:
-    common = {"test_examples": 2} | dict.fromkeys(
-        ("accuracy", "test_loss", "validation_accuracy"), 0.5
-    )
+    cloth, steel = made([0, 0, 2, 2], [0, 0, 2, 0]), made([0, 0, 0, 1], [0, 1, 0, 1])
+    basic = {name: METRICS[name] for name in ("accuracy", "loss")}
     tasks = {
-        "cloth": common | class_figures(made([0, 0, 2, 2], [0, 0, 2, 0]), NAMES),
-        "steel": common | class_figures(made([0, 0, 0, 1], [0, 1, 0, 1]), NAMES),
+        task: figures(own, own, {}, basic) | class_figures(own, NAMES)
+        for task, own in (("cloth", cloth), ("steel", steel))
     }
-    for own in tasks.values():
-        own["accuracy_by_client"] = {}
     found = together(tasks)
     assert found["majority_class_rate"] == (0.5 + 0.75) / 2
     assert found["macro_f1"] == pytest.approx(((4 / 5 + 2 / 3) / 2 + (4 / 5 + 2 / 3) / 2) / 2)
