@@ -50,7 +50,7 @@ def run_card(folder: str | Path, repo_id: str | None = None) -> str:
         f"{kind.title[0].upper()}{kind.title[1:]} for CLIP (`{base}`), trained "
         f"with fedclip {_origin(summary)}",
         *_section("Results", [*_accuracies(summary), *_recalls(summary)]),
-        *_section("Data", _data(config, run.read_json(PARTITION), notes)),
+        *_section("Data", [*_data(config, run.read_json(PARTITION), notes), *_sizes(summary)]),
         *_section("Training", _training(config, summary)),
         *_section("Traffic", _traffic(summary)),
         "## How to load",
@@ -187,6 +187,17 @@ def _data(config: Config, partition: Mapping[str, Any], notes: AdapterNotes) -> 
         *([classes] if notes.class_names else []),
         *([prompts] if notes.templates else []),
     ]
+
+
+def _sizes(summary: Mapping[str, Any]) -> list[str]:
+    """The model's input and how much it shrinks the images; nothing of an older run."""
+    edge, factor = summary.get("input_size"), summary.get("shrunk")
+    if edge is None:
+        return []
+    seen = f"- The model sees {edge} x {edge} pixels"
+    if factor is None or factor <= 1:
+        return [f"{seen}."]
+    return [f"{seen}: the images, by their median shorter side, shrunk {factor:.2g}-fold."]
 
 
 def _training(config: Config, summary: Mapping[str, Any]) -> list[str]:

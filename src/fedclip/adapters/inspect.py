@@ -74,6 +74,7 @@ def info(target: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     full = counts["base_parameters"] * _BYTES
     facts: dict[str, Any] = {
         **counts,
+        "input_size": model.image_size,
         "bytes_up_per_client_round": traffic.up,
         "bytes_down_per_client_round": traffic.down,
         "message_bytes_up_per_site_round": messages and messages.up,

@@ -32,6 +32,7 @@ class FederatedData:
     nothing but `new_classes` points at images of the other classes. With `captioned` the
     classes are captions, by number, and `pictures` `[n]` is the number of each image's picture,
     where one has several captions. `places` says by row where the image is found in the data set.
+    `median_size` is the width and height of the image with the median shorter side, as it comes.
     With a `test_seed` the test examples do not depend on the run's seed.
     """
 
@@ -50,6 +51,7 @@ class FederatedData:
     captioned: bool = False
     pictures: Indices | None = None
     places: tuple[str | int, ...] = ()
+    median_size: tuple[int, int] | None = None
     test_seed: int | None = None
 
     def counts(self, indices: Indices) -> list[int]:

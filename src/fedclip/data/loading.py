@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
+
 from fedclip.config import DataConfig
 from fedclip.data.base_classes import with_base_classes
 from fedclip.data.captions import (
@@ -21,6 +23,7 @@ from fedclip.data.division import Examples, choose, divide, without_empty_sites
 from fedclip.data.federated_data import FederatedData
 from fedclip.data.fixed_test import with_fixed_test
 from fedclip.data.partition import partition_seed, require_sites
+from fedclip.data.picture_sizes import median_size
 from fedclip.data.roles import with_shots, with_test_sites
 from fedclip.data.source import ImageSource, fingerprint_of
 from fedclip.errors import FedclipWarning, UsageError
@@ -104,6 +107,7 @@ def load_federated(
         captioned=captions,
         pictures=pictures,
         places=source.places(used),
+        median_size=median_size(source.images, np.delete(used, [b.position for b in bad])),
         test_seed=data.test_seed,
     )
     if data.train_classes is not None:

@@ -12,6 +12,7 @@ from fedclip.config.names import each_class_once
 from fedclip.data.datasets import load_source
 from fedclip.data.federated_data import FederatedData
 from fedclip.data.loading import load_federated
+from fedclip.data.picture_sizes import warn_if_shrunk
 from fedclip.data.splits import SPLIT_RULE
 from fedclip.device import product_dtype, resolve_device, resolve_precision
 from fedclip.errors import UsageError
@@ -21,7 +22,7 @@ from fedclip.experiment.folder import PARTITION, RunFolder
 from fedclip.experiment.strategy import settle_ranks
 from fedclip.federated.engines.sharded import Processes
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
-from fedclip.models.pretrained import EMBEDDED, RANDOM, load_pixels, load_tokens
+from fedclip.models.pretrained import EMBEDDED, RANDOM, advice_on_size, load_pixels, load_tokens
 from fedclip.models.stacked.clients import StackedClients
 from fedclip.models.stacked.prefix_cache import PixelInputs
 from fedclip.models.text_head import each_once
@@ -154,7 +155,7 @@ def load_data(config: Config, listener: Listener) -> FederatedData:
     listener.message(f"loading {config.model.model_name} and {config.data.name}")
     pixels = load_pixels(config.model.model_name)
     captions = config.task == "contrastive"
-    return load_federated(
+    data = load_federated(
         config.data,
         num_clients=config.federation.num_clients,
         seed=config.seed,
@@ -164,6 +165,8 @@ def load_data(config: Config, listener: Listener) -> FederatedData:
         captions=captions,
         read_captions=load_tokens(config.model.model_name).read if captions else None,
     )
+    warn_if_shrunk(data, pixels.image_size, advice_on_size(config.model.model_name))
+    return data
 
 
 def check_partition(data: Recorded, folder: RunFolder) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from fedclip.catalog import strategy_row
 from fedclip.config import Config
 from fedclip.data.federated_data import FederatedData
+from fedclip.data.picture_sizes import shrunk
 from fedclip.data.splits import SPLIT_RULE
 from fedclip.federated.engines.protocols import Images
 from fedclip.federated.engines.sharded import Processes
@@ -94,6 +95,11 @@ class Parts(Shared):
         return len(self.data.bad_images)
 
     @property
+    def shrunk(self) -> float | None:
+        """How many times smaller the images become for the model; see `data.picture_sizes`."""
+        return shrunk(self.data.median_size, self.model.image_size)
+
+    @property
     def has_validation(self) -> bool:
         """Whether there are validation examples."""
         return len(self.data.validation) > 0
@@ -140,6 +146,12 @@ class TaskParts(Shared):
     def bad_images(self) -> int:
         """Images that could not be read."""
         return sum(task.bad_images for task in self.tasks.values())
+
+    @property
+    def shrunk(self) -> float | None:
+        """How many times smaller the images become, those of the task with the largest ones."""
+        known = [task.shrunk for task in self.tasks.values()]
+        return max((factor for factor in known if factor is not None), default=None)
 
     @property
     def has_validation(self) -> bool:

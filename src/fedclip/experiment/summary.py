@@ -55,6 +55,8 @@ def summarise(
         "bytes_down_per_client_round": checkpoint.bytes_down / trainings,
         "device": str(parts.device),
         "precision": parts.precision,
+        "input_size": parts.model.image_size,
+        "shrunk": parts.shrunk,
         "bad_images": parts.bad_images,
         **coverage.record(),
         "adapter_sha256": adapter_sha256(_adapters(state)),

@@ -12,12 +12,13 @@ from fedclip.config import Config
 from fedclip.data.datasets import load_source
 from fedclip.data.federated_data import FederatedData
 from fedclip.data.loading import load_federated
+from fedclip.data.picture_sizes import shrunk, warn_if_shrunk
 from fedclip.data.picture_types import in_words
 from fedclip.data.rgb import full_size
 from fedclip.data.source import some
 from fedclip.errors import FedclipError
 from fedclip.experiment.build import for_task
-from fedclip.models.pretrained import load_pixels
+from fedclip.models.pretrained import advice_on_size, load_pixels
 from fedclip.reports.progress import Listener
 
 MOST_COLUMNS = 12
@@ -69,10 +70,11 @@ def _of_one(task: str, config: Config, listener: Listener) -> dict[str, Any]:
         "damaged": len(found.bad_images),
         "passed_over": in_words(source.passed_over) or "none",
     }
-    return facts | _sizes(sizes[1:], config) | {"table": _table(found)}  # the first is a trial
+    del sizes[0]  # that of a trial
+    return facts | _sizes(sizes, config, found) | {"table": _table(found)}
 
 
-def _sizes(sizes: list[tuple[int, int]], config: Config) -> dict[str, Any]:
+def _sizes(sizes: list[tuple[int, int]], config: Config, found: FederatedData) -> dict[str, Any]:
     """Sizes of the images, and how much they are made smaller for the model."""
     if not sizes:
         return {}
@@ -85,10 +87,10 @@ def _sizes(sizes: list[tuple[int, int]], config: Config) -> dict[str, Any]:
         edge = load_pixels(config.model.model_name).image_size
     except FedclipError as error:
         return facts | {"model_input": f"unknown: {error}"}
-    shrunk = float(np.median([min(size) for size in sizes])) / edge
+    warn_if_shrunk(found, edge, advice_on_size(config.model.model_name))
     return facts | {
         "model_input": f"{edge} x {edge}",
-        "shrunk": f"{shrunk:.2g}-fold (short edge, median)",
+        "shrunk": f"{shrunk(found.median_size, edge) or 0:.2g}-fold (short edge, median)",
     }
 
 

@@ -45,6 +45,20 @@ def base_folder(name: str) -> Path:
     return EMBEDDED[name]
 
 
+def advice_on_size(model_name: str) -> str:
+    """What to do where a model's input is too small for the images."""
+    if model_name.removeprefix(RANDOM) in EMBEDDED:
+        return (
+            "tiny is for trying things out; for photographs take a larger pretrained model by "
+            "model.model_name: one of the hub, such as openai/clip-vit-base-patch32, or a folder "
+            "on disk"
+        )
+    return (
+        "if such marks matter, take a model with a larger input, such as "
+        "openai/clip-vit-large-patch14-336, or cut the images to what matters"
+    )
+
+
 def load_base(model_name: str, *, seed: int = 0) -> Base:
     """Load a hub id, a folder in the hub's format, `tiny`, or `random:<hub id or folder>`.
 

@@ -15,6 +15,7 @@ import psutil
 
 from fedclip.config import Config
 from fedclip.data.decode import decode, describe_bad
+from fedclip.data.picture_sizes import median_size
 from fedclip.data.picture_types import in_words
 from fedclip.data.source import ImageSource
 from fedclip.data.sources.imagefolder import imagefolder
@@ -129,7 +130,9 @@ def _decoded(
     total = len(source) if every_image else len(first)
     if bad and (config.data.on_bad_image == "error" or len(bad) == total):
         troubles.append(f"data.path: {describe_bad(bad, total)}")
+    size = median_size(source.images, np.arange(len(source)))
+    facts: dict[str, Any] = {"median_image": size and "{} x {}".format(*size)}
     if not every_image:
-        return {}
-    facts: dict[str, Any] = {"damaged": describe_bad(bad, total) if bad else "none"}
+        return facts
+    facts |= {"damaged": describe_bad(bad, total) if bad else "none"}
     return facts | {"passed_over": in_words(source.passed_over) or "none"}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedclip import files
 from fedclip.data.loading import load_federated
+from fedclip.data.picture_sizes import warn_if_shrunk
 from fedclip.data.sources.site import site_source
 from fedclip.deploy.job import job_config
 from fedclip.deploy.messages import replies, requests, results
@@ -33,7 +34,7 @@ from fedclip.experiment.evaluate import evaluate_parts
 from fedclip.experiment.save_adapters import save_adapter
 from fedclip.federated.rounds import Engine
 from fedclip.federated.update_checks import require_sound
-from fedclip.models.pretrained import load_pixels
+from fedclip.models.pretrained import advice_on_size, load_pixels
 from fedclip.models.summary import base_sha256
 from fedclip.reports.listener import Listener
 
@@ -206,6 +207,7 @@ class SiteTrainer:
                 ),
                 needs_tests=False,  # a small site may hold out none, as in a simulation
             )
+            warn_if_shrunk(data, pixels.image_size, advice_on_size(config.model.model_name))
         for warning in caught:
             self._say(f"note: {warning.message}")
         (own,) = data.clients
