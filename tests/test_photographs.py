@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedclip.adapters.inspect import info
 from fedclip.config.loading import config_from_dict
 from fedclip.data import picture_sizes
 from fedclip.data.cache import cache_folder
@@ -88,7 +87,8 @@ def test_a_run_tells_what_is_lost(fedclip: Command, photographs: Path, tmp_path:
     for target in (run, config):
         _, shown, _ = fedclip("info", target)
         assert next(line for line in shown.splitlines() if "input size" in line).split()[-1] == "32"
-    assert info(run)["input_size"] == 32
+    _, facts, _ = fedclip("info", run, "--json")
+    assert json.loads(facts)["input_size"] == 32
 
 
 def test_looking_at_the_data_says_it_too(
