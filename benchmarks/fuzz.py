@@ -1,15 +1,19 @@
 """Damaged inputs by the thousand: is each refused in one clear message, in time?
 
-`python -m benchmarks.fuzz --configs 10000` tries configurations, their overrides, grids of `bench`
-and files of sites. Counted are `unforeseen` (anything raised but fedclip's own errors), `hangs`
-(longer than SECONDS), and `taken_damaged` (accepted, though not what was written). A case is named
-by its kind and number, which with the seed make it again: `--only configs/17`.
+`python -m benchmarks.fuzz --configs 10000 --files 2000` tries configurations (their overrides,
+grids of `bench`, files of sites) and so many each of checkpoints, adapters, caches of pixels, run
+folders, pictures and tables of pairs. Counted are `unforeseen` (anything raised but fedclip's own
+error with exit code 2), `hangs` (longer than SECONDS), and `taken_damaged` (accepted, though not
+what was written). A case is named by its kind and number, which with the seed make it again:
+`--only runs/17`. With `--result benchmarks/results` the counts go to `fuzz.json`, kind by kind.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import resource
 import signal
 import sys
 import tempfile
@@ -23,12 +27,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fuzz_configs
+from benchmarks import fuzz_adapters, fuzz_configs, fuzz_data, fuzz_images, fuzz_runs
 from benchmarks.common import write_result
-from fedclip.errors import FedclipError
+from benchmarks.fuzz_damage import Damaged
+from fedclip.errors import FedclipError, UsageError
 
-SECONDS = 10.0
-"""Longest time for one case."""
+SECONDS = 60.0
+"""Longest time for one case; most take milliseconds, also on a busy machine."""
+MEMORY = 6 << 30
+"""Bytes of address space for the whole command: what reads without end fails before the machine."""
+FAULTS = ("unforeseen", "hangs", "taken_damaged")
 LONGEST_REFUSAL = 20_000
 """Characters of a message that a person would still read."""
 
@@ -50,6 +58,12 @@ class Kind:
 
 KINDS = {
     "configs": Kind(fuzz_configs.make, fuzz_configs.read),
+    "checkpoints": Kind(fuzz_runs.make_checkpoint, fuzz_runs.read_checkpoint_case),
+    "adapters": Kind(fuzz_adapters.make, fuzz_adapters.read),
+    "caches": Kind(fuzz_data.make_cache, fuzz_data.read_cache),
+    "runs": Kind(fuzz_runs.make_run, fuzz_runs.read_run),
+    "images": Kind(fuzz_images.make, fuzz_images.read),
+    "pairs": Kind(fuzz_data.make_table, fuzz_data.read_table),
 }
 
 
@@ -78,19 +92,22 @@ def fuzz(kind: str, cases: int, seed: int = 0, first: int = 0) -> Tally:
 
 
 def attempt(kind: Kind, name: str, place: str) -> tuple[str, str]:
-    """What comes of one case: accepted, refused, unforeseen, hang or taken_damaged, and where."""
+    """What comes of one case: accepted, refused or one of FAULTS, and where."""
     case = kind.make(random.Random(name), Path(place))
     try:
         with warnings.catch_warnings(), _limited(SECONDS):
             warnings.simplefilter("ignore")
             kind.read(case)
     except FedclipError as error:
-        long = len(str(error)) > LONGEST_REFUSAL
-        return ("unforeseen", "a refusal of endless length") if long else ("refused", "")
-    except fuzz_configs.Damaged as error:
+        if len(str(error)) > LONGEST_REFUSAL:
+            return "unforeseen", "a refusal of endless length"
+        if error.exit_code != UsageError.exit_code:
+            return "unforeseen", f"exit code {error.exit_code}: {str(error)[:120]}"
+        return "refused", ""
+    except Damaged as error:
         return "taken_damaged", str(error)[:200]
     except Hang:
-        return "hang", repr(case)[:200]
+        return "hangs", repr(case)[:200]
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name}:{frame.lineno}"
@@ -115,36 +132,51 @@ def _limited(seconds: float) -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     """Fuzzes the kinds asked for, prints the counts, and writes them; 1 where there is a fault."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in KINDS:
-        parser.add_argument(f"--{name}", type=int, default=0, metavar="N", help=f"cases of {name}")
+    parser.add_argument("--configs", type=int, default=0, metavar="N", help="cases of configs")
+    parser.add_argument(
+        "--files", type=int, default=0, metavar="N", help="cases of each other kind"
+    )
+    parser.add_argument("--kinds", default=",".join(KINDS), help="only these, by comma")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="KIND/NUMBER", help="show one case, and its traceback")
     parser.add_argument("--result", type=Path, metavar="DIR", help="write fuzz.json there")
     options = parser.parse_args(arguments)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     if options.only:
         return _show(options.only, options.seed)
-    asked = {name: getattr(options, name) for name in KINDS if getattr(options, name)}
-    started = time.perf_counter()
-    tallies = {name: fuzz(name, cases, options.seed) for name, cases in asked.items()}
-    total = sum((tally.outcomes for tally in tallies.values()), Counter[str]())
-    for name, tally in tallies.items():
-        print(name, dict(tally.outcomes))
-        for signature, cases in tally.signatures.items():
-            print(f"  {signature} ({', '.join(cases)})")
-    figures = {
-        "fuzz_cases": total.total(),
-        "fuzz_unforeseen": total["unforeseen"],
-        "fuzz_hangs": total["hang"],
-        "fuzz_taken_damaged": total["taken_damaged"],
-    }
-    if options.result:
-        details = {
-            "seed": options.seed,
-            "seconds": time.perf_counter() - started,
-            "kinds": {name: dict(tally.outcomes) for name, tally in tallies.items()},
-        }
-        write_result("fuzz", figures, details, options.result)
-    return 1 if any(figures[f"fuzz_{f}"] for f in ("unforeseen", "hangs", "taken_damaged")) else 0
+    faults = 0
+    for name in options.kinds.split(","):
+        cases = options.configs if name == "configs" else options.files
+        if not cases:
+            continue
+        started = time.perf_counter()
+        tally = fuzz(name, cases, options.seed)
+        faults += sum(tally.outcomes[fault] for fault in FAULTS)
+        _tell(name, tally)
+        if options.result:
+            seconds = time.perf_counter() - started
+            _write(name, tally, {"seed": options.seed, "seconds": seconds}, options.result)
+    return 1 if faults else 0
+
+
+def _write(name: str, tally: Tally, facts: dict[str, Any], folder: Path) -> None:
+    """Puts a kind's counts into the result, beside those of the kinds that were tried before."""
+    path = folder / "fuzz.json"
+    kinds = json.loads(path.read_text())["details"]["kinds"] if path.exists() else {}
+    kinds[name] = dict(tally.outcomes) | facts
+    total = sum((Counter(_counts(kind)) for kind in kinds.values()), Counter[str]())
+    figures = {"fuzz_cases": total.total()} | {f"fuzz_{fault}": total[fault] for fault in FAULTS}
+    write_result("fuzz", figures, {"kinds": {n: kinds[n] for n in KINDS if n in kinds}}, folder)
+
+
+def _counts(kind: dict[str, Any]) -> dict[str, int]:
+    return {outcome: kind.get(outcome, 0) for outcome in ("accepted", "refused", *FAULTS)}
+
+
+def _tell(name: str, tally: Tally) -> None:
+    print(name, dict(tally.outcomes), flush=True)
+    for signature, cases in tally.signatures.items():
+        print(f"  {signature} ({', '.join(cases)})", flush=True)
 
 
 def _show(name: str, seed: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.fuzz_damage import Damaged
 from fedclip.config import Config
 from fedclip.config.loading import dump_config, load_config
 from fedclip.config.section import lookup
@@ -44,10 +45,6 @@ TEXTS = (
     "[" * 200 + "]" * 200,
     "{a: " * 100 + "}" * 100,
 )
-
-
-class Damaged(Exception):
-    """A configuration was accepted as something else than it says."""
 
 
 @dataclass(frozen=True)

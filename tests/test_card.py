@@ -57,6 +57,10 @@ def test_traffic_is_that_of_all_rounds_and_clients(finished_run: Path) -> None:
     assert f"all of them together {both * 1 * 2 / 1e6:.1f} MB" in run_card(finished_run)
 
 
+edited = pytest.mark.filterwarnings("ignore:.*has changed since the run ended")
+
+
+@edited
 def test_models_and_data_of_the_hub_are_linked(finished_run: Path, tmp_path: Path) -> None:
     model = "openai/clip-vit-base-patch32"
     run = changed(finished_run, tmp_path / "run", model, ("hub", "uoft-cs/cifar10"))
@@ -65,6 +69,7 @@ def test_models_and_data_of_the_hub_are_linked(finished_run: Path, tmp_path: Pat
     assert data.datasets == ["uoft-cs/cifar10"]
 
 
+@edited
 def test_the_card_tells_no_folders_and_no_clients(finished_run: Path, tmp_path: Path) -> None:
     run = changed(finished_run, tmp_path / "run", "/secret/my-clip", ("hub", "/secret/images"))
     text = run_card(run)

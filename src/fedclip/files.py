@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from fedclip.errors import UsageError
+from fedclip.errors import UsageError, shortened
 
 PART = ".part-"
 """Files and folders that are still being written begin so; a kill may leave some behind."""
@@ -80,17 +83,27 @@ def draft_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to read; OSError for a folder, a pipe or a device, which might never end."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
 def parse_json(data: bytes | str, where: str) -> Any:
     """Parse JSON as RFC 8259 has it, of bounded size and depth.
 
     Everything that the library raises on damaged or hostile text becomes a `UsageError` that
-    begins with `where`: other encodings, deep nesting, endless numbers, NaN, half a surrogate pair.
+    begins with `where`: other encodings, deep nesting, endless numbers, NaN, a key that stands
+    twice, half a surrogate pair.
     """
     try:
         if len(data) > JSON_BYTES:
             raise ValueError(f"it has more than {JSON_BYTES} bytes")
         text = data if isinstance(data, str) else data.decode()
-        value = json.loads(text, parse_constant=_no_number)
+        value = json.loads(text, parse_constant=_no_number, object_pairs_hook=_once_each)
         _check_depth(value)
         if "\\u" in text:  # the only way for half of a pair to come in
             json.dumps(value, ensure_ascii=False).encode()
@@ -103,7 +116,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; `UsageError` names the file and what is wrong."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(JSON_BYTES + 1)
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}") from None
@@ -117,12 +130,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number in JSON")
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        double = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {shortened(double)} stands there twice")
+    return found
 
 
 def _check_depth(value: object) -> None:

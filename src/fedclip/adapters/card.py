@@ -13,7 +13,8 @@ from fedclip.adapters.load import finished, public_name, run_and_adapter
 from fedclip.catalog import short_name
 from fedclip.config import Config
 from fedclip.config.loading import load_config
-from fedclip.experiment.folder import CONFIG, PARTITION, SUMMARY
+from fedclip.experiment.folder import CONFIG, PARTITION
+from fedclip.experiment.summary_file import read_summary
 from fedclip.models.adapter_card import code, loading, markdown
 from fedclip.models.adapter_folder import read_adapter
 from fedclip.models.adapter_notes import AdapterNotes
@@ -30,7 +31,7 @@ def run_card(folder: str | Path, repo_id: str | None = None) -> str:
     """
     run = finished(folder)
     config = load_config(run.path / CONFIG)
-    summary = run.read_json(SUMMARY)
+    summary = read_summary(run)
     _, notes, _ = read_adapter(run_and_adapter(run.path)[1])
     kind = notes.kind
     base = public_name(config.model.model_name)

@@ -42,6 +42,7 @@ from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
 from fedclip.experiment.identity import check_parts
 from fedclip.experiment.round_records import ZERO_SHOT
 from fedclip.experiment.strategy import expected_traffic
+from fedclip.experiment.summary_file import read_summary
 from fedclip.federated.strategies.base import own_starts
 from fedclip.models.clip import adapter_sha256, create_clip_model
 from fedclip.records import RunState
@@ -84,7 +85,7 @@ def info(target: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "rounds": config.federation.rounds,
     }
     if run_folder and run_folder.is_finished():
-        facts["summary"] = run_folder.read_json(SUMMARY)
+        facts["summary"] = read_summary(run_folder)
     return facts
 
 
@@ -116,7 +117,7 @@ def evaluate(
             if isinstance(parts, TaskParts)
             else _of_one(parts, run_folder, detail)
         )
-    summary = run_folder.read_json(SUMMARY)
+    summary = read_summary(run_folder)
     names = [f"zero_shot_{name}" for name in ("accuracy", *summary.get("metrics", ()), *ZERO_SHOT)]
     return {name: summary[name] for name in names if name in summary} | figures
 
@@ -160,7 +161,7 @@ def _last_state(run_folder: RunFolder) -> RunState:
             f"{run_folder.path} has lost its checkpoint.safetensors, in which the adapters of "
             "clients and groups are; put it back"
         )
-    if adapter_sha256(checkpoint.state.flat()) != run_folder.read_json(SUMMARY).get("state_sha256"):
+    if adapter_sha256(checkpoint.state.flat()) != read_summary(run_folder).get("state_sha256"):
         raise UsageError(
             f"{run_folder.path}: checkpoint.safetensors is not the one that the run ended with "
             f"(state_sha256 in {SUMMARY}); put that one back"

@@ -11,6 +11,7 @@ from fedclip.config.loading import load_config
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.build import model_config, model_seed
 from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
+from fedclip.experiment.summary_file import read_summary
 from fedclip.files import read_json
 from fedclip.models.adapter_folder import NOTES, read_adapter
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
@@ -39,7 +40,7 @@ def run_and_adapter(path: str | Path) -> tuple[RunFolder, Path]:
 
 def _check_belongs(run: RunFolder, adapter: Path) -> None:
     """Refuse an adapter that is not the one that the run saved in this place."""
-    told = run.read_json(SUMMARY).get("adapter_folders")  # none in a run of an older version
+    told = read_summary(run).get("adapter_folders")  # none in a run of an older version
     place = adapter.resolve().relative_to(run.path.resolve()).as_posix()
     want = told.get(place) if isinstance(told, dict) else None
     if want is not None and read_json(adapter / NOTES).get("adapter_sha256") != want:

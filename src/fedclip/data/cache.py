@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedclip.errors import FedclipError, FedclipWarning, UsageError
-from fedclip.files import file_sha256, parse_json, read_json
+from fedclip.files import file_sha256, open_regular, parse_json, read_json
 
 Chunk = tuple[NDArray[np.uint8], list[tuple[int, str]]]
 
@@ -88,10 +88,12 @@ class PixelCache:
             if told != {name: file_sha256(self.folder / name) for name in (PIXELS, BAD)}:
                 return None
             pixels = np.load(self.folder / PIXELS, mmap_mode="r", allow_pickle=False)
-            bad = parse_json((self.folder / BAD).read_bytes(), BAD)
+            with open_regular(self.folder / BAD) as file:
+                bad = [(place, str(reason)) for place, reason in parse_json(file.read(), BAD)]
             if pixels.shape != shape or pixels.dtype != np.uint8:
                 return None
-            return pixels, [(int(place), str(reason)) for place, reason in bad]
+            known = all(type(at) is int and 0 <= at < len(pixels) for at, _ in bad)
+            return (pixels, bad) if known else None
         except (OSError, ValueError, EOFError, TypeError, UsageError):
             return None
 

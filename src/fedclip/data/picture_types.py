@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
-from typing import BinaryIO
 
 # Pillow knows dozens of formats, some of which start other programs: EPS runs Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -27,7 +24,7 @@ UNREAD = {
     *(".dcm", ".dicom", ".pnm", ".pam", ".pfm", ".qoi", ".sgi", ".xbm", ".xpm", ".apng", ".mpo"),
 }
 """Suffixes of pictures that are not read."""
-SPECIAL = "pipe or device"
+SPECIAL, BROKEN = "pipe or device", "broken link"
 
 
 @cache
@@ -56,15 +53,6 @@ def unread_type(name: str) -> str | None:
     return suffix if suffix in known else None
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read; ValueError for a pipe, a socket or a device, which might never end."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError("not a regular file")
-    return os.fdopen(descriptor, "rb")
-
-
 def in_words(passed: Mapping[str, Mapping[str, int]]) -> str:
     """Numbers of files passed over, by type and by site ('' where there are none).
 
@@ -86,4 +74,6 @@ def advice(kinds: Iterable[str]) -> str:
     """What to do about files of these types."""
     if set(kinds) & set(HEIC):
         return "convert them to JPEG or PNG, or for HEIC install pillow-heif (`fedclip[heic]`)"
+    if set(kinds) <= {SPECIAL, BROKEN}:
+        return "put files there, or remove them"
     return "convert them to JPEG or PNG"

@@ -9,8 +9,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fedclip.data.picture_types import open_regular, readable_formats
-from fedclip.files import MAX_ASPECT_RATIO, to_rgb, upright
+from fedclip.data.picture_types import readable_formats
+from fedclip.files import MAX_ASPECT_RATIO, open_regular, to_rgb, upright
 
 LARGE = 12_000_000
 """Pixels from which a picture is made smaller while it is decoded: a fraction of the memory."""

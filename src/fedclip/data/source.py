@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedclip.data.picture_types import open_regular
 from fedclip.data.rgb import open_rgb
 from fedclip.errors import UsageError
-from fedclip.files import readable
+from fedclip.files import open_regular, readable
 
 Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]

@@ -244,11 +244,12 @@ class RunFolder:
 
     def _read(self, name: str) -> bytes:
         try:
-            return (self.path / name).read_bytes()
+            with files.open_regular(self.path / name) as file:
+                return file.read()
         except FileNotFoundError:
             raise UsageError(f"{self.path} has no {name}") from None
         except OSError as error:
-            raise FedclipError(f"{self.path / name} cannot be read: {error.strerror}") from None
+            raise UsageError(f"{self.path / name} cannot be read: {error.strerror}") from None
 
     @contextmanager
     def _told(self, target: Path) -> Iterator[None]:

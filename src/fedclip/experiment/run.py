@@ -26,12 +26,13 @@ from fedclip.experiment.context import Parts, TaskParts
 from fedclip.experiment.coverage import Coverage, check_measurable
 from fedclip.experiment.engine import create_engine
 from fedclip.experiment.evaluate import evaluate_merged
-from fedclip.experiment.folder import CONFIG, PARTITION, SUMMARY, RunFolder, next_folder
+from fedclip.experiment.folder import CONFIG, PARTITION, RunFolder, next_folder
 from fedclip.experiment.identity import check_config, take_up
 from fedclip.experiment.round_records import before_training, figures_of, round_record
 from fedclip.experiment.save_adapters import adapter_digests, save_adapters
 from fedclip.experiment.strategy import choose_strategy
 from fedclip.experiment.summary import summarise
+from fedclip.experiment.summary_file import read_summary, write_summary
 from fedclip.federated.engines.sharded import Processes
 from fedclip.federated.rounds import Engine, RoundResult, run_rounds
 from fedclip.federated.strategies import Strategy
@@ -93,7 +94,7 @@ def resume(folder: str | Path, *, listener: Listener | Sequence[Listener] | None
     """
     run_folder = RunFolder.open(Path(folder))
     if not run_folder.has_rounds_left():
-        return Run(run_folder.path, run_folder.read_json(SUMMARY))
+        return Run(run_folder.path, read_summary(run_folder))
     check_split_rule(run_folder)  # before anything slow
     started = time.perf_counter()
     config = load_config(run_folder.path / CONFIG)
@@ -290,5 +291,4 @@ def _finish_run(
         summary["adapters"]["merged"] = evaluate_merged(parts, folder.path / "adapter")
     summary["adapter_folders"] = adapter_digests(folder)
     summary["seconds"] = sum(line["seconds"] for line in folder.read_timing()) + clock.lap()
-    folder.write_json(SUMMARY, summary)
-    return Run(folder.path, summary)
+    return Run(folder.path, write_summary(folder, summary))

@@ -98,6 +98,8 @@ def read_notes(
             "fedclip wrote it"
         ) from None
     own = {key: value for key, value in about.items() if key != _DIGEST}
+    if found.config_sha256 is not None and found.notes_sha256 is None:  # written together
+        found = found.model_copy(update={"notes_sha256": "none"})
     for name, told, there in (
         ("fedclip.json", found.notes_sha256, lambda: _json_sha256(own)),
         ("adapter_config.json", found.config_sha256, lambda: _json_sha256(peft_config)),

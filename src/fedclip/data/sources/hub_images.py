@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from fedclip.data.picture_types import open_regular
 from fedclip.data.rgb import open_rgb
 from fedclip.data.source import path_below
+from fedclip.files import open_regular
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedclip.data.class_names import one_class_by_name
 from fedclip.data.picture_types import (
+    BROKEN,
     SPECIAL,
     advice,
     in_words,
@@ -114,7 +115,7 @@ def _walk(root: Path) -> Tree:
             here = (*names, entry.name)
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
-            if entry.is_dir():
+            if os.path.isdir(entry.path):  # of a link in a circle `entry.is_dir` raises an error
                 _check_name(entry)
                 real = os.path.realpath(entry.path)
                 if real not in above:  # a link to a folder above would never end
@@ -123,10 +124,11 @@ def _walk(root: Path) -> Tree:
             elif kind := unread_type(entry.name):
                 tree.passed.append((here, kind))
             elif os.path.splitext(entry.name)[1].lower() in suffixes:
-                if entry.is_file():
+                if os.path.isfile(entry.path):
                     tree.images.append(here)
-                elif not entry.is_symlink() or os.path.exists(entry.path):
-                    tree.passed.append((here, SPECIAL))
+                else:
+                    there = os.path.exists(entry.path)
+                    tree.passed.append((here, SPECIAL if there else BROKEN))
 
     visit(str(root), (), frozenset({os.path.realpath(root)}))
     return tree

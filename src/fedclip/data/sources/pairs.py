@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from fedclip.data.prompts import PROMPTS
 from fedclip.data.source import FileImages, ImageSource, mask_or_none, path_below
 from fedclip.data.sources.hub import hub
 from fedclip.data.sources.imagefolder import SPLITS
-from fedclip.errors import UsageError
-from fedclip.files import parse_json
+from fedclip.errors import UsageError, shortened
+from fedclip.files import open_regular, parse_json
 
 IMAGE, CAPTION, SITE, SPLIT = "image", "caption", "site", "split"
 TABLES = (".csv", ".tsv", ".jsonl")
@@ -47,7 +48,7 @@ def pairs(path: str | None = None, layout: str = "auto") -> ImageSource:
     labels, captions = numbered([caption for _, caption, _, _ in rows])
     splits = [split for _, _, _, split in rows]
     sites = [site for _, _, site, _ in rows]
-    images = [image for image, _, _, _ in rows]
+    images = [Path(image).as_posix() for image, _, _, _ in rows]  # one name for one file
     repeated = len(set(images)) < len(images)
     site_names = sorted({site for site in sites if site})
     number = {site: i for i, site in enumerate(site_names)}
@@ -73,16 +74,11 @@ def _rows(file: Path) -> Iterator[tuple[str, str, str, str]]:
         where = f"data.path: {file}, line {line}"
         texts = {name: _text(record.get(name), name, where) for name in (IMAGE, CAPTION)}
         path_below((file.parent,), texts[IMAGE], where.removeprefix("data.path: "))
-        split = str(record.get(SPLIT) or "train").strip().lower()
+        split = _name(record.get(SPLIT), SPLIT, where).lower() or "train"
         if split not in SPLITS:
             raise UsageError(f"{where}: split must be train, validation or test, got {split!r}")
-        site = record.get(SITE)
-        yield (
-            texts[IMAGE],
-            texts[CAPTION],
-            "" if site is None else str(site).strip(),
-            SPLITS[split],
-        )
+        site = _name(record.get(SITE), SITE, where)
+        yield texts[IMAGE], texts[CAPTION], site, SPLITS[split]
 
 
 def _text(value: Any, name: str, where: str) -> str:
@@ -92,10 +88,19 @@ def _text(value: Any, name: str, where: str) -> str:
     return value.strip()
 
 
+def _name(value: Any, column: str, where: str) -> str:
+    """A site or a split as text; '' for none. Sites may be numbers."""
+    if value is None:
+        return ""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise UsageError(f"{where}: {column} must be a name, got {shortened(value)}")
+    return str(value).strip()
+
+
 def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The table's rows as mappings, each with its line."""
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
+        with TextIOWrapper(open_regular(file), encoding="utf-8-sig", newline="") as lines:
             if file.suffix.lower() == ".jsonl":
                 yield from _json_records(file, lines)
                 return
@@ -128,6 +133,9 @@ def _json_records(file: Path, lines: Any) -> Iterator[tuple[int, dict[str, Any]]
 
 
 def _check_columns(file: Path, columns: list[str], line: str = "") -> None:
+    known = [name for name in columns if name in (IMAGE, CAPTION, SITE, SPLIT)]
+    if len(set(known)) < len(known):
+        raise UsageError(f"data.path: {file}{line} has two columns of one name: {', '.join(known)}")
     for needed in (IMAGE, CAPTION):
         if needed not in columns:
             raise UsageError(

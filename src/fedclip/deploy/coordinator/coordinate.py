@@ -25,8 +25,9 @@ from fedclip.deploy.flower.supervisor import START_PATIENCE, Supervised, listeni
 from fedclip.deploy.keys import folder as keys
 from fedclip.errors import FedclipError, UsageError
 from fedclip.experiment.build import with_absolute_paths
-from fedclip.experiment.folder import CONFIG, METRICS, SUMMARY, RunFolder
+from fedclip.experiment.folder import CONFIG, METRICS, RunFolder
 from fedclip.experiment.run import Run
+from fedclip.experiment.summary_file import read_summary
 
 LOOK_EVERY = 0.5
 FRUITLESS = 3
@@ -45,7 +46,7 @@ def coordinate(config: Config, folder: Path, say: Callable[[str], None]) -> Run:
     run = _take_up(config, folder)
     if not run.has_rounds_left():
         say(f"{folder} is finished; there is nothing left to do")
-        return Run(run.path, run.read_json(SUMMARY))
+        return Run(run.path, read_summary(run))
     files = DeployFiles(run.path.absolute())
     files.create()
     address = Address.parse(config.deploy.address, "deploy.address")
@@ -109,7 +110,7 @@ def _until_finished(
             say(f"the connection to Flower's server was lost: {error}")
         relay()
         if run.is_finished():
-            return Run(run.path, run.read_json(SUMMARY))
+            return Run(run.path, read_summary(run))
         failure = files.failure()
         if failure is not None:
             raise failure

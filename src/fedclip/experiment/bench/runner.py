@@ -17,7 +17,8 @@ from typing import Any
 from fedclip import files
 from fedclip.errors import UsageError
 from fedclip.experiment.bench.plan import Cell
-from fedclip.experiment.folder import SUMMARY, RunFolder
+from fedclip.experiment.folder import RunFolder
+from fedclip.experiment.summary_file import read_summary
 from fedclip.federated.update_checks import ADVICE
 
 _LAST_LINES = 12
@@ -81,7 +82,7 @@ class ProcessRunner:
         try:
             return Finished(
                 cell,
-                run.read_json(SUMMARY),
+                read_summary(run),
                 run.read_metrics(),
                 run.read_timing(),
                 _measured(self._record(cell)),

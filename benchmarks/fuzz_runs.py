@@ -1,0 +1,307 @@
+"""Damaged run folders: of runs that were stopped (their checkpoints), and of finished ones."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import random
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fedclip
+from benchmarks.fuzz_damage import (
+    Damage,
+    Damaged,
+    copied,
+    in_bytes,
+    in_json,
+    in_lines,
+    in_place_of,
+    in_tensors,
+    in_tree,
+)
+from fedclip.adapters.card import run_card
+from fedclip.adapters.inspect import evaluate, info, load_run_model
+from fedclip.config.loading import load_config
+from fedclip.errors import FedclipWarning
+from fedclip.experiment.build import assemble_run, check_split_rule
+from fedclip.experiment.checkpoint import Checkpoint
+from fedclip.experiment.checkpoint_file import checkpoint_bytes, read_checkpoint
+from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.folder import CHECKPOINT, CONFIG, METRICS, PREVIOUS, SUMMARY, RunFolder
+from fedclip.experiment.identity import check_config, take_up
+from fedclip.experiment.run import resume
+from fedclip.models.state import adapter_sha256
+from fedclip.reports.listener import Listener
+
+_BASE: dict[str, Any] = {
+    "model": {"model_name": "random:tiny", "lora": {"r": 2, "last_layers": 1}},
+    "client": {"learning_rate": 0.01},
+    "data": {"name": "digits", "max_train_examples": 24, "batch_size": 8},
+    "federation": {"rounds": 3, "num_clients": 3},
+    "evaluation": {"every": 3, "max_examples": 20},
+}
+RUNS: dict[str, dict[str, Any]] = {
+    "best": {"evaluation": {"every": 1, "max_examples": 20, "keep_best": True}},
+    "scaffold": {
+        "federation": {"rounds": 3, "num_clients": 3, "scaffold": True},
+        "optimizer": {"name": "sgd"},
+    },
+    "ranks": {
+        "federation": {
+            "rounds": 3,
+            "num_clients": 3,
+            "strategy": "flexlora",
+            "dynamic_ranks": {"enabled": True, "warmup": 0},
+        }
+    },
+    "tasks": {
+        "federation": {"rounds": 3, "sharing": {"mode": "shared+task"}},
+        "tasks": {name: {"name": "digits", "num_clients": 2} for name in ("one", "two")},
+    },
+}
+"""Runs whose checkpoints hold different things."""
+FINISHED_DAMAGE: dict[str, Damage] = {
+    CONFIG: in_bytes,
+    SUMMARY: in_json,
+    "partition.json": in_json,
+    METRICS: in_lines,
+    "timing.jsonl": in_lines,
+    "adapter/fedclip.json": in_json,
+    "adapter/adapter_config.json": in_json,
+    "adapter/adapter_model.safetensors": in_tensors,
+    CHECKPOINT: in_tensors,
+}
+STOPPED_DAMAGE: dict[str, Damage] = {
+    name: FINISHED_DAMAGE[name]
+    for name in (CONFIG, "partition.json", METRICS, "timing.jsonl", CHECKPOINT)
+}
+END = (METRICS, CHECKPOINT, PREVIOUS, "adapter/adapter_model.safetensors", "adapter/fedclip.json")
+"""Files that a resumed run must end with byte for byte."""
+
+
+class Stop(Listener):
+    """Ends a run after a round as a kill would."""
+
+    def __init__(self, server_round: int) -> None:
+        """After which round."""
+        self.server_round = server_round
+
+    def round(self, record: Mapping[str, Any]) -> None:
+        """Raises once the round is there."""
+        if record["server_round"] == self.server_round:
+            raise KeyboardInterrupt
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A run stopped before its last round: its folder, its parts, and what may be taken from it."""
+
+    folder: Path
+    end: Mapping[str, bytes]
+    parts: Parts | TaskParts
+    known: frozenset[str]  # digests of its checkpoints
+    metrics: bytes
+
+
+@dataclass(frozen=True)
+class Case:
+    """A damaged folder of one of RUNS, and how it is used.
+
+    `forged` is damage with a digest made to fit: it must be refused or used, without a surprise.
+    """
+
+    run: str
+    folder: Path
+    what: str
+    forged: bool = False
+    door: str = ""
+    whole: bool = False
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_checkpoint(rng: random.Random, place: Path) -> Case:
+    """A stopped run with its last checkpoint damaged, sometimes the one before it too."""
+    name = rng.choice(list(RUNS))
+    folder = copied(stopped(name).folder, place / "run")
+    last, before = folder / CHECKPOINT, folder / PREVIOUS
+    how = rng.randrange(10)
+    if how < 5:
+        last.write_bytes(in_tensors(rng, last.read_bytes()))
+    elif how == 5:
+        for path in (last, before):
+            path.write_bytes(in_tensors(rng, path.read_bytes()))
+    elif how == 6:
+        in_place_of(rng, rng.choice([last, before]))
+    elif how == 7:  # that of another run, or of another time
+        other = stopped(rng.choice(list(RUNS))).folder
+        shutil.copy(rng.choice([other / CHECKPOINT, other / PREVIOUS]), last)
+    elif how == 8:
+        metrics = folder / METRICS
+        metrics.write_bytes(in_lines(rng, metrics.read_bytes()))
+    else:
+        last.write_bytes(_forged(rng, last))
+    forged, whole = how == 9, rng.random() < 0.03
+    return Case(name, folder, f"checkpoint {how}", forged=forged, whole=whole)
+
+
+def read_checkpoint_case(case: Case) -> None:
+    """Takes up a damaged run as `fedclip run --resume` does, now and then to its end."""
+    run = stopped(case.run)
+    folder = RunFolder.open(case.folder)
+    check_split_rule(folder)
+    check_config(load_config(folder.path / CONFIG), folder, Listener())
+    checkpoint = take_up(run.parts, folder)
+    folder.truncate_metrics(checkpoint.finished_rounds, checkpoint.metrics_sha256)
+    if not case.forged:
+        if checkpoint.finished_rounds >= 0 and _digest(checkpoint) not in run.known:
+            raise Damaged("a checkpoint that was never written is taken")
+        if not run.metrics.startswith((folder.path / METRICS).read_bytes()):
+            raise Damaged("metrics that were never written are kept")
+    if case.whole or case.forged:
+        ended = resume(folder.path).folder
+        if not case.forged:
+            _same(ended, run.end)
+
+
+def make_run(rng: random.Random, place: Path) -> Case:
+    """A stopped or finished run with one or two of its files damaged."""
+    if rng.random() < 0.3:
+        name = rng.choice(list(RUNS))
+        source, damage, door = stopped(name).folder, STOPPED_DAMAGE, "resume"
+    else:
+        name, source, damage = "best", finished(), FINISHED_DAMAGE
+        door = rng.choice(["info", "evaluate", "card", "load", "resume finished"])
+    folder = copied(source, place / "run")
+    names = rng.sample(list(damage), rng.choice([1, 1, 1, 2]))
+    for file in names:
+        if rng.random() < 0.06:
+            in_place_of(rng, folder / file)
+        else:
+            (folder / file).write_bytes(damage[file](rng, (folder / file).read_bytes()))
+    return Case(name, folder, f"{door}: {', '.join(names)}", door=door)
+
+
+def read_run(case: Case) -> None:
+    """Uses a damaged run as a command does; what it tells must be what the whole one tells."""
+    if case.door == "resume":
+        read_checkpoint_case(case)
+        return
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = DOORS[case.door](case.folder)
+    right = _right(case.door)
+    if case.door == "info" and not (case.folder / SUMMARY).is_file():  # a run without its end
+        right = {key: value for key, value in right.items() if key != "summary"}
+    if found != right and not any(w.category is FedclipWarning for w in said):
+        raise Damaged(f"{case.what}: what is told differs, without a word")
+
+
+def _loaded(folder: Path) -> Any:
+    model = load_run_model(folder)
+    return [adapter_sha256(model.get_parameters()), model.class_names, model.templates]
+
+
+def _counted(folder: Path) -> Any:
+    return json.loads(json.dumps(info(folder)))
+
+
+DOORS: dict[str, Callable[[Path], Any]] = {
+    "info": _counted,
+    "evaluate": evaluate,
+    "card": run_card,
+    "load": _loaded,
+    "resume finished": lambda folder: resume(folder).summary,
+}
+
+
+@cache
+def _right(door: str) -> Any:
+    return DOORS[door](finished())
+
+
+@cache
+def stopped(name: str) -> Stopped:
+    """One of RUNS, stopped after its second round; made once."""
+    config, place = _BASE | RUNS[name], workplace()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with suppress(KeyboardInterrupt):
+            fedclip.run(config, output=place / name, listener=Stop(2))
+        shutil.copytree(place / name, place / f"{name}-whole")
+        end = resume(place / f"{name}-whole").folder
+        parts = assemble_run(load_config(place / name / CONFIG), Listener())
+    folder = RunFolder(place / name)
+    known = {_digest(Checkpoint._read(folder.path / file)) for file in (CHECKPOINT, PREVIOUS)}
+    return Stopped(
+        folder.path,
+        {file: (end / file).read_bytes() for file in END},
+        parts,
+        frozenset(known),
+        (folder.path / METRICS).read_bytes(),
+    )
+
+
+@cache
+def finished() -> Path:
+    """A finished run; made once."""
+    stopped("best")
+    return workplace() / "best-whole"
+
+
+@cache
+def workplace() -> Path:
+    """A folder for what is made once; it goes with the process."""
+    place = Path(tempfile.mkdtemp(prefix="fedclip-fuzz-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
+
+
+def _forged(rng: random.Random, path: Path) -> bytes:
+    """A checkpoint with other facts or tensors, and a digest that fits them."""
+    tensors, facts = read_checkpoint(path)
+    if rng.random() < 0.5:
+        made = in_tree(rng, facts)
+        return checkpoint_bytes(tensors, made if isinstance(made, dict) else {"": made})
+    name = rng.choice(list(tensors))
+    match rng.randrange(5):
+        case 0:
+            del tensors[name]
+        case 1:
+            added = rng.choice(["x", "shared/x", "group//", "member/a", "best/x/y"])
+            tensors[added] = tensors[name].clone()
+        case 2:
+            tensors[name] = tensors[name].int()
+        case 3:
+            tensors[name] = tensors[name][..., :-1].clone()
+        case 4:
+            tensors[name] = tensors[name] * float(rng.choice(["nan", "inf", "1e30", "0"]))
+    return checkpoint_bytes(tensors, facts)
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    best = checkpoint.best_state.flat() if checkpoint.best_state else {}
+    facts = [
+        checkpoint.finished_rounds,
+        checkpoint.best,
+        checkpoint.bytes_up,
+        checkpoint.bytes_down,
+        checkpoint.metrics_sha256,
+        adapter_sha256(checkpoint.state.flat()),
+        adapter_sha256(best),
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _same(folder: Path, end: Mapping[str, bytes]) -> None:
+    for name, data in end.items():
+        if (folder / name).read_bytes() != data:
+            raise Damaged(f"a resumed run ends with another {name}")
