@@ -316,7 +316,7 @@ def test_names_that_do_not_fit_are_refused(images: Path, tmp_path: Path) -> None
     deploy = {"join_deadline": 0.2, "quorum": 1, "sites": ["north", "west"]}
     config = config_from_dict(tree(images, federation={"rounds": 1}, deploy=deploy))
     _, said = coordinate_here(config, tmp_path / "one", FakeMail(impostor))
-    assert any("north calls itself south; its key is registered as north" in s for s in said)
+    assert any("north calls itself 'south'; its key is registered as north" in s for s in said)
     _, said = coordinate_here(config, tmp_path / "two", FakeMail(sites, keyed=False))
     assert any("south is not among the sites of this run" in line for line in said)
 

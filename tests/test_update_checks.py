@@ -35,7 +35,13 @@ ASKED_START_LOSS = replace(REQUEST, start_loss=True)
 WRONG = {
     "NaN": (changed(B, torch.full((3, 2), math.nan)), REPORT, REQUEST, "finite", B),
     "infinity": (changed(B, torch.full((3, 2), -math.inf)), REPORT, REQUEST, "finite", B),
-    "loss": (STATE, replace(REPORT, loss=math.inf), REQUEST, "finite", "the loss became inf"),
+    "loss": (
+        STATE,
+        replace(REPORT, loss=math.inf),
+        REQUEST,
+        "finite",
+        "a loss that is not finite: inf",
+    ),
     "start loss": (
         STATE,
         replace(REPORT, start_loss=math.nan),
@@ -48,7 +54,7 @@ WRONG = {
     "broadcast": (changed("head", torch.zeros(1)), REPORT, REQUEST, "shape", r"\[1\], \[3\] was"),
     "format": (changed(A, torch.ones(2, 4).half()), REPORT, REQUEST, "dtype", "float16, float32"),
     "missing": ({A: STATE[A], B: STATE[B]}, REPORT, REQUEST, "names", "does not send head"),
-    "unknown": (changed("x", torch.ones(1)), REPORT, REQUEST, "names", "sends x, which was not"),
+    "unknown": (changed("x", torch.ones(1)), REPORT, REQUEST, "names", "sends .x., which was not"),
     "untrained": (STATE, REPORT, replace(REQUEST, trained=frozenset({B})), "names", "not asked"),
 }
 

@@ -47,7 +47,10 @@ def out_of_memory(who: str) -> TrainingFailed:
 
 def shortened(text: object, longest: int = 60) -> str:
     """A name in quotes for a message: short, and with control characters as escapes."""
-    shown = repr(text)
+    try:
+        shown = repr(text)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, a deep nesting
+        shown = f"a {type(text).__name__} too long to show"
     return shown if len(shown) <= longest else f"{shown[: longest - 4]}...'"
 
 
@@ -61,6 +64,12 @@ def harmless(text: str, *, lines: bool = True) -> str:
     return "".join(
         c if c.isprintable() or _is_quiet(c) or (lines and c == "\n") else _escaped(c) for c in text
     )
+
+
+def one_line(text: str, longest: int = 400) -> str:
+    """What somebody else wrote, as one short line for a log: cut, control characters as escapes."""
+    shown = harmless(text[: longest + 1], lines=False)
+    return shown if len(shown) <= longest else f"{shown[: longest - 4]} ..."
 
 
 def _is_quiet(character: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
@@ -102,6 +102,18 @@ class RunState:
         return {name: own.get(name, tensor) for name, tensor in home.shared.items()}
 
 
+class StepPlan(Protocol):
+    """The optimizer steps of a client in a round, by its number of examples."""
+
+    def most_steps(self, num_examples: int) -> int:
+        """How many there are."""
+        ...
+
+    def rate(self, share: float) -> float:
+        """The learning rate when a share of the round's steps is done; it never rises."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainRequest:
     """What the server asks of a round's clients.
@@ -119,6 +131,9 @@ class TrainRequest:
     B, what is trained and returned under that name is R `[r, r]`, and B is frame @ R; the state
     then holds R. `start_loss` asks for the loss before training. `cut` is by tensor name the rank
     beyond which a factor is zero, and is not sent. Draws are named by `purpose`.
+
+    What an answer is held to: `examples` are the agreed numbers of training examples by client id,
+    `plan` the steps that they make, where they are known.
     """
 
     server_round: int
@@ -138,6 +153,8 @@ class TrainRequest:
     start_loss: bool = False
     cut: Mapping[str, int] = field(default_factory=dict)
     purpose: str = "client"
+    examples: Mapping[str, int] = field(default_factory=dict)
+    plan: StepPlan | None = None
 
     @property
     def names_sent(self) -> frozenset[str]:
@@ -155,7 +172,7 @@ class ClientReport:
     """What a client says about its training, besides the tensors.
 
     `rate_sum` is the sum of the learning rates of its steps, `start_loss` its loss before training,
-    where that was asked for.
+    where that was asked for. `weight` is its weight in means, None for its number of examples.
     """
 
     client_id: str
@@ -165,6 +182,17 @@ class ClientReport:
     seconds: float
     rate_sum: float = math.nan
     start_loss: float = math.nan
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A client whose answer a round does without: the kind of fault, why, and a figure for it."""
+
+    client_id: str
+    kind: str
+    reason: str
+    figure: float | None = None
 
 
 @dataclass(frozen=True)
@@ -180,16 +208,25 @@ class Cohort:
     """Updates of one or more clients, stacked.
 
     `tensors` holds one tensor per name with a leading client axis, `[clients, ...]`, in the order
-    of `reports`. Values are the clients' new tensors, not differences.
+    of `reports`. Values are the clients' new tensors, not differences. `left_out` are clients that
+    the engine has heard and not believed.
     """
 
     reports: tuple[ClientReport, ...]
     tensors: State
+    left_out: tuple[LeftOut, ...] = ()
 
     def updates(self) -> Iterator[ClientUpdate]:
         """The clients' updates one by one, as views."""
         for row, report in enumerate(self.reports):
             yield ClientUpdate(report, {n: stacked[row] for n, stacked in self.tensors.items()})
+
+    def rows(self, rows: list[int]) -> Cohort:
+        """The updates of some of the clients, in that order; all of them are the cohort itself."""
+        if rows == list(range(len(self.reports))):
+            return self
+        reports = tuple(self.reports[row] for row in rows)
+        return Cohort(reports, {n: stacked[rows] for n, stacked in self.tensors.items()})
 
 
 def plain_json(value: object) -> object:

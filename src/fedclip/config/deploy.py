@@ -19,7 +19,7 @@ from fedclip.config.section import (
 
 
 class DeployConfig(Section):
-    """Sites on other machines (`fedclip coordinate`); `fedclip run` takes no notice of it."""
+    """Sites on other machines (`fedclip coordinate`); `fedclip run` reads `quorum` alone of it."""
 
     address: HostPort = Field(
         "127.0.0.1:8000",
@@ -44,7 +44,8 @@ class DeployConfig(Section):
     )
     quorum: Times | Share = Field(
         0.5,
-        description="Sites that must answer: a number or a share of those asked.",
+        description="Sites that must answer: a number or a share of those asked. In a simulation, "
+        "clients whose update can be used.",
         json_schema_extra={"expected": "a whole number >= 1 (sites), or a share up to 1.0"},
     )
     attempts: Times = Field(
@@ -59,7 +60,9 @@ class DeployConfig(Section):
         256.0, description="A site that sends a larger message is cut off."
     )
     largest_update: Annotated[float, Field(gt=1, le=1e9)] = Field(
-        20.0, description="An update more than so many times the others' is left out."
+        10.0,
+        description="An update more than so many times the others' is left out; norms are compared "
+        "by the root of the steps taken.",
     )
     test_data: bool = Field(
         True,

@@ -29,8 +29,15 @@ def before_training(parts: Parts | TaskParts, state: RunState, personal: bool) -
 
 
 def round_record(result: RoundResult) -> dict[str, Any]:
-    """What a round's training tells; `seconds_by_client` goes to `timing.jsonl`."""
-    return {
+    """What a round's training tells; `seconds_by_client` goes to `timing.jsonl`.
+
+    Of clients that were left out it has who, the kind of fault, why, and a figure if there is one.
+    """
+    faults = [
+        {"client": one.client_id, "kind": one.kind, "reason": one.reason, "figure": one.figure}
+        for one in result.left_out
+    ]
+    return ({"left_out": faults} if faults else {}) | {
         "server_round": result.server_round,
         "loss": result.loss,
         "num_examples": sum(r.num_examples for r in result.reports),

@@ -24,7 +24,7 @@ from fedclip.experiment.build import (
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import Parts, TaskParts
 from fedclip.experiment.coverage import Coverage, check_measurable
-from fedclip.experiment.engine import create_engine
+from fedclip.experiment.engine import create_engine, local_settings
 from fedclip.experiment.evaluate import evaluate_merged
 from fedclip.experiment.folder import CONFIG, PARTITION, RunFolder, next_folder
 from fedclip.experiment.identity import check_config, take_up
@@ -36,6 +36,7 @@ from fedclip.experiment.summary_file import read_summary, write_summary
 from fedclip.federated.engines.sharded import Processes
 from fedclip.federated.rounds import Engine, RoundResult, run_rounds
 from fedclip.federated.strategies import Strategy
+from fedclip.federated.updates import Quorum
 from fedclip.records import ClientReport, RunState, plain_json
 from fedclip.reports.curves import curves_png
 from fedclip.reports.listener import Listener, Listeners
@@ -213,6 +214,8 @@ def _rounds(
         finished_rounds=finished,
         on_client=on_client,
         combine=parts.processes.combine,
+        quorum=Quorum(config.deploy.quorum),
+        settings=local_settings(config, parts.precision),
     )
 
 

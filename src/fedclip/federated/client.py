@@ -16,7 +16,7 @@ from fedclip.errors import TrainingFailed
 from fedclip.federated.augment import affine
 from fedclip.federated.losses import Objective, classification
 from fedclip.federated.parameter_rules import bound_temperature, decays
-from fedclip.federated.update_checks import ADVICE, not_finite
+from fedclip.federated.update_checks import ADVICE, not_finite, number_fault
 from fedclip.lora.layer_patterns import factor_of
 from fedclip.records import State
 from fedclip.seeding import seed_for
@@ -195,7 +195,7 @@ def local_train(
         parameter.requires_grad_(True)
     task.cores.update({name: parameters[name].detach() for name in task.frames})
     loss_mean = loss_sum.item() / (settings.local_epochs * len(indices))
-    if (reason := not_finite(loss_mean, parameters)) is not None:
+    if (reason := number_fault("loss", loss_mean) or not_finite(parameters)) is not None:
         raise TrainingFailed(f"{reason.words}; {ADVICE}")
     return LocalResult(loss_mean, len(steps), rate_sum, before)
 

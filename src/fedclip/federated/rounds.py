@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from fedclip.errors import UsageError
+from fedclip.federated.client import LocalSettings, schedule_factor
 from fedclip.federated.running_mean import Combine
-from fedclip.federated.strategies.base import Strategy
-from fedclip.federated.updates import Updates, tensor_bytes
-from fedclip.records import ClientReport, Cohort, RunState, TrainRequest
+from fedclip.federated.strategies.base import Strategy, Train
+from fedclip.federated.update_checks import require_finite
+from fedclip.federated.updates import Quorum, Updates, tensor_bytes
+from fedclip.records import ClientReport, Cohort, LeftOut, RunState, TrainRequest
 from fedclip.seeding import seed_for
 
 
@@ -28,7 +31,8 @@ class Engine(Protocol):
 class RoundResult:
     """A finished round: the new state, what its clients reported, and what travelled.
 
-    `bytes_up` and `bytes_down` are summed over the round's clients.
+    `bytes_up` and `bytes_down` are summed over the round's clients. `left_out` are the answers that
+    the round did without.
     """
 
     server_round: int
@@ -36,12 +40,32 @@ class RoundResult:
     reports: tuple[ClientReport, ...]
     bytes_up: int = 0
     bytes_down: int = 0
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def loss(self) -> float:
         """Training loss of the round, the clients' means weighted by their examples."""
         total = sum(r.num_examples for r in self.reports)
         return sum(r.loss * r.num_examples for r in self.reports) / total
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """The steps of a client in a round, as `plan_steps` and the schedule have them."""
+
+    settings: LocalSettings
+    progress: float
+    round_share: float
+
+    def most_steps(self, num_examples: int) -> int:
+        """Optimizer steps of a client with so many examples."""
+        batches = -(-num_examples // self.settings.batch_size)
+        return self.settings.local_epochs * -(-batches // self.settings.accumulation_steps)
+
+    def rate(self, share: float) -> float:
+        """The learning rate when a share of the round's steps is done."""
+        progress = self.progress + self.round_share * share
+        return self.settings.learning_rate * schedule_factor(self.settings.schedule, progress)
 
 
 def run_rounds(
@@ -56,6 +80,8 @@ def run_rounds(
     finished_rounds: int = 0,
     on_client: Callable[[ClientReport], None] = lambda report: None,
     combine: Combine | None = None,
+    quorum: Quorum = Quorum(),  # noqa: B008
+    settings: LocalSettings | None = None,
 ) -> Iterator[RoundResult]:
     """Yields one result per round, from round `finished_rounds + 1` to `rounds`.
 
@@ -65,6 +91,10 @@ def run_rounds(
 
     `clients` maps client ids to numbers of training examples. A round depends on the state, the
     seed and its own number only, so a run that starts again at a later round takes the same steps.
+
+    A round goes on without clients whose update cannot be used while there is a `quorum`; with
+    `settings`, their steps are held to those. Raises UsageError for a strategy that gives numbers
+    that are not finite.
     """
     for server_round in range(finished_rounds + 1, rounds + 1):
         asked: list[Updates] = []
@@ -76,7 +106,7 @@ def run_rounds(
             trained_before = {c for updates in first for c in updates.request.client_ids}
             new = trained_before.isdisjoint(request.client_ids)
             hear = on_client if new else lambda report: None
-            asked.append(Updates(request, engine.train(request), combine, hear))
+            asked.append(Updates(request, engine.train(request), combine, hear, quorum))
             if new:
                 first.append(asked[-1])
             return asked[-1]
@@ -88,9 +118,13 @@ def run_rounds(
             progress=(server_round - 1) / rounds,
             round_share=1 / rounds,
             shift=state.shift,
+            examples=clients,
         )
+        if settings is not None:
+            plan = RoundPlan(settings, request.progress, request.round_share)
+            request = replace(request, plan=plan)
         # The next round must start from what a resumed run would start from.
-        state = strategy.round(replace(state, news=None), request, train).laid_out()
+        state = _next_state(strategy, state, request, train)
         reports = tuple(report for updates in first for report in updates.reports)
         if not reports:
             raise UsageError(
@@ -103,7 +137,23 @@ def run_rounds(
             reports,
             bytes_up=sum(updates.bytes_up for updates in asked),
             bytes_down=sum(bytes_down(state, updates.request) for updates in first),
+            left_out=tuple(one for updates in asked for one in updates.left_out),
         )
+
+
+def _next_state(
+    strategy: Strategy, state: RunState, request: TrainRequest, train: Train
+) -> RunState:
+    """The strategy's next state, all of it numbers: no update may spoil what is saved."""
+    try:
+        after = strategy.round(replace(state, news=None), request, train).laid_out()
+    except torch.linalg.LinAlgError as error:
+        raise UsageError(
+            f"round {request.server_round}: {strategy.title} cannot combine the updates: {error}; "
+            "the last finished round is kept, and a lower client.learning_rate may help"
+        ) from error
+    require_finite(after.flat(), strategy.title, request.server_round)
+    return after
 
 
 def bytes_down(state: RunState, request: TrainRequest) -> int:

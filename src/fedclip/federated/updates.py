@@ -11,36 +11,60 @@ from dataclasses import dataclass, field
 
 import torch
 
+from fedclip.errors import TrainingFailed
 from fedclip.federated.running_mean import Combine, RunningMean
-from fedclip.federated.update_checks import require_sound
+from fedclip.federated.update_checks import Reason, check, told
 from fedclip.lora.names import shape_at_rank
-from fedclip.records import ClientReport, Cohort, State, TrainRequest
+from fedclip.records import ClientReport, Cohort, LeftOut, State, TrainRequest
 
 Weigh = Callable[[ClientReport], float]
 Change = Callable[[Cohort], Cohort]
 
 
+KINDS = ("names", "shape", "dtype", "finite", "range", "examples")
+"""Kinds of faults that `check` finds, as processes tell each other by number."""
+
+
 def by_examples(report: ClientReport) -> float:
-    """The usual weight of a client in a mean: its number of examples."""
-    return report.num_examples
+    """The usual weight of a client in a mean: its number of examples, or what a guard gave it."""
+    return report.num_examples if report.weight is None else report.weight
+
+
+@dataclass(frozen=True)
+class Quorum:
+    """How many of a round's clients must send an update that can be used.
+
+    `share` is a number of clients or a share of those asked; `least` are needed in any case.
+    """
+
+    share: float = 1.0
+    least: int = 1
+
+    def needed(self, asked: int) -> int:
+        """How many of those asked."""
+        share = self.share
+        count = math.ceil(share * asked - 1e-9) if isinstance(share, float) else share
+        return max(self.least, min(asked, count))
 
 
 @dataclass
 class Updates:
     """What the clients of a request send, to be taken once, by `mean` or `stacked`.
 
-    `cohorts` come as they finish, and every update is checked before it is taken: one that is not
-    finite, or not what was asked for, raises TrainingFailed and names its client. Where other
-    processes train some of the clients, `combine` sums tensors over all of them; then `reports` too
-    are those of all clients, in the request's order. `bytes_up` counts what was sent, in the
-    tensors' own format.
+    `cohorts` come as they finish, and every update is checked before it is taken. A client whose
+    update is not finite, or not what was asked for, is `left_out`; TrainingFailed, which names it,
+    is raised where those that remain are fewer than the `quorum`. Where other processes train some
+    of the clients, `combine` sums tensors over all of them; then `reports` too are those of all
+    clients, in the request's order. `bytes_up` counts what was sent, in the tensors' own format.
     """
 
     request: TrainRequest
     cohorts: Iterable[Cohort]
     combine: Combine | None = None
     on_client: Callable[[ClientReport], None] = lambda report: None
+    quorum: Quorum = Quorum()
     reports: list[ClientReport] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     bytes_up: int = 0
     _changes: list[Change] = field(default_factory=list)
 
@@ -79,7 +103,8 @@ class Updates:
             for name, tensor in cohort.tensors.items():
                 whole[name][rows] = tensor.double()
         self._with_reports(self.combine)([whole[name] for name in sorted(whole)])
-        tensors = {name: whole[name].to(tensor.dtype) for name, tensor in like.items()}
+        here = [row for row, client_id in enumerate(ids) if client_id in self._reported()]
+        tensors = {name: whole[name][here].to(tensor.dtype) for name, tensor in like.items()}
         return Cohort(tuple(self.reports), tensors)
 
     def _in_order(self, tensors: State) -> Cohort:
@@ -92,8 +117,11 @@ class Updates:
         return Cohort(tuple(self.reports), tensors)
 
     def _observed(self) -> Iterator[Cohort]:
-        for cohort in self.cohorts:
-            require_sound(cohort, self.request)
+        for whole in self.cohorts:
+            self.left_out += whole.left_out
+            cohort = whole.rows(list(self._sound(whole)))
+            if not cohort.reports:
+                continue
             for report in cohort.reports:
                 self.reports.append(report)
                 self.on_client(report)
@@ -101,6 +129,30 @@ class Updates:
             for change in self._changes:
                 cohort = change(cohort)
             yield cohort
+        if self.combine is None:
+            self._require_quorum()
+
+    def _sound(self, cohort: Cohort) -> Iterator[int]:
+        """The rows of the updates that may be taken; whose may not is left out."""
+        for row, update in enumerate(cohort.updates()):
+            reason = check(update, self.request)
+            if reason is None:
+                yield row
+            else:
+                self.left_out.append(reason.of(update.report.client_id))
+
+    def _require_quorum(self) -> None:
+        asked, number = len(self.request.client_ids), self.request.server_round
+        needed = self.quorum.needed(asked)
+        if len(self.reports) < needed:
+            raise TrainingFailed(
+                f"round {number}: {len(self.reports)} of {asked} clients have sent an update that "
+                f"can be used, {needed} are needed (deploy.quorum); the last finished round is "
+                f"kept. {told(self.left_out, number)}"
+            )
+
+    def _reported(self) -> set[str]:
+        return {report.client_id for report in self.reports}
 
     def _bytes(self, tensors: State, client_id: str) -> int:
         sent = self.request.sent
@@ -118,17 +170,28 @@ class Updates:
 
         def combine_all(tensors: list[torch.Tensor]) -> None:
             ids = self.request.client_ids
-            table = torch.zeros(len(ids), 6, dtype=torch.float64)  # rows of others stay zero
+            table = torch.zeros(len(ids), 7, dtype=torch.float64)  # rows of others stay zero
             for r in self.reports:
-                row = [r.num_examples, r.loss, r.steps, r.seconds, r.rate_sum, r.start_loss]
+                row = [r.num_examples, r.loss, r.steps, r.seconds, r.rate_sum, r.start_loss, 0]
                 table[ids.index(r.client_id)] = torch.tensor(row, dtype=torch.float64)
+            for one in self.left_out:
+                table[ids.index(one.client_id), -1] = 1 + KINDS.index(one.kind)
             sent = torch.tensor([self.bytes_up], dtype=torch.float64)
             combine([*tensors, table, sent])
             self.bytes_up = int(sent.item())
+            rows = dict(zip(ids, table.tolist(), strict=True))
             self.reports[:] = [
-                ClientReport(client_id, int(row[0]), row[1], int(row[2]), *row[3:])
-                for client_id, row in zip(ids, table.tolist(), strict=True)
+                ClientReport(client_id, int(row[0]), row[1], int(row[2]), *row[3:6])
+                for client_id, row in rows.items()
+                if row[0]
             ]
+            own = {one.client_id: one for one in self.left_out}
+            self.left_out[:] = [
+                own.get(client_id) or _elsewhere(KINDS[int(row[-1]) - 1]).of(client_id)
+                for client_id, row in rows.items()
+                if row[-1]
+            ]
+            self._require_quorum()
 
         return combine_all
 
@@ -146,7 +209,8 @@ class Guarded(Updates):
         """Takes the updates, real or guarded, which nobody has taken yet."""
         self.inner = inner
         self.request = inner.request
-        self.reports = inner.reports  # the same list, which fills as the updates are taken
+        self.reports = inner.reports  # the same lists, which fill as the updates are taken
+        self.left_out = inner.left_out
 
     @property
     def bytes_up(self) -> int:
@@ -183,15 +247,20 @@ class Kept(Guarded):
 
     def mean(self, weigh: Weigh = by_examples) -> dict[str, torch.Tensor]:
         """The mean of the kept updates."""
-        return Updates(self.request, [self.stacked()]).mean(weigh)
+        return Updates(self.request, [self.stacked()], quorum=Quorum(1)).mean(weigh)
 
     def of(self, request: TrainRequest) -> Updates:
         """The kept updates of some of the clients, in the order of `request.client_ids`."""
         whole = self.stacked()
         places = {report.client_id: row for row, report in enumerate(whole.reports)}
-        rows = [places[client_id] for client_id in request.client_ids]
-        reports = tuple(whole.reports[row] for row in rows)
-        return Updates(request, [Cohort(reports, {n: t[rows] for n, t in whole.tensors.items()})])
+        rows = [places[client_id] for client_id in request.client_ids if client_id in places]
+        return Updates(request, [whole.rows(rows)], quorum=Quorum(1))
+
+
+def _elsewhere(kind: str) -> Reason:
+    """The reason for a client that another process has left out; its figure stays there."""
+    words = "numbers that are not finite (NaN or infinity)" if kind == "finite" else kind
+    return Reason(kind, f"sends an update that cannot be used: {words}")
 
 
 def tensor_bytes(name: str, tensor: torch.Tensor, rank: int | None) -> int:

@@ -77,7 +77,7 @@ def layout_from_json(value: Any) -> Layout:
             Field(str(name), tuple(map(int, shape)), None if rank is None else int(rank))
             for name, shape, rank in value
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadMessage("the list of tensors cannot be read") from None
     if any(size < 0 for f in fields for size in f.shape):
         raise BadMessage("the list of tensors has negative sizes")

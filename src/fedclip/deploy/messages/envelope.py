@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fedclip.errors import FedclipError
+from fedclip.errors import FedclipError, one_line, shortened
 from fedclip.records import plain_json
 
 if TYPE_CHECKING:
@@ -23,7 +23,13 @@ _LARGEST_HEADER = 50_000_000
 
 
 class BadMessage(FedclipError):
-    """A message that is not what was expected; the text says why."""
+    """A message that is not what was expected; the text says why.
+
+    It may quote what another machine wrote: it is one short line that cannot steer a terminal.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text))
 
 
 @dataclass(frozen=True)
@@ -57,15 +63,22 @@ class Envelope:
         header = read_header(data)
         if header.get("version") != VERSION:
             raise BadMessage(
-                f"the message is of version {header.get('version')!r} of the format, here it is "
-                f"{VERSION}; install the same fedclip everywhere"
+                f"the message is of version {shortened(header.get('version'))} of the format, here "
+                f"it is {VERSION}; install the same fedclip everywhere"
             )
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         try:
             return cls(header, load(data))
-        except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (
+            SafetensorError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            OverflowError,
+        ) as error:
             raise BadMessage(f"the message cannot be read: {error}") from None
 
 

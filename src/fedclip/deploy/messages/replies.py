@@ -6,29 +6,57 @@ Whatever does not match what was asked is a `Refused`, whose message names the s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 
 from fedclip.config.names import is_site_name
-from fedclip.deploy.messages.codec import Format, decode, digest, encode, rank_map
+from fedclip.deploy.messages.codec import GROUPS, Format, decode, digest, encode, rank_map
 from fedclip.deploy.messages.envelope import BadMessage, Envelope
 from fedclip.deploy.messages.requests import Exchange, Ticket
 from fedclip.errors import shortened
-from fedclip.federated.update_checks import check, outliers
+from fedclip.federated.update_checks import BOUNDS, Reason, check, number_fault, outliers
 from fedclip.records import ClientReport, ClientUpdate, State, TrainRequest
 
 READY, UPDATE, TESTED, REFUSAL = "ready", "update", "tested", "refusal"
+_COMMON = frozenset({"version", "kind", "site", "run", "job", "round", "nonce", "base"})
+NUMBERS = ("num_examples", "loss", "steps", "seconds", "rate_sum", "start_loss")
+KEYS = {
+    READY: _COMMON | {"num_examples", "software"},
+    UPDATE: _COMMON | {"layout", "ranks", "form", *NUMBERS},
+    TESTED: _COMMON | {"tests", "correct"},
+    REFUSAL: _COMMON | {"code", "reason"},
+}
+"""All that the header of a site's message may hold, by kind."""
 
 
 class Refused(BadMessage):
-    """A site's answer that is not taken; `code` is the site's own where it refused the request."""
+    """A site's answer that is not taken; `code` is the site's own where it refused the request.
 
-    def __init__(self, text: str, code: str = "") -> None:
+    `kind` is one word for the fault, and `figure` the number that it is about.
+    """
+
+    def __init__(
+        self, text: str, code: str = "", *, kind: str = "message", figure: float | None = None
+    ) -> None:
         super().__init__(text)
-        self.code = code
+        self.code, self.kind, self.figure = code, kind, figure
+
+
+@contextmanager
+def believed(site: str) -> Iterator[None]:
+    """Inside, whatever one site's answer raises is a `Refused` that names the site."""
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {shortened(error, 100)}"
+        raise Refused(f"{site}: its answer cannot be taken: {why}") from error
 
 
 @dataclass(frozen=True)
@@ -89,17 +117,21 @@ def update(
     return Envelope(header, arrays).pack(), lost
 
 
-def read_ready(data: bytes, ticket: Ticket, site: str, largest: int) -> tuple[str, int]:
-    """A site's name and number of examples; `site` is the name that its key has, if any."""
+def read_ready(data: bytes, ticket: Ticket, site: str, largest: int) -> tuple[str, int | Reason]:
+    """A site's name and number of examples, or why that cannot be.
+
+    `site` is the name that its key has, if any.
+    """
     envelope = _opened(data, largest, site or "a site without a key")
     name = str(envelope.header.get("site"))
     if site and name != site:
-        raise Refused(f"{site} calls itself {name}; its key is registered as {site}")
+        raise Refused(f"{site} calls itself {shortened(name)}; its key is registered as {site}")
     if not is_site_name(name):
         raise Refused(f"a site calls itself {shortened(name)}, which no site's name may be")
     _check_kind(envelope, READY, name)
     _check_ticket(envelope.header, ticket, name)
-    return name, count_of(envelope.header, "num_examples", name)
+    count: Any = envelope.header.get("num_examples")
+    return name, number_fault("num_examples", count) or count
 
 
 def read_update(
@@ -110,7 +142,6 @@ def read_update(
     form: Format,
     *,
     request: TrainRequest,
-    num_examples: int,
     largest: int,
 ) -> Update:
     """A site's update; raises Refused, naming the site, for whatever does not match the request.
@@ -122,35 +153,28 @@ def read_update(
     if header.get("ranks") != rank_map(layout):
         raise Refused(
             f"{site} sends factors of other ranks: {_ranks(header.get('ranks'))}, asked for were "
-            f"{_ranks(rank_map(layout))}"
+            f"{_ranks(rank_map(layout))}",
+            kind="ranks",
         )
     if header.get("layout") != digest(layout):
-        raise Refused(f"{site} sends tensors of other names or shapes than it was asked for")
+        raise Refused(
+            f"{site} sends tensors of other names or shapes than it was asked for", kind="names"
+        )
     if header.get("form") != form:
-        raise Refused(f"{site} sends {header.get('form')!r} where {form} was asked for")
+        raise Refused(
+            f"{site} sends {shortened(header.get('form'))} where {form} was asked for", kind="dtype"
+        )
     try:
         tensors = decode(envelope.tensors, layout, form, UPDATE)
     except BadMessage as error:
         raise Refused(f"{site}: {error}") from None
     if form != "fp32":
         tensors = {n: exchange.start[n].float() + t for n, t in tensors.items()}
-    if count_of(header, "num_examples", site) != num_examples:
-        raise Refused(
-            f"{site} now has {header['num_examples']} examples, and said {num_examples} when it "
-            "came; its data have changed"
-        )
-    report = ClientReport(
-        site,
-        num_examples,
-        _number(header, "loss", site),
-        count_of(header, "steps", site),
-        _number(header, "seconds", site),
-        _maybe(header, "rate_sum", site),
-        _maybe(header, "start_loss", site),
-    )
+    numbers = {key: _number(header, key, site, null=key in _MAYBE) for key in NUMBERS}
+    report = ClientReport(site, **numbers)
     update = Update(report, tensors, _distance(tensors, exchange.start))
     if (reason := check(update, request)) is not None:
-        raise Refused(f"{site} {reason.words}")
+        raise _refused(site, reason)
     return update
 
 
@@ -158,20 +182,26 @@ def check_answer(data: bytes, kind: str, ticket: Ticket, site: str, largest: int
     """A site's answer, which is of this kind and to this ticket; raises Refused."""
     envelope = _opened(data, largest, site)
     if envelope.header.get("site") != site:
-        raise Refused(f"{site} answers in the name of {envelope.header.get('site')!r}")
+        raise Refused(f"{site} answers in the name of {shortened(envelope.header.get('site'))}")
     _check_kind(envelope, kind, site)
     _check_ticket(envelope.header, ticket, site)
     return envelope
 
 
-def too_large(changes: Mapping[str, float], times: float, usual: float | None) -> dict[str, str]:
+def too_large(
+    changes: Mapping[str, float], times: float, usual: float | None
+) -> dict[str, Refused]:
     """Why updates of such norms are not taken, by site: more than `times` what others have.
 
     Each is compared with the median of the others, a single one with `usual`, if there is one.
     """
     return {
-        site: f"{site} sends an update {found.times:.0f} times as large as the others' "
-        f"(norm {found.norm:.3g}); {times:g} times is the limit (deploy.largest_update)"
+        site: Refused(
+            f"{site} sends an update {found.times:.0f} times as large as the others' "
+            f"(norm {found.norm:.3g}); {times:g} times is the limit (deploy.largest_update)",
+            kind="size",
+            figure=found.times,
+        )
         for site, found in outliers(changes, times, usual).items()
     }
 
@@ -184,47 +214,61 @@ def _opened(data: bytes, largest: int, site: str) -> Envelope:
 
 
 def _check_kind(envelope: Envelope, kind: str, site: str) -> None:
+    header = envelope.header
+    if strange := sorted(header.keys() - KEYS.get(envelope.kind, KEYS[kind])):
+        raise Refused(f"{site} sends {shortened(strange[0])}, which no answer holds", kind="keys")
+    groups = [f"{UPDATE}/{group}" for group in GROUPS] if envelope.kind == UPDATE else []
+    known = {*groups, *(f"{group}.scale" for group in groups)}
+    if strange := sorted(envelope.tensors.keys() - known):
+        raise Refused(f"{site} sends tensors that nobody asked for: {shortened(strange[0])}")
     if envelope.kind == REFUSAL:
-        code, reason = envelope.header.get("code"), envelope.header.get("reason")
-        raise Refused(f"{site} refuses: {reason}", str(code))
+        code, reason = header.get("code"), header.get("reason")
+        raise Refused(f"{site} refuses: {reason}", str(code), kind="refuses")
     if envelope.kind != kind:
-        raise Refused(f"{site} answers with {envelope.kind!r} where {kind!r} was expected")
+        raise Refused(f"{site} answers with {shortened(envelope.kind)} where {kind!r} was expected")
 
 
 def _check_ticket(header: Mapping[str, Any], ticket: Ticket, site: str) -> None:
     if header.get("base") != ticket.base:
         raise Refused(
-            f"{site} has another base model ({str(header.get('base'))[:12]}) than the coordinator "
-            f"({ticket.base[:12]})"
+            f"{site} has another base model ({shortened(header.get('base'), 20)}) than the "
+            f"coordinator ({ticket.base[:12]})",
+            kind="base",
         )
     if header.get("run") != ticket.run or header.get("job") != ticket.job:
-        raise Refused(f"{site} answers to another run")
-    if header.get("round") != ticket.server_round:
+        raise Refused(f"{site} answers to another run", kind="run")
+    if header.get("round") != ticket.server_round or isinstance(header.get("round"), bool):
         raise Refused(
-            f"{site} sends a stale answer: it is of round {header.get('round')}, this is round "
-            f"{ticket.server_round}"
+            f"{site} sends a stale answer: it is of round {shortened(header.get('round'), 20)}, "
+            f"this is round {ticket.server_round}",
+            kind="round",
         )
     if header.get("nonce") != ticket.nonce:
-        raise Refused(f"{site} sends an answer to another request: an old one, replayed")
+        raise Refused(
+            f"{site} sends an answer to another request: an old one, replayed", kind="nonce"
+        )
 
 
-def count_of(header: Mapping[str, Any], key: str, site: str, least: int = 1) -> int:
-    """A whole number of a header; raises Refused."""
-    value = header.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**40:
-        raise Refused(f"{site}: {key} must be a whole number from {least} on, got {value!r}")
-    return value
+def count_of(header: Mapping[str, Any], key: str, site: str) -> int:
+    """A whole number of a header, within its bounds; raises Refused."""
+    return int(_number(header, key, site))
 
 
-def _number(header: Mapping[str, Any], key: str, site: str) -> float:
-    value = header.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise Refused(f"{site}: {key} must be a number, got {value!r}")
-    return float(value)
+_MAYBE = ("rate_sum", "start_loss")
+"""What a site need not know, unless the request needs it."""
 
 
-def _maybe(header: Mapping[str, Any], key: str, site: str) -> float:
-    return math.nan if header.get(key) is None else _number(header, key, site)
+def _number(header: Mapping[str, Any], key: str, site: str, *, null: bool = False) -> Any:
+    value: Any = header.get(key)
+    if null and value is None:
+        return math.nan
+    if (fault := number_fault(key, value)) is not None:
+        raise _refused(site, fault)
+    return value if BOUNDS[key].whole else float(value)
+
+
+def _refused(site: str, reason: Reason) -> Refused:
+    return Refused(f"{site} {reason.words}", kind=reason.kind, figure=reason.figure)
 
 
 def _distance(tensors: State, start: State) -> float:
@@ -239,4 +283,5 @@ def _fits(known: torch.Tensor | None, tensor: torch.Tensor) -> bool:
 def _ranks(value: Any) -> str:
     if not isinstance(value, Mapping) or not value:
         return "none"
-    return ", ".join(f"rank {rank} in {count} layers" for rank, count in value.items())
+    told = [f"rank {rank} in {count} layers" for rank, count in islice(value.items(), 20)]
+    return shortened(", ".join(told), 200).strip("'")

@@ -58,7 +58,7 @@ class Ticket:
                 str(header["nonce"]),
                 str(header["base"]),
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise BadMessage("the message does not say which round it belongs to") from None
 
 
@@ -182,7 +182,7 @@ def read_train(envelope: Envelope, site: str) -> tuple[TrainRequest, Exchange, F
             cut=cut,
             purpose=str(header["purpose"]),
         )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise BadMessage(f"the request cannot be read: {error!r}") from None
     exchange = Exchange.of(request, site)
     return request, exchange, up

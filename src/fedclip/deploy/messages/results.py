@@ -44,7 +44,7 @@ def tested(ticket: Ticket, site: str, found: Tested) -> bytes:
 def read_tested(data: bytes, ticket: Ticket, site: str, largest: int) -> Tested:
     """What a site says of its tests; raises Refused, naming the site."""
     header = check_answer(data, TESTED, ticket, site, largest).header
-    found = Tested(*(count_of(header, key, site, least=0) for key in ("tests", "correct")))
+    found = Tested(*(count_of(header, key, site) for key in ("tests", "correct")))
     if found.correct > found.tests:
         raise Refused(f"{site} says that {found.correct} of {found.tests} tests are right")
     return found

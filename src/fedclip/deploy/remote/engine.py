@@ -9,16 +9,17 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 from statistics import median
 
 from fedclip.deploy.messages import replies, requests, results
 from fedclip.deploy.messages.codec import Format
-from fedclip.deploy.messages.replies import Refused, Update
+from fedclip.deploy.messages.replies import Refused, Update, believed
 from fedclip.deploy.messages.requests import Exchange, Ticket
 from fedclip.deploy.messages.results import Tested
 from fedclip.deploy.remote.roster import Answer, Mail, Patience, Roster, Wait
 from fedclip.errors import TrainingFailed
-from fedclip.records import Cohort, RunState, TrainRequest
+from fedclip.records import Cohort, LeftOut, RunState, TrainRequest
 
 __all__ = ["Formats", "Mail", "Patience", "RemoteEngine", "Roster", "Traffic"]
 
@@ -30,7 +31,7 @@ class Formats:
     down: Format = "fp32"
     up: Format = "fp32"
     largest_message: int = 2**28
-    largest_update: float = 20.0
+    largest_update: float = 10.0
 
 
 @dataclass
@@ -50,12 +51,18 @@ class _Round:
     exchanges: dict[str, tuple[Ticket, Exchange]] = field(default_factory=dict)
     updates: dict[str, Update] = field(default_factory=dict)
     out: set[str] = field(default_factory=set)  # refused or failed: not asked again
+    left_out: list[LeftOut] = field(default_factory=list)
 
     @property
     def open(self) -> list[str]:
         """Sites that have neither answered nor dropped out."""
         ids = self.request.client_ids
         return [site for site in ids if site not in self.updates and site not in self.out]
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """The changes' norms by the root of the steps, by site: more steps lead further."""
+        return {site: own.change / sqrt(own.report.steps) for site, own in self.updates.items()}
 
 
 class RemoteEngine:
@@ -85,8 +92,9 @@ class RemoteEngine:
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
         """Yields a cohort of one per site that answered, in the order of `request.client_ids`.
 
-        Only what was asked for is in it: what a site keeps does not come here. Raises
-        TrainingFailed, naming the sites that are missing, if there are too few in every attempt.
+        Only what was asked for is in it: what a site keeps does not come here. The last has who was
+        left out. Raises TrainingFailed, naming the sites that are missing, if there are too few in
+        every attempt.
         """
         work = _Round(request)
         needed = self._patience.needed(len(request.client_ids))
@@ -106,13 +114,20 @@ class RemoteEngine:
             self._say(f"{text}; asked again")
             work.out.clear()
         if work.updates:
-            changes = [update.change for update in work.updates.values()]
-            self._usual = median(changes)
+            self._usual = median(work.sizes.values())
         for site in request.client_ids:
             if site in work.updates:
                 update = work.updates[site]
                 tensors = {n: t[None] for n, t in update.tensors.items()}
                 yield Cohort((update.report,), tensors)
+        yield Cohort((), {}, tuple(work.left_out) + self._absent(work))
+
+    def _absent(self, work: _Round) -> tuple[LeftOut, ...]:
+        """The sites that nothing has come from, and why, where they may not join."""
+        heard = {one.client_id for one in work.left_out}
+        absent = [s for s in work.request.client_ids if s not in work.updates and s not in heard]
+        silent = Refused("it has not answered", kind="silent")
+        return tuple(_left_out(site, self._roster.refusals.get(site, silent)) for site in absent)
 
     def give_results(self, state: RunState, server_round: int) -> dict[str, Tested]:
         """Gives every site that is there what the run ended with; what they say of it, by site.
@@ -136,7 +151,8 @@ class RemoteEngine:
             self.traffic.results += len(answer.data)
             largest = self._formats.largest_message
             try:
-                found[site] = results.read_tested(answer.data, tickets[site], site, largest)
+                with believed(site):
+                    found[site] = results.read_tested(answer.data, tickets[site], site, largest)
             except Refused as refused:
                 self._say(f"the result: {refused}")
 
@@ -203,25 +219,23 @@ class RemoteEngine:
     ) -> None:
         number = work.request.server_round
         if data is None:
-            work.out.add(site)
-            self._say(f"round {number}: {site} has failed: {error}")
+            self._leave_out(work, site, Refused(f"{site} has failed: {error}", kind="failed"))
             return
         self.traffic.up += len(data)
         ticket, exchange = work.exchanges[site]
         try:
-            work.updates[site] = replies.read_update(
-                data,
-                ticket,
-                site,
-                exchange,
-                self._formats.up,
-                request=work.request,
-                num_examples=self._roster.examples[site],
-                largest=self._formats.largest_message,
-            )
+            with believed(site):
+                work.updates[site] = replies.read_update(
+                    data,
+                    ticket,
+                    site,
+                    exchange,
+                    self._formats.up,
+                    request=work.request,
+                    largest=self._formats.largest_message,
+                )
         except Refused as refused:
-            work.out.add(site)
-            self._say(f"round {number}: left out: {refused}")
+            self._leave_out(work, site, refused)
             if refused.code == "job":  # it has started anew, and must be told again
                 self._roster.forget(site)
             return
@@ -231,9 +245,18 @@ class RemoteEngine:
         )
 
     def _drop_outliers(self, work: _Round) -> None:
-        changes = {site: update.change for site, update in work.updates.items()}
         limit = self._formats.largest_update
-        for site, why in replies.too_large(changes, limit, self._usual).items():
+        for site, refused in replies.too_large(work.sizes, limit, self._usual).items():
             del work.updates[site]
-            work.out.add(site)
-            self._say(f"round {work.request.server_round}: left out: {why}")
+            self._leave_out(work, site, refused)
+
+    def _leave_out(self, work: _Round, site: str, refused: Refused) -> None:
+        """The round goes on without a site: it is told, and part of the round's record."""
+        work.out.add(site)
+        work.left_out.append(_left_out(site, refused))
+        self._say(f"round {work.request.server_round}: left out: {refused}")
+
+
+def _left_out(site: str, refused: Refused) -> LeftOut:
+    reason = str(refused).removeprefix(site).lstrip(": ")
+    return LeftOut(site, refused.kind, reason, refused.figure)

@@ -11,14 +11,19 @@ from typing import Any, NamedTuple, Protocol
 
 from fedclip.config.names import is_twin
 from fedclip.deploy.messages import replies, requests
-from fedclip.deploy.messages.replies import Refused
+from fedclip.deploy.messages.replies import Refused, believed
 from fedclip.deploy.messages.requests import Ticket
+from fedclip.federated.update_checks import Reason
+from fedclip.federated.updates import Quorum
 
 Wait = Callable[[float], None]
 GREETING = 30.0
 """Seconds for which a round waits for a site that is being greeted, if there are enough others."""
 GREET_AGAIN = 60.0
 """Seconds after which one that was refused may have changed."""
+
+MOST_OF_ALL = 0.9
+"""Share of all examples from which on a site is told to be most of the run."""
 
 
 class Answer(NamedTuple):
@@ -50,22 +55,13 @@ class Mail(Protocol):
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long to wait, in seconds, and for how many.
+class Patience(Quorum):
+    """How long to wait, in seconds, and for how many; `attempts` how often a round is tried."""
 
-    `quorum` is a number of sites or a share of those asked; `attempts` how often a round is tried.
-    """
-
+    share: float = 0.5
     deadline: float = 3600.0
-    quorum: float = 0.5
     attempts: int = 3
     look: float = 0.5
-
-    def needed(self, asked: int) -> int:
-        """How many of those asked must answer."""
-        share = self.quorum
-        count = math.ceil(share * asked - 1e-9) if isinstance(share, float) else share
-        return max(1, min(asked, count))
 
 
 @dataclass
@@ -88,6 +84,7 @@ class Roster:
     on_admit: Callable[[], None] = lambda: None
     wait: Wait = time.sleep
     look: float = 0.5
+    refusals: dict[str, Refused] = field(default_factory=dict)  # why a site may not join, by name
     _known: dict[int, str] = field(default_factory=dict)  # greeted nodes
     _pending: dict[str, tuple[int, str, Ticket]] = field(default_factory=dict)  # by mail's ticket
     _asked: dict[int, float] = field(default_factory=dict)  # when a node was greeted
@@ -151,15 +148,24 @@ class Roster:
                 continue
             node, name, ticket = self._pending.pop(answer.ticket)
             try:
-                if answer.data is None:
-                    raise Refused(f"{name or 'a site'} has not taken up the job: {answer.error}")
-                site, count = replies.read_ready(answer.data, ticket, name, self.largest)
-                self._admit(site, node, count, keyed=bool(name))
+                with believed(name or "a site"):
+                    if answer.data is None:
+                        raise Refused(
+                            f"{name or 'a site'} has not taken up the job: {answer.error}"
+                        )
+                    site, count = replies.read_ready(answer.data, ticket, name, self.largest)
+                    self._admit(site, node, count, keyed=bool(name))
             except Refused as refused:
                 self._refused[node] = time.monotonic()
+                if name:
+                    self.refusals[name] = refused
                 self._once(str(refused))
 
-    def _admit(self, site: str, node: int, count: int, keyed: bool) -> None:
+    def _admit(self, site: str, node: int, told: int | Reason, keyed: bool) -> None:
+        """Takes in a site, and agrees on its number of examples; none with one that cannot be.
+
+        Such a site is asked like the others, and left out of every round by name.
+        """
         if self.wanted is not None and site not in self.wanted:
             raise Refused(f"{site} is not among the sites of this run (deploy.sites)")
         twin = next((name for name in self.nodes if is_twin(name, site)), None)
@@ -169,15 +175,31 @@ class Roster:
         # Without keys a site that starts again is a new node, beside the old one for a minute.
         if keyed and other is not None and other != node:
             raise Refused(f"{site} is there already; a second site calls itself so")
-        if self.examples.get(site, 0) not in (0, count):
+        if isinstance(told, Reason):
+            self._once(f"{site}: {told.words}; what it sends is left out")
+        count = 0 if isinstance(told, Reason) else told
+        if count and self.examples.get(site, 0) not in (0, count):
             raise Refused(
                 f"{site} now has {count} examples, and had {self.examples[site]} when the run "
-                "began; put its data back as they were, or start a new run"
+                "began; put its data back as they were, or start a new run",
+                kind="examples",
+                figure=count,
             )
-        self.nodes[site], self.examples[site] = node, count
+        self.refusals.pop(site, None)
+        self.nodes[site], self.examples[site] = node, count or self.examples.get(site, 0)
         self._known[node] = site
         self.on_admit()
+        if count:
+            self._welcome(site, count)
+
+    def _welcome(self, site: str, count: int) -> None:
         self._once(f"{site} is there, with {count} training examples", again=True)
+        total = sum(self.examples.values())
+        if count < total < count / MOST_OF_ALL:
+            self.say(
+                f"{site} says it has {count} of the {total} training examples, so nearly all of "
+                "the weight is its own; robust.largest_share caps what one site weighs"
+            )
 
     def _once(self, text: str, again: bool = False) -> None:
         if again or text not in self._told:

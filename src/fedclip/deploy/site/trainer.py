@@ -131,19 +131,19 @@ class SiteTrainer:
         if not request.shift:
             work.parts.shift({})  # an earlier run of the same job may have left one
         (cohort,) = work.engine.train(replace(request, starts={site: kept}))
-        require_sound(cohort, request)
-        tensors = {name: stacked[0] for name, stacked in cohort.tensors.items()}
+        update = require_sound(cohort, request)
+        tensors = dict(update.tensors)
         residual = {
             n.removeprefix(RESIDUAL): t for n, t in before.items() if n.startswith(RESIDUAL)
         }
-        data, lost = replies.update(ticket, cohort.reports[0], tensors, exchange, form, residual)
+        data, lost = replies.update(ticket, update.report, tensors, exchange, form, residual)
         after = {KEPT + name: tensors[name] for name in exchange.kept}
         after |= {RESIDUAL + name: tensor for name, tensor in lost.items()}
         if after:
             private.save(request.server_round, after)
         self._say(
-            f"round {request.server_round}: loss {cohort.reports[0].loss:.3f}, "
-            f"{cohort.reports[0].seconds:.1f} s, {len(data)} bytes sent"
+            f"round {request.server_round}: loss {update.report.loss:.3f}, "
+            f"{update.report.seconds:.1f} s, {len(data)} bytes sent"
         )
         return data
 

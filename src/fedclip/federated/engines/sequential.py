@@ -16,8 +16,9 @@ import torch
 from fedclip.errors import TrainingFailed, out_of_memory
 from fedclip.federated.client import LocalSettings, LocalTask, TrainableModel, local_train
 from fedclip.federated.losses import Objective, classification
+from fedclip.federated.update_checks import ADVICE
 from fedclip.lora.names import at_rank
-from fedclip.records import ClientReport, Cohort, State, TrainRequest
+from fedclip.records import ClientReport, Cohort, LeftOut, State, TrainRequest
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ class SequentialEngine:
         self._objective = objective
 
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
-        """Yields a cohort of one per client, in the order of `request.client_ids`."""
+        """Yields a cohort of one per client, in the order of `request.client_ids`.
+
+        Of a client that has diverged it has no update, but what went wrong.
+        """
         if request.shift:
             self._model.set_shift(request.shift)
         for client_id in request.client_ids:
@@ -83,9 +87,9 @@ class SequentialEngine:
             except torch.OutOfMemoryError:
                 raise out_of_memory(f"client {client_id}, round {request.server_round}") from None
             except TrainingFailed as error:
-                raise TrainingFailed(
-                    f"client {client_id}, round {request.server_round}: {error}"
-                ) from error
+                why = str(error).removesuffix(f"; {ADVICE}")
+                yield Cohort((), {}, (LeftOut(client_id, "finite", why),))
+                continue
             # Copies on the CPU are what travels, here as over a network.
             trained = parameters.keys() if request.trained is None else request.trained
             ended = {n: p for n, p in parameters.items() if n in trained} | task.cores

@@ -12,7 +12,7 @@ import torch
 
 from fedclip.catalog import FLAGS, STRATEGIES, StrategyEntry
 from fedclip.errors import UsageError
-from fedclip.federated.updates import Updates
+from fedclip.federated.updates import Updates, by_examples
 from fedclip.lora.aggregate import StackedLora
 from fedclip.lora.factors import Factors
 from fedclip.lora.names import Pair, pairs
@@ -128,8 +128,8 @@ def others(tensors: State, weights: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def examples(updates: Cohort) -> torch.Tensor:
-    """Numbers of examples `[clients]`."""
-    return torch.tensor([r.num_examples for r in updates.reports], dtype=torch.float64)
+    """Weights `[clients]`: numbers of examples, or what a guard gave in their place."""
+    return torch.tensor([by_examples(r) for r in updates.reports], dtype=torch.float64)
 
 
 def layer_updates(

@@ -118,6 +118,8 @@ class Clustered(Strategy):
         labels = cluster(alike, self._clusters)
         ids = [report.client_id for report in cohort.reports]
         member_of = {c: f"cluster-{label}" for c, label in zip(ids, labels, strict=True)}
+        largest = max(sorted(set(labels)), key=labels.count)  # for whoever was left out
+        member_of |= {c: f"cluster-{largest}" for c in self._everyone if c not in member_of}
         names = sorted(set(member_of.values()))
         parted = replace(
             state,
