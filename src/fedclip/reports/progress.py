@@ -39,7 +39,9 @@ class PlainProgress(Listener):
         self._left = _TimeLeft(total - finished)
 
     def round(self, record: Mapping[str, Any]) -> None:
-        """Prints the round's figures and the time left."""
+        """Prints the round's figures and the time left, and who was left out."""
+        for fault in record.get("left_out", ()):
+            self.message(left_out(record["server_round"], fault))
         left = self._left.after_one_more() if self._left and record["server_round"] else ""
         number = (
             f"round {record['server_round']}/{self._total}"
@@ -99,6 +101,8 @@ class LiveProgress(PlainProgress):
         if record["server_round"] == 0:
             self._console.print(message(f"before training  {figures(record)}"))
             return
+        for fault in record.get("left_out", ()):
+            self.message(left_out(record["server_round"], fault))
         self._move("rounds", record["server_round"], self._total, note=figures(record))
         last = record["server_round"] == self._total
         self._progress.update(self._tasks["clients"], visible=not last, completed=0, note="")
@@ -123,6 +127,11 @@ class _TimeLeft:
         self._left -= 1
         seconds = (time.monotonic() - self._started) / self._done * self._left
         return f"  {seconds:.0f} s left" if self._left else ""
+
+
+def left_out(server_round: int, fault: Mapping[str, Any]) -> str:
+    """A client that a round did without, and why, in one line."""
+    return f"round {server_round}: left out: {fault['client']}: {fault['reason']}"
 
 
 def figures(record: Mapping[str, Any]) -> str:

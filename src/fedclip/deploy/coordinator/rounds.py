@@ -77,7 +77,7 @@ class DeployProgress(PlainProgress):
 
     def round(self, record: Mapping[str, Any]) -> None:
         """Writes the round's figures, and what it has sent and received."""
-        super().round(record)
+        super().round({**record, "left_out": ()})  # which the engine has told
         up, down = self.traffic.up - self._before.up, self.traffic.down - self._before.down
         self._before = Traffic(self.traffic.up, self.traffic.down)
         line = {"server_round": record["server_round"], "up": up, "down": down}
