@@ -214,3 +214,20 @@ def test_kept_updates_can_be_taken_again_and_in_parts():
     part = kept.of(replace(request, client_ids=("c", "b"))).stacked()
     assert [report.client_id for report in part.reports] == ["c", "b"]
     assert torch.allclose(part.tensors["head"][:, 0], torch.tensor([0.1, 0.3]))
+
+
+def test_the_largest_start_loss_that_is_taken_is_no_end_of_q_fedavg():
+    """1e6 to the power of 100 is no number of float64; a share of it is."""
+
+    class Louder(Engine):
+        def train(self, request):
+            for cohort in super().train(request):
+                loud = [replace(r, start_loss=1e6 if r.client_id == "b" else 0.5)
+                        for r in cohort.reports]  # fmt: skip
+                yield replace(cohort, reports=tuple(loud))
+
+    strategy = create_strategy("qfedavg", Setting(options={"q": 100.0}))
+    (result,) = played(strategy, rounds=1, engine=Louder())
+    # b has all the weight: w - F^q D / (q F^(q-1) |D|^2 + L F^q), |D|^2 = 17 (0.3 / 0.1)^2, L = 10
+    share = 3.0 / (100 * 17 * 9 / 1e6 + 10)
+    assert torch.allclose(result.state.shared[B], torch.full((3, 2), share), rtol=1e-5)

@@ -110,12 +110,14 @@ class QFedAvg(FedAvg):
             return state
         losses = torch.tensor([r.start_loss for r in updates.reports], dtype=torch.float64)
         losses = losses.clamp(min=1e-10)
+        # Numerator and denominator by the largest F^q, which alone may be no number of float64.
+        largest, losses = losses.max(), losses / losses.max()
         steps = {  # D_i, [clients, ...]
             name: (state.shared[name].double() - stacked.double()) / rate
             for name, stacked in updates.tensors.items()
         }
         squares = sum(step.flatten(1).square().sum(dim=1) for step in steps.values())
-        curvature = q * losses ** (q - 1) * squares + losses**q / rate
+        curvature = q * losses ** (q - 1) * squares / largest + losses**q / rate
         weights = losses**q / curvature.sum()
         shared = {
             name: (state.shared[name].double() - torch.tensordot(weights, step, dims=1)).to(
