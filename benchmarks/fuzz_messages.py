@@ -27,8 +27,9 @@ from benchmarks.common import write_result
 from benchmarks.fuzz import Kind, Tally, attempt
 from benchmarks.fuzz_configs import Damaged
 from fedclip.deploy.messages import replies, requests, results
-from fedclip.deploy.messages.envelope import Envelope, pack_header
+from fedclip.deploy.messages.envelope import BadMessage, Envelope, pack_header
 from fedclip.deploy.messages.requests import Exchange, Ticket
+from fedclip.errors import UsageError
 from fedclip.federated.update_checks import BOUNDS
 from fedclip.records import ClientReport, RunState, TrainRequest
 
@@ -98,7 +99,16 @@ def make(draw: random.Random, place: Path) -> tuple[str, bytes]:
 
 def read(case: tuple[str, bytes]) -> None:
     """Takes a message as the other end does; Damaged if it takes what must not be taken."""
-    name, data = case
+    try:
+        _read(*case)
+    except BadMessage as error:
+        text = str(error)
+        if len(text) > 400 or not text.isprintable():
+            raise Damaged(f"a refusal that is no short line: {text[:100]!r}") from None
+        raise UsageError(text) from None
+
+
+def _read(name: str, data: bytes) -> None:
     if name.startswith("update"):
         form: Any = name.removeprefix("update ")
         exchange = Exchange.of(asked(), "north")
