@@ -4,7 +4,7 @@ What travels is `ArrayRecord(model.get_parameters())`; what arrives goes into `s
 Nothing here is special to fedclip's round loop, so the apps also run on a real federation: name
 `client_app` and `server_app` in a Flower app's pyproject.toml. Here, both run in this process:
 
-    pip install "fedclip[flower]"
+    pip install -e ".[flower]"
     python examples/flower_stock.py
 """
 

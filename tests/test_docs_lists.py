@@ -17,7 +17,7 @@ from fedclip.catalog import STRATEGIES, load
 from fedclip.config import Config
 from fedclip.config.loading import config_from_dict, load_config
 from fedclip.data.loading import load_federated
-from fedclip.errors import UsageError
+from fedclip.errors import UsageError, install
 from fedclip.federated.strategies.dynamic_ranks import DynamicRanks
 from fedclip.federated.strategies.wrappers import Ditto, Scaffold, ServerOptimizer
 
@@ -43,6 +43,18 @@ def test_the_architecture_page_has_the_layers_that_are_checked() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     layers = "\n".join(contracts["contracts"][0]["layers"])
     assert f"\n{layers}\n" in (ROOT / "docs/explanation-architecture.md").read_text("utf-8")
+
+
+def test_nothing_is_to_be_installed_that_no_index_has() -> None:
+    """`pip install fedclip` or `fedclip[extra]`: there is a checkout, or a wheel by its path."""
+    code = [p for f in ("src", "examples", "deploy") for p in (ROOT / f).rglob("*") if p.is_file()]
+    texts = [p for p in [*PAGES, *code] if p.suffix in (".md", ".py", ".html", ".yaml", "")]
+    by_name = re.compile(r"pip[ ]install (?:[^\n`]*[ '\"])?fedclip(?![-\w/])")
+    found = [str(p) for p in texts if by_name.search(p.read_text("utf-8", errors="replace"))]
+    assert found == []
+    assert by_name.search("pip install 'fedclip[flower]'")
+    assert by_name.search("pip install fedclip")
+    assert not by_name.search(install("flower"))
 
 
 def test_the_tutorial_has_the_figures_of_the_quickstart() -> None:

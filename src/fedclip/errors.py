@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from importlib.metadata import version
 
 
 class FedclipError(Exception):
@@ -35,6 +36,15 @@ class ProcessLost(FedclipError):
 
 class FedclipWarning(UserWarning):
     """Advice that does not stop a run; the command line shows it as one line."""
+
+
+def install(extra: str) -> str:
+    """How to get an extra's packages, for messages: no package index has fedclip."""
+    wheel = f"fedclip-{version('fedclip')}-py3-none-any.whl"
+    return (
+        f"install fedclip's extra {extra}: `pip install -e '.[{extra}]'` in its checkout, or "
+        f"`pip install './{wheel}[{extra}]'` of its wheel"
+    )
 
 
 def out_of_memory(who: str) -> TrainingFailed:

@@ -14,6 +14,7 @@ from fedclip.catalog import short_name
 from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.experiment.folder import CONFIG, PARTITION
+from fedclip.experiment.summary import FLOWER
 from fedclip.experiment.summary_file import read_summary
 from fedclip.models.adapter_card import code, loading, markdown
 from fedclip.models.adapter_folder import read_adapter
@@ -51,7 +52,10 @@ def run_card(folder: str | Path, repo_id: str | None = None) -> str:
         f"{kind.title[0].upper()}{kind.title[1:]} for CLIP (`{base}`), trained "
         f"with fedclip {_origin(summary)}",
         *_section("Results", [*_accuracies(summary), *_recalls(summary)]),
-        *_section("Data", [*_data(config, run.read_json(PARTITION), notes), *_sizes(summary)]),
+        *_section(
+            "Data",
+            [*_data(config, summary, run.read_json(PARTITION), notes), *_sizes(summary)],
+        ),
         *_section("Training", _training(config, summary)),
         *_section("Traffic", _traffic(summary)),
         "## How to load",
@@ -85,7 +89,7 @@ def _origin(summary: Mapping[str, Any]) -> str:
 
 
 def _simulated(summary: Mapping[str, Any]) -> bool:
-    return summary["engine"] != "flower"
+    return summary["engine"] != FLOWER
 
 
 def _on_the_hub(model_name: str) -> bool:
@@ -173,14 +177,23 @@ def _recalls(summary: Mapping[str, Any]) -> list[str]:
     return ["", "| recall | zero-shot | trained |", "|---|---|---|", *lines]
 
 
-def _data(config: Config, partition: Mapping[str, Any], notes: AdapterNotes) -> list[str]:
+def _data(
+    config: Config, summary: Mapping[str, Any], partition: Mapping[str, Any], notes: AdapterNotes
+) -> list[str]:
     sizes = [client["train"]["num_examples"] for client in partition["clients"]]
-    words = (
-        f"- Data set: {_data_name(config)}, divided by `{partition['partition']['name']}`.",
-        f"- {len(sizes)} clients with {min(sizes):,} to {max(sizes):,} training examples each "
-        f"(median {median(sizes):,.0f}, {sum(sizes):,} in all).",
-        f"- {partition['test']['num_examples']:,} test examples.",
-    )
+    words = [f"- {partition['test']['num_examples']:,} test examples."]
+    if _simulated(summary):
+        words = [
+            f"- Data set: {_data_name(config)}, divided by `{partition['partition']['name']}`.",
+            f"- {len(sizes)} clients with {min(sizes):,} to {max(sizes):,} training examples each "
+            f"(median {median(sizes):,.0f}, {sum(sizes):,} in all).",
+            *words,
+        ]
+    else:
+        words = [
+            f"- Images of {summary['clients']} sites, which stayed there.",
+            words[0].replace(".", " of the coordinator's."),
+        ]
     classes = f"- {len(notes.class_names)} classes: {', '.join(map(markdown, notes.class_names))}."
     prompts = "- Prompts: " + ", ".join(map(code, notes.templates)) + "."
     return [

@@ -18,6 +18,8 @@ from fedclip.catalog import STRATEGIES, in_file
 from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.data.datasets import load_source
+from fedclip.deploy.coordinator.context import coordinator_parts
+from fedclip.deploy.coordinator.run_files import DeployFiles
 from fedclip.deploy.message_sizes import expected_messages
 from fedclip.errors import UsageError
 from fedclip.evaluation.breakdown import in_detail
@@ -38,10 +40,11 @@ from fedclip.experiment.evaluate import (
     evaluate_run,
     predict_all,
 )
-from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
+from fedclip.experiment.folder import CONFIG, METRICS, SUMMARY, RunFolder
 from fedclip.experiment.identity import check_parts
 from fedclip.experiment.round_records import ZERO_SHOT
 from fedclip.experiment.strategy import expected_traffic
+from fedclip.experiment.summary import FLOWER
 from fedclip.experiment.summary_file import read_summary
 from fedclip.federated.strategies.base import own_starts
 from fedclip.models.clip import adapter_sha256, create_clip_model
@@ -110,7 +113,7 @@ def evaluate(
         if detail and config.tasks:
             raise UsageError(f"{folder} has several tasks; figures in detail are for runs on one")
         check_split_rule(run_folder)  # before anything slow
-        parts = assemble_run(config, listener)
+        parts = _assembled(config, run_folder, listener)
         check_partition(parts, run_folder)
         figures = (
             _of_tasks(parts, run_folder)
@@ -120,6 +123,24 @@ def evaluate(
     summary = read_summary(run_folder)
     names = [f"zero_shot_{name}" for name in ("accuracy", *summary.get("metrics", ()), *ZERO_SHOT)]
     return {name: summary[name] for name in names if name in summary} | figures
+
+
+def _assembled(config: Config, run_folder: RunFolder, listener: Listener) -> Parts | TaskParts:
+    """The run's parts; a coordinator has its own test images, and neither sites nor their models.
+
+    Refuses a coordinator's run whose figures cannot be had from its folder.
+    """
+    if read_summary(run_folder)["engine"] != FLOWER:
+        return assemble_run(config, listener)
+    why = "deploy.test_data is false, so it has no test images"
+    if config.deploy.test_data:
+        why = "every site has a model of its own, and those and the test images are at the sites"
+    if not config.deploy.test_data or _is_personal(config, run_folder):
+        raise UsageError(
+            f"{run_folder.path} is a coordinator's run, which cannot be evaluated here: {why}; the "
+            f"sites tested what they got at the end, and told it (accuracy_by_client in {METRICS})"
+        )
+    return coordinator_parts(config, listener, DeployFiles(run_folder.path).sites)
 
 
 def _of_one(parts: Parts, run_folder: RunFolder, detail: bool) -> dict[str, Any]:

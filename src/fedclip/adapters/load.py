@@ -13,12 +13,18 @@ from fedclip.experiment.build import model_config, model_seed
 from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
 from fedclip.experiment.summary_file import read_summary
 from fedclip.files import read_json
+from fedclip.models.adapter_folder import CONFIG as PEFT_CONFIG
 from fedclip.models.adapter_folder import NOTES, read_adapter
+from fedclip.models.adapter_updates import open_adapter
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
+from fedclip.models.export.transformers_folder import CLASSES, open_plain
 
 
 def finished(folder: str | Path) -> RunFolder:
     """The folder of a run that came to its end; UsageError for any other."""
+    around = in_run(folder)
+    if around is not None:
+        raise UsageError(f"{folder} is an adapter of the run {around}; name that run")
     run_folder = RunFolder.open(folder)
     if not run_folder.is_finished():
         raise UsageError(
@@ -66,8 +72,12 @@ def adapter_folder(path: str | Path) -> Path:
 def load_run_model(folder: str | Path) -> CLIPLoRAWrapper:
     """A finished run's model, with the last round's adapter and its classes, on the CPU.
 
-    `folder` may also be one adapter inside a run, such as `RUN/adapter_of/digits`.
+    `folder` may also be one adapter inside a run, such as `RUN/adapter_of/digits`, an adapter
+    folder anywhere, or a model of `fedclip export --to merged`. Of the last two the weights hold
+    all that was trained.
     """
+    if not of_run(folder):
+        return _without_run(Path(folder))
     run_folder, adapter = run_and_adapter(folder)
     config = load_config(run_folder.path / CONFIG)
     _, notes, _ = read_adapter(adapter)
@@ -79,6 +89,24 @@ def load_run_model(folder: str | Path) -> CLIPLoRAWrapper:
     )
     model.load_adapter(adapter)
     return model
+
+
+def of_run(path: str | Path) -> bool:
+    """Whether a path is a run or an adapter in one, and thus has the run's configuration."""
+    return RunFolder(path).is_run() or in_run(path) is not None
+
+
+def _without_run(folder: Path) -> CLIPLoRAWrapper:
+    if (folder / CLASSES).is_file():
+        return open_plain(folder)
+    if (folder / NOTES).is_file() or (folder / PEFT_CONFIG).is_file():
+        return open_adapter(folder)
+    why = f"it has no {CONFIG}, {NOTES}, {PEFT_CONFIG} or {CLASSES}"
+    raise UsageError(
+        f"{folder} is no run, adapter or exported model: "
+        f"{why if folder.exists() else 'it does not exist'}; name a folder that `fedclip run`, "
+        "`merge` or `export` made"
+    )
 
 
 def refuse_files(config: Config, doing: str) -> None:

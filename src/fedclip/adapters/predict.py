@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from fedclip.adapters.find_images import read_image
-from fedclip.adapters.load import load_run_model, run_and_adapter
+from fedclip.adapters.load import load_run_model, of_run, run_and_adapter
+from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.device import autocast, resolve_device, resolve_precision
 from fedclip.errors import UsageError
@@ -34,15 +35,17 @@ class Predictor:
 
     @classmethod
     def of_run(cls, folder: str | Path, labels: Sequence[str] | None = None) -> Predictor:
-        """The last round's model of a finished run, or an adapter in it, as the run was configured.
+        """The model of a finished run or of an adapter in it, on the device that the run asks for.
 
-        `labels` replaces the classes that it was trained on; only a text head can take others.
+        `folder` may be whatever `load_run_model` takes. `labels` replaces the classes that it was
+        trained on; only a text head can take others.
         """
         model = load_run_model(folder)
         if labels:
             require_text_head(model, "--labels")
             model.set_classes(labels, model.templates)
-        config = load_config(run_and_adapter(folder)[0].path / CONFIG)
+        run = of_run(folder)
+        config = load_config(run_and_adapter(folder)[0].path / CONFIG) if run else Config()
         device = resolve_device(config.device)
         return cls(model, device, resolve_precision(config.precision, device))
 

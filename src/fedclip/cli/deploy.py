@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedclip.cli.options import only, sorted_out
-from fedclip.errors import UsageError
+from fedclip.errors import UsageError, install
 
 Arguments = Annotated[list[str], typer.Argument(metavar="CONFIG [KEY=VALUE]...", hidden=True)]
 
@@ -80,4 +80,4 @@ def _needs_flower() -> None:
     from importlib.util import find_spec
 
     if find_spec("flwr") is None:
-        raise UsageError("this needs Flower: pip install 'fedclip[flower]'")
+        raise UsageError(f"this needs Flower; {install('flower')}")

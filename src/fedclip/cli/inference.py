@@ -68,7 +68,8 @@ def predict(
 ) -> None:
     """Classify images with a run's adapter.
 
-    RUN is a folder that `fedclip run` made. Images are files, folders (with all below them), or
+    RUN is a folder that `fedclip run` made, an adapter folder, or a model of `fedclip export --to
+    merged`. Images are files, folders (with all below them), or
     patterns in quotes. With --on-bad skip the exit code is 1 if any image was left out.
     """
     names = label_list(labels)
@@ -111,7 +112,8 @@ def serve(
 ) -> None:
     """Serve a run's adapter by HTTP, with a web page.
 
-    RUN is a folder that `fedclip run` made. Ctrl-C stops the server.
+    RUN is a folder that `fedclip run` made, an adapter folder, or a model of `fedclip export --to
+    merged`. Ctrl-C stops the server.
     """
     names = label_list(labels)
     from fedclip.adapters.serve.start import serve as listen

@@ -73,7 +73,9 @@ def in_words(passed: Mapping[str, Mapping[str, int]]) -> str:
 def advice(kinds: Iterable[str]) -> str:
     """What to do about files of these types."""
     if set(kinds) & set(HEIC):
-        return "convert them to JPEG or PNG, or for HEIC install pillow-heif (`fedclip[heic]`)"
+        return (
+            "convert them to JPEG or PNG, or for HEIC install pillow-heif (fedclip's extra `heic`)"
+        )
     if set(kinds) <= {SPECIAL, BROKEN}:
         return "put files there, or remove them"
     return "convert them to JPEG or PNG"

@@ -14,6 +14,8 @@ from fedclip.experiment.round_records import ZERO_SHOT
 from fedclip.models.clip import adapter_sha256
 from fedclip.records import RunState, State
 
+FLOWER = "flower"
+"""The `engine` of a coordinator's run."""
 _RETRIEVAL = ("zero_shot_retrieval", "retrieval")  # of the first line, and of the last
 
 
@@ -34,7 +36,7 @@ def summarise(
         "model": config.model.model_name,
         "data": ", ".join(config.tasks) if several else config.data.name,
         "strategy": config.federation.strategy,
-        "engine": config.engine.name if parts.sites is None else "flower",
+        "engine": config.engine.name if parts.sites is None else FLOWER,
         "seed": config.seed,
         "rounds": checkpoint.finished_rounds,
         "stopped_by": last.get("stopped_by"),

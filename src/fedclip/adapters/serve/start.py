@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fedclip.errors import UsageError
+from fedclip.errors import UsageError, install
 
 _EXTRA = ("fastapi", "starlette", "uvicorn", "h11")
 
@@ -41,8 +41,7 @@ def serve(
         if error.name not in _EXTRA:
             raise
         raise UsageError(
-            f"fedclip serve needs the package {error.name}; install it by "
-            "`pip install 'fedclip[serve]'` (in a checkout `pip install -e '.[serve]'`)"
+            f"fedclip serve needs the package {error.name}; {install('serve')}"
         ) from None
     from fedclip.adapters.predict import Predictor
     from fedclip.device import return_freed_memory

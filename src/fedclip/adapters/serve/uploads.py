@@ -7,6 +7,7 @@ import io
 import re
 import threading
 from contextlib import nullcontext
+from itertools import islice, pairwise
 
 from fastapi import HTTPException, Request
 from PIL import Image
@@ -56,38 +57,38 @@ def file_in_form(body: bytes, parameters: str) -> bytes:
     found = re.search(r'boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', parameters)
     if found is None:
         raise HTTPException(422, "the form names no boundary between its parts")
-    mark = b"\r\n--" + (found[1] or found[2]).encode("latin-1", "replace")
-    parts = (b"\r\n" + body).split(mark, MAX_PARTS + 1)
-    if len(parts) < 3 or not parts[-1].startswith(b"--"):
+    mark = rb"(?:\A|\r\n)--" + re.escape((found[1] or found[2]).encode("latin-1", "replace"))
+    marks = list(islice(re.finditer(mark, body), MAX_PARTS + 1))
+    if len(marks) < 2 or not body.startswith(b"--", marks[-1].end()):
         raise HTTPException(422, f"the form is not whole, or has more than {MAX_PARTS} parts")
     files = []
-    for part in parts[1:-1]:
-        head, blank, content = part.partition(b"\r\n\r\n")
-        if blank and b"filename" in head.lower():
-            files.append(content)
+    for before, after in pairwise(marks):
+        blank = body.find(b"\r\n\r\n", before.end(), after.start())
+        if blank >= 0 and b"filename" in body[before.end() : blank].lower():
+            files.append(slice(blank + 4, after.start()))  # a copy only of the one
     if len(files) != 1:
         raise HTTPException(422, f"the form must hold one image file, it holds {len(files)}")
-    return files[0]
+    return body[files[0]]
 
 
 async def _body(request: Request, max_bytes: int, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise _too_many_bytes(max_bytes)
-    body = bytearray()
+    body = io.BytesIO()  # whose value is no copy
     try:
         async with asyncio.timeout(MAX_SECONDS):
             async for chunk in request.stream():
-                if len(body) + len(chunk) > limit:
+                if body.tell() + len(chunk) > limit:
                     raise _too_many_bytes(max_bytes)
-                body += chunk
+                body.write(chunk)
     except TimeoutError:
         raise HTTPException(
             408, f"the image did not arrive within {MAX_SECONDS:g} seconds", _CLOSE
         ) from None
-    if not body:
+    if not body.tell():
         raise HTTPException(422, "the body is empty; send the bytes of an image file as the body")
-    return bytes(body)
+    return body.getvalue()
 
 
 def decode_upload(data: bytes) -> Image.Image:

@@ -25,7 +25,7 @@ class Ending:
 
 
 _CODES = {
-    104: "Flower does not take these options; is it the version that fedclip[flower] names?",
+    104: "Flower does not take these options; is it the extra `flower`'s version?",
     105: "the database is of another version of Flower; move it away to begin a new one",
     302: "the private key is not one on the curve P-384; `fedclip keys site` makes it",
     303: "a key was given, but TLS is off",
@@ -33,7 +33,8 @@ _CODES = {
     603: "a certificate was given, but TLS is off",
     604: "a certificate or a key is not where it should be",
     605: "the coordinator's certificate cannot be used; `fedclip keys check` says why",
-    606: "site and coordinator have different versions of Flower; install the same fedclip[flower]",
+    606: "site and coordinator have different versions of Flower; install the same fedclip, with "
+    "its extra `flower`",
 }
 
 _TLS = re.compile(r"\[SSL[^\]]*\]|CERTIFICATE_VERIFY_FAILED|SSL/TLS handshake error")

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedclip.errors import UsageError
+from fedclip.errors import UsageError, install
 
 try:
     from cryptography import x509
@@ -24,7 +24,7 @@ try:
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 except ImportError:
     raise UsageError(
-        "keys and certificates need Flower and what comes with it: pip install 'fedclip[flower]'"
+        f"keys and certificates need Flower and what comes with it; {install('flower')}"
     ) from None
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedclip.device import at_least_fp32
-from fedclip.errors import FedclipError, UsageError
+from fedclip.errors import FedclipError, UsageError, install
 from fedclip.models.export.transformers_folder import (
     CLASSES,
     PROCESSORS,
@@ -80,9 +80,7 @@ def save_onnx(model: CLIPLoRAWrapper, folder: Path) -> None:
     check_processors(model.base_name)
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError(
-            f"exporting to ONNX needs {' and '.join(missing)}: pip install 'fedclip[onnx]'"
-        )
+        raise UsageError(f"exporting to ONNX needs {' and '.join(missing)}; {install('onnx')}")
     ids = _prompt_ids(model)
     size = model.image_size
     noise = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 from fedclip.errors import UsageError
-from fedclip.models.pretrained import EMBEDDED, RANDOM, quiet, source_of
+from fedclip.files import read_json
+from fedclip.models.pretrained import EMBEDDED, RANDOM, load_base, quiet, source_of
+from fedclip.models.state import checked_state
+from fedclip.models.tensor_files import read_tensors
 from fedclip.models.text_head import prompts
+from fedclip.models.trainable.full import FullFineTuning
 from fedclip.models.whole_folder import write_folder
 from fedclip.models.wrapper import CLIPLoRAWrapper
 
@@ -50,6 +55,47 @@ def save_plain(model: CLIPLoRAWrapper, folder: Path) -> None:
         (fresh / _CARD).write_text(_card(model), encoding="utf-8")
 
     write_folder(folder, _FILES, write)
+
+
+def open_plain(folder: Path) -> CLIPLoRAWrapper:
+    """The model in a folder of `save_plain`, with its classes and its trained head."""
+    about = read_json(folder / CLASSES)
+    try:
+        told = _Classes.model_validate(about)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{folder / CLASSES} is damaged: {where}: {first['msg']}") from None
+    if not (folder / "config.json").is_file():
+        raise UsageError(
+            f"{folder} holds towers for other programs; to use the model with fedclip, name the "
+            "run, its adapter, or an export `--to merged`"
+        )
+    linear = told.head == "linear"
+    head = read_tensors(folder / _HEAD)[0] if linear else {}
+    model = CLIPLoRAWrapper(
+        load_base(str(folder.resolve())),
+        kind=FullFineTuning(),
+        head=told.head or "auto",
+        num_classes=len(head["head.bias"]) if "head.bias" in head else None,
+        class_names=told.class_names or None,
+        templates=told.templates or None,
+    )
+    if model.classifier is not None:
+        own = {f"head.{name}": value for name, value in model.classifier.state_dict().items()}
+        state = checked_state(head, own, source=str(folder / _HEAD))
+        model.classifier.load_state_dict({n.removeprefix("head."): t for n, t in state.items()})
+    return model
+
+
+class _Classes(BaseModel):
+    """The fields of `classes.json` that say what the classifier is."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    head: Literal["text", "linear"] | None
+    class_names: list[str]
+    templates: list[str]
 
 
 def check_processors(model_name: str) -> None:
