@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedclip.errors import UsageError
+from fedclip.errors import UsageError, install
 
 HOPELESS = 100.0
 """RDP's epsilon above which PRV's is not computed: that takes minutes, and neither promises any."""
@@ -45,8 +45,7 @@ def require_accountant() -> None:
     """Raise UsageError where Opacus or the cipher is not installed."""
     if find_spec("opacus") is None or find_spec("cryptography") is None:
         raise UsageError(
-            "privacy needs Opacus' accountant and cryptography's cipher; install them by "
-            "pip install 'fedclip[privacy]'"
+            f"privacy needs Opacus' accountant and cryptography's cipher; {install('privacy')}"
         )
 
 
