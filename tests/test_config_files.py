@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedclip.config import Config
 from fedclip.config.loading import dump_config, load_config
 from fedclip.errors import UsageError
 
@@ -234,3 +235,22 @@ def test_references_between_keys_are_resolved(tmp_path: Path) -> None:
     assert load_config(path).federation.rounds == 4
     assert load_config(path, ["seed=6"]).federation.rounds == 6
     assert "nothing" in refused(written(tmp_path, "seed: ${nothing}\n"))
+
+
+def test_an_empty_mapping_takes_the_place_of_what_the_file_has(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "model: {head: linear, lora: {target_modules: {vision_encoder: [fc1]}, "
+        "rank_pattern: {fc1: 2}}}\nclient: {local_epochs: 3}\n"
+    )
+    empty = load_config(file, ["model.lora.target_modules={}", "model.lora.rank_pattern={}"]).model
+    assert empty.trains == "head"
+    assert empty.lora.rank_pattern == {}
+    inside = load_config(file, ["model.lora={target_modules: {}, rank_pattern: {}}"]).model
+    assert inside.trains == "head"
+    one, key = "model.lora.target_modules={}", "model.lora.target_modules.text_encoder=[fc2]"
+    both = load_config(file, [one, key, "model.lora.rank_pattern={}"]).model.lora.target_modules
+    assert (both.vision_encoder, both.text_encoder) == ((), ("fc2",))
+    assert load_config(file, ["client={}"]).client.local_epochs == Config().client.local_epochs
+    laid_over = load_config(file, [key]).model.lora.target_modules
+    assert (laid_over.vision_encoder, laid_over.text_encoder) == (("fc1",), ("fc2",))

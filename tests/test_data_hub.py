@@ -249,6 +249,61 @@ def test_cells_name_files_of_the_data_set_only(tmp_path, outside):
             images.open(1)
 
 
+@pytest.mark.parametrize("named", ["../out.parquet", "https://example.org/x.parquet"])
+def test_a_readme_names_files_of_its_own_folder_only(tmp_path, named):
+    (tmp_path / "set").mkdir()
+    table(4).to_parquet(tmp_path / "out.parquet")
+    table(4).to_parquet(tmp_path / "set" / "in.parquet")
+    readme = "---\nconfigs:\n- config_name: default\n  data_files: {}\n---\n"
+    (tmp_path / "set" / "README.md").write_text(readme.format("in.parquet"))
+    assert len(load(tmp_path / "set")) == 4
+    (tmp_path / "set" / "README.md").write_text(readme.format(named))
+    with pytest.raises(UsageError, match=r"README|cannot open"):
+        load(tmp_path / "set")
+
+
+def test_a_readme_that_names_a_file_elsewhere_is_refused_by_that_name(tmp_path):
+    (tmp_path / "set").mkdir()
+    table(4).to_parquet(tmp_path / "out.parquet")
+    readme = "---\nconfigs:\n- config_name: default\n  data_files: ../out.parquet\n---\n"
+    (tmp_path / "set" / "README.md").write_text(readme)
+    with pytest.raises(
+        UsageError, match=r"README\.md, data_files of train: .*out\.parquet.*not below"
+    ):
+        load(tmp_path / "set")
+
+
+@pytest.mark.parametrize("what", ["table", "split"])
+def test_a_saved_set_names_tables_of_its_own_folder_only(tmp_path, what):
+    datasets.DatasetDict({"train": table(4)}).save_to_disk(tmp_path / "set")
+    table(4).save_to_disk(tmp_path / "out")
+    if what == "split":
+        (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train", "../out"]}')
+    else:
+        state = tmp_path / "set" / "train" / "state.json"
+        about = json.loads(state.read_text())
+        about["_data_files"] = [{"filename": "../../out/data-00000-of-00001.arrow"}]
+        state.write_text(json.dumps(about))
+    with pytest.raises(UsageError, match=r"\.json: .*out.* is not below the data set's own folder"):
+        load(tmp_path / "set")
+
+
+def test_each_caption_of_a_list_makes_a_pair(tmp_path):
+    captions = [["a fox", "red"], ["an ape"], [], ["red", "a fox ", "an owl"]]
+    values = {"image": pictures(4), "caption": captions}
+    features = {"image": datasets.Image(), "caption": datasets.Sequence(datasets.Value("string"))}
+    made = datasets.Dataset.from_dict(values, features=datasets.Features(features))
+    datasets.DatasetDict({"train": made, "test": made.select([3])}).save_to_disk(tmp_path / "set")
+    with pytest.warns(FedclipWarning, match=r"1 images without a caption .*train: 1 of 7"):
+        source = load(f"{tmp_path / 'set'}?caption=caption")
+    named = [source.class_names[i] for i in source.labels]
+    once = ["a fox", "red", "an ape", "red", "a fox", "an owl"]
+    assert named == [*once, *once[-3:]]
+    rows = [int(np.asarray(source.images.open(i)).max()) for i in range(len(source))]
+    assert rows == [0, 0, 1, 3, 3, 3, 3, 3, 3]
+    assert source.is_test.tolist() == [False] * 6 + [True] * 3
+
+
 def test_texts_that_read_alike_are_one_class_and_blank_cells_no_site(tmp_path):
     text = datasets.Value("string")
     breeds, places = ["Cat", "cat", "dog", " cat "], ["a", " a", "", "b"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from fedclip.config.loading import config_from_dict
 from fedclip.deploy.coordinator import rounds as server_run
@@ -378,7 +379,7 @@ def test_the_rounds_wait_for_the_folder_of_a_killed_coordinator(
 
 
 def test_private_state_is_that_before_the_round(tmp_path: Path) -> None:
-    private = PrivateState(tmp_path, "run", "client")
+    private = PrivateState(tmp_path, "run", "client", pytest.fail)
     assert private.before(1) == {}
     for number in (1, 2, 3):
         private.save(number, {"x": torch.tensor([float(number)])})
@@ -391,8 +392,28 @@ def test_private_state_is_that_before_the_round(tmp_path: Path) -> None:
     assert all(path.stat().st_mode & 0o77 == 0 for path in tmp_path.rglob("*.safetensors"))
 
 
+def test_private_state_with_a_flipped_bit_is_named_and_the_one_before_is_taken(
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    private = PrivateState(tmp_path, "run", "client", said.append)
+    for number in (1, 2):
+        private.save(number, {"x": torch.full((3,), float(number))})
+    newest = tmp_path / "run" / "client" / "2.safetensors"
+    whole = newest.read_bytes()
+    for place in range(len(whole)):
+        newest.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        said.clear()
+        assert private.before(3)["x"].tolist() == [1.0] * 3, place
+        assert "2.safetensors" in said[0]
+    newest.write_bytes(whole)
+    assert private.before(3)["x"].tolist() == [2.0] * 3
+    newest.write_bytes(save({"x": torch.zeros(1)}))  # as an older version wrote it
+    assert private.before(3)["x"].tolist() == [0.0]
+
+
 def test_a_run_named_by_another_machine_is_no_path(tmp_path: Path) -> None:
-    PrivateState(tmp_path / "in", "../../out", "../x").save(1, {"x": torch.ones(1)})
+    PrivateState(tmp_path / "in", "../../out", "../x", pytest.fail).save(1, {"x": torch.ones(1)})
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 

@@ -35,6 +35,7 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str,
         except NotReadable:
             problems.append(f"{text!r}: the value is not valid YAML; check brackets and quotes")
             continue
+        change = _emptied(change)
         for part in reversed(parts):
             change = {part: change}
         values = deep_merge(values, change)
@@ -75,13 +76,25 @@ def _ends_in_comment(text: str) -> bool:
     return not text.endswith({"[": "]", "{": "}"}.get(text[0], text[0]))
 
 
+class Emptied(dict[str, Any]):
+    """A mapping that takes the place of the one below it, as an override `key={}` asks."""
+
+
+def _emptied(value: Any) -> Any:
+    """An override's value, whose empty mappings are meant as such."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _emptied(inner) for key, inner in value.items()} if value else Emptied()
+
+
 def deep_merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """Lay one nested mapping over another; lists and values are replaced whole."""
-    merged = dict(base)
+    merged = Emptied(base) if isinstance(base, Emptied) else dict(base)
     for key, value in change.items():
         old = merged.get(key)
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = deep_merge(old, value) if both else value  # type: ignore[arg-type]
+        below = both and not isinstance(value, Emptied)
+        merged[key] = deep_merge(old, value) if below else value  # type: ignore[arg-type]
     return merged
 
 

@@ -19,6 +19,7 @@ from fedclip.data.labels import class_numbers, numbered_labels
 from fedclip.data.prompts import PROMPTS
 from fedclip.data.source import ImageSource, mask_or_none
 from fedclip.data.sources.columns import caption_column, image_column, label_column, listed
+from fedclip.data.sources.hub_files import check_named_files, check_saved_files
 from fedclip.data.sources.hub_images import HubImages, roots_of
 from fedclip.errors import FedclipWarning, UsageError
 
@@ -32,7 +33,7 @@ def hub(path: str | None = None, layout: str = "auto") -> ImageSource:
     The image column and the label column are found by type and name. Where that is not enough,
     options follow the id: `user/name?config=small&label=kind&site=hospital`; `site` names a
     column whose values are natural sites. `caption` names a column of captions, which then take
-    the place of classes; of several captions of an image the first counts. `path` may be `.tar`
+    the place of classes; a cell with a list of captions makes a pair of each. `path` may be `.tar`
     shards of webdataset, whose captions are NAME.txt.
     """
     if not path:
@@ -55,8 +56,11 @@ def hub(path: str | None = None, layout: str = "auto") -> ImageSource:
         label = caption or label_column(name, features, options.get("label"))
         parts = _same_columns(name, parts, [image, label, options.get("site")])
         table = datasets.concatenate_datasets(list(parts.values()))
-    labels, class_names = _captions(table, label) if caption else _classes(table, label)
     split = np.repeat(list(parts), [len(part) for part in parts.values()])
+    if caption:
+        rows, texts = _each_caption(table, caption)
+        table, split = table.select(rows), split[rows]
+    labels, class_names = _captions(texts) if caption else _classes(table, label)
     sites, site_names = _sites(name, table, options.get("site"))
     encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     return ImageSource(
@@ -83,13 +87,18 @@ def _open(name: str, config: str | None, revision: str | None) -> Any:
         if is_local and any(
             (local / mark).is_file() for mark in ("dataset_dict.json", "state.json")
         ):
+            check_saved_files(local)
             return datasets.load_from_disk(str(local))
         if local.suffix == ".parquet" and local.is_file():
             return datasets.load_dataset("parquet", data_files=str(local))
         if local.suffix == ".tar":  # one shard, or a pattern of them
             return datasets.load_dataset("webdataset", data_files=str(local))
         source = str(local) if is_local else name
+        if is_local:
+            check_named_files(local, datasets.load_dataset_builder(source, config).config)
         return datasets.load_dataset(source, config, revision=revision)
+    except UsageError:
+        raise
     except Exception as error:  # the library raises a score of unrelated types
         reason = (str(error) or type(error).__name__).strip().split("\n")[0]
         advice = (
@@ -150,14 +159,21 @@ def _bars_on_terminals_only() -> Iterator[None]:
         datasets.enable_progress_bars()
 
 
-def _captions(table: Any, column: str) -> tuple[np.ndarray, list[str]]:
+def _each_caption(table: Any, column: str) -> tuple[np.ndarray, list[str]]:
+    """The row of each caption, and the captions ("" where there is none); lists have several."""
+    rows, texts = [], []
+    cells = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    for row, found in enumerate(cells):
+        for text in (found or [None]) if isinstance(found, list) else [found]:
+            if text is not None and not isinstance(text, str):
+                raise UsageError(f"data.path: column {column!r} holds no captions, but {text!r}")
+            rows.append(row)
+            texts.append((text or "").strip())
+    return np.array(rows, dtype=np.int64), texts
+
+
+def _captions(texts: list[str]) -> tuple[np.ndarray, list[str]]:
     """Numbers of the captions (-1 where there is none) and the distinct ones."""
-    values = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
-    values = [next(iter(v), None) if isinstance(v, list) else v for v in values]
-    wrong = [v for v in values if v is not None and not isinstance(v, str)]
-    if wrong:
-        raise UsageError(f"data.path: column {column!r} holds no captions, but {wrong[0]!r}")
-    texts = [(value or "").strip() for value in values]
     numbers, _ = numbered([text for text in texts if text])
     found = np.full(len(texts), -1, dtype=np.int64)
     found[[bool(text) for text in texts]] = numbers

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fedclip.errors import FedclipError, one_line, shortened
+from fedclip.errors import FedclipError, UsageError, one_line, shortened
+from fedclip.files import parse_json
 from fedclip.records import plain_json
 
 if TYPE_CHECKING:
@@ -95,8 +96,9 @@ def read_header(data: bytes) -> dict[str, Any]:
     if len(data) < 8 or size > min(len(data) - 8, _LARGEST_HEADER):
         raise BadMessage("the message is cut off, or is none of fedclip's")
     try:
-        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_HEADER])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        frame = parse_json(data[8 : 8 + size], "the frame")
+        header = parse_json(frame["__metadata__"][_HEADER], "the header")
+    except (UsageError, KeyError, TypeError, AttributeError):
         raise BadMessage("the message has no header; it is none of fedclip's") from None
     if not isinstance(header, dict):
         raise BadMessage("the message's header is no mapping")

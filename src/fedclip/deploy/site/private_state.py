@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedclip import files
 from fedclip.errors import UsageError
-from fedclip.models.tensor_files import read_tensors
+from fedclip.models.state import adapter_sha256
+from fedclip.models.tensor_files import read_tensors, tensor_bytes
 from fedclip.records import State
 
 if TYPE_CHECKING:
@@ -26,25 +28,34 @@ _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 class PrivateState:
     """The files of one run and one purpose, `<folder>/<run>/<purpose>/<round>.safetensors`."""
 
-    def __init__(self, folder: Path, run: str, purpose: str) -> None:
+    def __init__(self, folder: Path, run: str, purpose: str, say: Callable[[str], None]) -> None:
+        """`say` hears of files that are damaged."""
         self._folder = folder / _file_name(run) / _file_name(purpose)
+        self._say = say
 
     def before(self, server_round: int) -> dict[str, torch.Tensor]:
-        """What was kept after the last round before this one; empty if there was none."""
+        """What was kept after the last round before this one; empty if there was none.
+
+        Of a round whose file is damaged, what was kept before it.
+        """
         rounds = [number for number in self._rounds() if number < server_round]
         for number in reversed(rounds):
+            path = self._file(number)
             try:
-                return read_tensors(self._file(number))[0]
-            except UsageError:
-                continue  # what a power cut has spoiled
+                tensors, metadata = read_tensors(path)
+            except UsageError as error:
+                self._say(f"{error}; going on from what was kept before it")
+                continue
+            if not metadata or metadata == {"meta": adapter_sha256(tensors)}:
+                return tensors  # an older version wrote no digest
+            self._say(f"{path} does not have its digest; going on from what was kept before it")
         return {}
 
     def save(self, server_round: int, tensors: State) -> None:
         """Keeps tensors as those after this round, and drops what is older than a few rounds."""
-        from safetensors.torch import save
-
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        files.replace_file(self._file(server_round), save(dict(tensors)), mode=0o600)
+        data = tensor_bytes(tensors, adapter_sha256(tensors))
+        files.replace_file(self._file(server_round), data, mode=0o600)
         for number in self._rounds():
             if number > server_round or number <= server_round - ROUNDS_KEPT:
                 self._file(number).unlink(missing_ok=True)

@@ -125,7 +125,7 @@ class SiteTrainer:
         work.check_base(ticket)
         request, exchange, form = requests.read_train(envelope, site)
         folder = Path(self.config.state) / "private"
-        private = PrivateState(folder, ticket.run, request.purpose)
+        private = PrivateState(folder, ticket.run, request.purpose, self._say)
         before = private.before(request.server_round)
         kept = {name: before[KEPT + name] for name in exchange.kept if KEPT + name in before}
         if not request.shift:
@@ -154,9 +154,8 @@ class SiteTrainer:
         state, folder = results.read_result(envelope), Path(self.config.state)
         own: dict[str, torch.Tensor] = {}
         for purpose in PURPOSES:
-            after = PrivateState(folder / "private", ticket.run, purpose).before(
-                ticket.server_round + 1
-            )
+            private = PrivateState(folder / "private", ticket.run, purpose, self._say)
+            after = private.before(ticket.server_round + 1)
             own |= {n.removeprefix(KEPT): t for n, t in after.items() if n.startswith(KEPT)}
         state = replace(state, private={site: own})
         work.parts.put(state)
@@ -175,8 +174,8 @@ class SiteTrainer:
         if self._work is not None and self._work.digest == digest:
             return self._work
         try:
-            job = json.loads((Path(self.config.state) / JOB).read_bytes())
-        except (OSError, ValueError):
+            job = files.read_json(Path(self.config.state) / JOB)
+        except UsageError:
             raise UnknownJob from None
         if requests.job_digest(job) != digest:
             raise UnknownJob

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from fedclip import files
 from fedclip.errors import UsageError
 from fedclip.experiment.bench.plan import Cell
@@ -22,6 +24,7 @@ from fedclip.experiment.summary_file import read_summary
 from fedclip.federated.update_checks import ADVICE
 
 _LAST_LINES = 12
+_STARTS = TypeAdapter(list[dict[str, int | float]])  # all that is measured of a start
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,9 @@ class ProcessRunner:
     def _record(self, cell: Cell) -> list[dict[str, Any]]:
         """What was measured of each start of a cell's run."""
         try:
-            return json.loads((self._folder / f"{cell.name}.bench.json").read_text())["starts"]
-        except (OSError, ValueError, KeyError, TypeError):
+            record = files.read_json(self._folder / f"{cell.name}.bench.json")
+            return _STARTS.validate_python(record.get("starts"), strict=True)
+        except (UsageError, ValidationError):
             return []
 
     def _note(self, cell: Cell, start: dict[str, Any]) -> None:

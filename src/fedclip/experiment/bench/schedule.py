@@ -6,15 +6,16 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
+from pydantic import TypeAdapter, ValidationError
 
 from fedclip import files
+from fedclip.errors import UsageError
 from fedclip.experiment.bench.plan import Cell, Plan
 from fedclip.experiment.bench.runner import Failed, Finished, Outcome, RunCell
 
@@ -52,6 +53,9 @@ class Choice:
     edge: str | None = None
     validation: dict[str, float | None] = field(default_factory=dict)
     cells: list[str] = field(default_factory=list)
+
+
+_CHOICES = TypeAdapter(dict[str, Choice])
 
 
 @dataclass
@@ -98,7 +102,7 @@ def run_grid(
             watcher.refused(arm, problem, 0)
         elif not cells:
             _settle(Choice(arm, plan.rates(arm)[0]), plan, results, pending, watcher)
-        elif arm in kept and kept[arm].cells == [cell.name for cell in cells]:
+        elif arm in kept and _fits(kept[arm], plan.rates(arm), cells):
             _settle(kept[arm], plan, results, pending, watcher)
         else:
             tuned[arm] = []
@@ -200,10 +204,14 @@ def _settle(
 
 def _kept_choices(work: Path) -> dict[str, Choice]:
     try:
-        kept: dict[str, Any] = json.loads((work / "tuning.json").read_text(encoding="utf-8"))
-        return {arm: Choice(**values) for arm, values in kept.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return _CHOICES.validate_python(files.read_json(work / "tuning.json"))
+    except (UsageError, ValidationError):
         return {}  # the tuning runs are still there, and give the same choices again
+
+
+def _fits(choice: Choice, rates: Sequence[float | None], cells: Sequence[Cell]) -> bool:
+    """Whether a choice was made among these tuning runs."""
+    return choice.rate in rates and choice.cells == [cell.name for cell in cells]
 
 
 def _keep(work: Path, choices: dict[str, Choice]) -> None:
