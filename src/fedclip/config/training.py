@@ -121,3 +121,8 @@ class EvaluationConfig(Section):
     keep_best: bool = Field(
         False, description="Also keep the best round by validation, in `adapter_best/`."
     )
+    patience: Times | None = Field(
+        None,
+        description="End the run when validation accuracy has not improved for so many "
+        "evaluations; `null` never does.",
+    )

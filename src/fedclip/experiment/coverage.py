@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedclip.config import EvaluationConfig
 from fedclip.data.federated_data import FederatedData
 from fedclip.data.source import some
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.evaluation.metrics import chosen
 from fedclip.evaluation.per_client import at_most, measured
 from fedclip.experiment.context import Parts, TaskParts
-from fedclip.federated.strategies import Strategy
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -80,6 +80,14 @@ class Coverage:
         """Name the classes without a validation image, where validation chooses something."""
         self._warn(self.not_validated, "validation", f"{what} chosen without them")
 
+    def warn_of_choices(self, evaluation: EvaluationConfig) -> None:
+        """The same for what a run chooses by validation."""
+        best, end = evaluation.keep_best, evaluation.patience is not None
+        if best or end:
+            both = "the best round and the end of the run are"
+            one = "the best round is" if best else "the end of the run is"
+            self.warn_of_validation(both if best and end else one)
+
     def _warn(self, names: Sequence[str], kind: str, so: str) -> None:
         if names:
             warnings.warn(
@@ -91,15 +99,26 @@ class Coverage:
             )
 
 
-def check_measurable(parts: Parts | TaskParts, strategy: Strategy) -> None:
-    """Refuse a run that cannot be judged as it is to be."""
+def check_measurable(parts: Parts | TaskParts, personal: bool) -> None:
+    """Refuse a run that cannot be judged as it is to be; `personal`: its clients' own models."""
     chosen(parts.config.evaluation.metrics)
-    if parts.config.evaluation.keep_best and not parts.has_validation:
-        raise UsageError(
-            "evaluation.keep_best chooses by validation accuracy, but there are no validation "
-            "examples; raise data.validation_fraction, or use more data"
-        )
-    if not parts.has_client_tests and strategy.personal:
+    evaluation, remote = parts.config.evaluation, parts.sites is not None
+    for key, given, what in (
+        ("keep_best", evaluation.keep_best, "chooses"),
+        ("patience", evaluation.patience is not None, "ends a run"),
+    ):
+        if given and remote and personal:
+            raise UsageError(
+                f"evaluation.{key} {what} by validation accuracy, but the sites have models of "
+                "their own, which the coordinator does not see; leave it out"
+            )
+        if given and not parts.has_validation:
+            why = " (the coordinator's own, of a data set with a test split)" if remote else ""
+            raise UsageError(
+                f"evaluation.{key} {what} by validation accuracy, but there are no validation "
+                f"examples{why}; raise data.validation_fraction, or use more data"
+            )
+    if not remote and not parts.has_client_tests and personal:
         raise UsageError(
             "federation.strategy: models of the clients' own are judged on their own test "
             "examples, and no client has any; raise data.test_fraction, leave out data.shots, or "

@@ -36,6 +36,9 @@ CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint_previous.safetensors"
 _LOCK = ".lock"
 
+PATIENCE = "evaluation.patience"
+"""What the reason of a run begins with that this key has ended, and that is not gone on with."""
+
 
 class RunFolder:
     """One run's files. `create` and `open` check the folder; `exclusive` keeps others out."""
@@ -101,7 +104,8 @@ class RunFolder:
         if not self.is_finished():
             return True
         summary = self.read_json(SUMMARY)
-        return isinstance(summary, Mapping) and summary.get("stopped_by") is not None
+        reason = summary.get("stopped_by") if isinstance(summary, Mapping) else None
+        return reason is not None and not str(reason).startswith(PATIENCE)
 
     def reopen(self) -> None:
         """Take back the summary of a run that goes on: it is not finished any more."""

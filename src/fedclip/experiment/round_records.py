@@ -53,7 +53,7 @@ def figures_of(
     result: RoundResult,
     personal: bool,
     due: bool,
-    judge: Callable[[RoundResult], Mapping[str, Any]] | None,
+    judge: Callable[[RoundResult], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """A round's figures: evaluated here where that is due, and told by a judge, if there is one."""
     figures = evaluate_run(parts, result.state, personal=personal) if due else {}

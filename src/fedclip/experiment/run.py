@@ -28,8 +28,10 @@ from fedclip.experiment.engine import create_engine, local_settings
 from fedclip.experiment.evaluate import evaluate_merged
 from fedclip.experiment.folder import CONFIG, PARTITION, RunFolder, next_folder
 from fedclip.experiment.identity import check_config, take_up
+from fedclip.experiment.patience import Patience
 from fedclip.experiment.round_records import before_training, figures_of, round_record
 from fedclip.experiment.save_adapters import adapter_digests, save_adapters
+from fedclip.experiment.stopwatch import Stopwatch
 from fedclip.experiment.strategy import choose_strategy
 from fedclip.experiment.summary import summarise
 from fedclip.experiment.summary_file import read_summary, write_summary
@@ -81,7 +83,7 @@ def run(
     ):
         parts = assemble_run(config, heard, processes)
         strategy = choose_strategy(parts)
-        check_measurable(parts, strategy)
+        check_measurable(parts, strategy.personal)
         if not processes.is_first:
             return _follow(parts, strategy, path)
         folder = RunFolder.create(path, dump_config(parts.config))
@@ -149,36 +151,40 @@ def carry_out(
         folder.truncate_metrics(checkpoint.finished_rounds, checkpoint.metrics_sha256)
         coverage = Coverage.of(parts, personal)
         coverage.warn_of_tests()
-        if config.evaluation.keep_best:
-            coverage.warn_of_validation("the best round is")
-        parts.processes.first_start(checkpoint.finished_rounds, checkpoint.state)
+        coverage.warn_of_choices(config.evaluation)
+        total, every = config.federation.rounds, config.evaluation.every
+        patience = Patience(config.evaluation.patience, total, folder.read_metrics())
+        finished = checkpoint.finished_rounds if patience.reason is None else total
+        parts.processes.first_start(finished, checkpoint.state)
         folder.reopen()
         clock = Stopwatch(started)
         if checkpoint.finished_rounds < 0:
             before = before_training(parts, checkpoint.state, personal)
             _finish_round(parts, folder, checkpoint, clock, before, listener)
-        total, every = config.federation.rounds, config.evaluation.every
         listener.rounds(checkpoint.finished_rounds, total, parts.clients_per_round)
-        start, closing = (checkpoint.finished_rounds, checkpoint.state), dict[str, Any]()
+        start, closing = (max(0, finished), checkpoint.state), {"stopped_by": patience.reason}
         for result in _rounds(parts, engine, strategy, *start, listener.client):
             checkpoint.add(result)
             last = result.server_round == total
             due = last or result.server_round % every == 0
-            figures = figures_of(parts, result, personal, due, judge if last else None)
-            record = round_record(result) | figures
+            record = round_record(result) | figures_of(parts, result, personal, due)
+            end = patience.hear(record) or last
+            if end and judge is not None:
+                record |= judge(result)
             _finish_round(parts, folder, checkpoint, clock, record, listener)
-            if not last and (reason := _reason_to_stop(parts, listener)) is not None:
-                figures = figures_of(parts, result, personal, not due, judge)
-                closing = {"stopped_by": reason} | figures
+            if not last and (reason := _reason_to_stop(parts, listener, patience)) is not None:
+                closing = {"stopped_by": reason}
+                if not end:
+                    closing |= figures_of(parts, result, personal, not due, judge)
                 break
         run = _finish_run(parts, folder, checkpoint, clock, coverage, closing)
         listener.finish(run.summary)
         return run
 
 
-def _reason_to_stop(parts: Parts | TaskParts, listener: Listener) -> str | None:
-    """Why a listener wants the run to end after this round, of which all processes learn."""
-    reason = listener.stop()
+def _reason_to_stop(parts: Parts | TaskParts, listener: Listener, patience: Patience) -> str | None:
+    """Why the run is to end after this round, of which all processes learn."""
+    reason = patience.reason or listener.stop()
     parts.processes.first_numbers([int(reason is not None)])
     return reason
 
@@ -217,20 +223,6 @@ def _rounds(
         quorum=Quorum(config.deploy.quorum),
         settings=local_settings(config, parts.precision),
     )
-
-
-class Stopwatch:
-    """Seconds from one lap to the next, the first since `started`."""
-
-    def __init__(self, started: float) -> None:
-        """Takes a reading of `time.perf_counter`."""
-        self._last = started
-
-    def lap(self) -> float:
-        """Seconds since the last lap."""
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds
 
 
 def _finish_round(

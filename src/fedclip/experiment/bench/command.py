@@ -234,7 +234,8 @@ def _gaps(results: Results) -> list[str]:
     found: dict[str, list[str]] = {}
     for run in results.finished:
         kinds = {} if run.cell.tuning else {"test": NOT_TESTED}
-        if run.cell.tuning or run.summary.get("best"):  # validation has chosen something
+        chosen = run.summary.get("best") or run.summary.get("stopped_by")
+        if run.cell.tuning or chosen:  # by validation
             kinds["validation"] = NOT_VALIDATED
         for kind, key in kinds.items():
             if names := missing_in(run.summary, key):
