@@ -9,13 +9,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from fedclip.adapters.load import finished, public_name, run_and_adapter
+from fedclip.adapters.load import finished, public_name, run_and_adapter, summary_of
 from fedclip.catalog import short_name
 from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.experiment.folder import CONFIG, PARTITION
 from fedclip.experiment.summary import FLOWER
-from fedclip.experiment.summary_file import read_summary
 from fedclip.models.adapter_card import code, loading, markdown
 from fedclip.models.adapter_folder import read_adapter
 from fedclip.models.adapter_notes import AdapterNotes
@@ -24,16 +23,17 @@ from fedclip.reports.closing import number, recall_of
 from fedclip.reports.tables import retrieval_rows
 
 
-def run_card(folder: str | Path, repo_id: str | None = None) -> str:
+def run_card(folder: str | Path, repo_id: str | None = None, *, best: bool = False) -> str:
     """The card of a run's last adapter, as Markdown with the hub's front matter.
 
+    With `best` it is that of the best round by validation, with the figures of that round.
     It names neither clients nor folders of this machine. `repo_id` is where readers will find the
     adapter; None leaves a gap for a folder.
     """
     run = finished(folder)
     config = load_config(run.path / CONFIG)
-    summary = read_summary(run)
-    _, notes, _ = read_adapter(run_and_adapter(run.path)[1])
+    summary = summary_of(run, best)
+    _, notes, _ = read_adapter(run_and_adapter(run.path, best)[1])
     kind = notes.kind
     base = public_name(config.model.model_name)
     name = repo_id or f"clip-{_data_name(config)}-{short_name(summary['strategy'])}"
@@ -56,7 +56,7 @@ def run_card(folder: str | Path, repo_id: str | None = None) -> str:
             "Data",
             [*_data(config, summary, run.read_json(PARTITION), notes), *_sizes(summary)],
         ),
-        *_section("Training", _training(config, summary)),
+        *_section("Training", [*_best(config, summary, best), *_training(config, summary)]),
         *_section("Traffic", _traffic(summary)),
         "## How to load",
         "\n".join(
@@ -212,6 +212,17 @@ def _sizes(summary: Mapping[str, Any]) -> list[str]:
     if factor is None or factor <= 1:
         return [f"{seen}."]
     return [f"{seen}: the images, by their median shorter side, shrunk {factor:.2g}-fold."]
+
+
+def _best(config: Config, summary: Mapping[str, Any], best: bool) -> list[str]:
+    """Which round's adapter it is, where it is not the last one's."""
+    if not best:
+        return []
+    accuracy = number(summary["validation_accuracy"])
+    return [
+        f"- The adapter is that of round {summary['rounds']} (of {config.federation.rounds} that "
+        f"were asked for), the best by validation accuracy ({accuracy})."
+    ]
 
 
 def _training(config: Config, summary: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from fedclip.adapters.load import (
     load_run_model,
     refuse_files,
     run_and_adapter,
+    summary_of,
     without_files,
 )
 from fedclip.adapters.predict import predict
@@ -56,14 +57,18 @@ __all__ = ["evaluate", "info", "load_run_model", "predict"]
 _BYTES = 4  # of an fp32 parameter, the format that travels
 
 
-def info(target: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def info(
+    target: str | Path, overrides: Sequence[str] = (), *, best: bool = False
+) -> dict[str, Any]:
     """Parameters and traffic of a configuration file or a run, against full fine-tuning.
 
     Counts are parameters, traffic is in bytes per client and round, each way; messages are what
     `fedclip coordinate` sends, headers and formats included, None for a run whose strategy is in a
-    file of code. A finished run's summary comes with it.
+    file of code. A finished run's summary comes with it, with `best` as of its best round.
     """
     path = Path(target)
+    if best:
+        run_and_adapter(path, best)  # is there
     run_folder = RunFolder.open(path) if path.is_dir() else None
     config = load_config(run_folder.path / CONFIG if run_folder else path, overrides)
     closed = run_folder is not None  # no file of code is run because a run's folder names it
@@ -88,20 +93,27 @@ def info(target: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "rounds": config.federation.rounds,
     }
     if run_folder and run_folder.is_finished():
-        facts["summary"] = read_summary(run_folder)
+        facts["summary"] = summary_of(run_folder, best)
     return facts
 
 
 def evaluate(
-    folder: str | Path, *, listener: Listener | None = None, detail: bool = False
+    folder: str | Path,
+    *,
+    listener: Listener | None = None,
+    detail: bool = False,
+    best: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a finished run's adapter again, on the central test set and by client.
 
+    It is the last round's, or with `best` that of the best round by validation.
     With `detail` the figures hold one more, `detail`: by class, site and confidence, beside the
     base model (`evaluation.breakdown.in_detail`). Of several tasks, `adapters` has the accuracy of
     every adapter on every task.
     """
     run_folder = finished(folder)
+    if best:
+        run_and_adapter(folder, best)  # is there
     config = load_config(run_folder.path / CONFIG)
     if detail and config.task == "contrastive":
         raise UsageError(
@@ -116,9 +128,9 @@ def evaluate(
         parts = _assembled(config, run_folder, listener)
         check_partition(parts, run_folder)
         figures = (
-            _of_tasks(parts, run_folder)
+            _of_tasks(parts, run_folder, best)
             if isinstance(parts, TaskParts)
-            else _of_one(parts, run_folder, detail)
+            else _of_one(parts, run_folder, detail, best)
         )
     summary = read_summary(run_folder)
     names = [f"zero_shot_{name}" for name in ("accuracy", *summary.get("metrics", ()), *ZERO_SHOT)]
@@ -143,24 +155,24 @@ def _assembled(config: Config, run_folder: RunFolder, listener: Listener) -> Par
     return coordinator_parts(config, listener, DeployFiles(run_folder.path).sites)
 
 
-def _of_one(parts: Parts, run_folder: RunFolder, detail: bool) -> dict[str, Any]:
+def _of_one(parts: Parts, run_folder: RunFolder, detail: bool, best: bool) -> dict[str, Any]:
     personal = None
     if _is_personal(parts.config, run_folder):
-        personal = _last_state(run_folder)
+        personal = _state(run_folder, best)
         check_parts(run_folder, parts)
     else:
-        parts.model.load_adapter(run_and_adapter(run_folder.path)[1])
+        parts.model.load_adapter(run_and_adapter(run_folder.path, best)[1])
     figures = evaluate_parts(parts, personal=personal)
     return figures | ({"detail": _detail(parts, personal)} if detail else {})
 
 
-def _of_tasks(parts: TaskParts, run_folder: RunFolder) -> dict[str, Any]:
-    state = _last_state(run_folder)
+def _of_tasks(parts: TaskParts, run_folder: RunFolder, best: bool) -> dict[str, Any]:
+    state = _state(run_folder, best)
     check_parts(run_folder, parts)
     figures = evaluate_run(parts, state, personal=_is_personal(parts.config, run_folder))
     adapters = evaluate_matrix(parts, state)
     if state.groups:
-        adapters["merged"] = evaluate_merged(parts, run_and_adapter(run_folder.path)[1])
+        adapters["merged"] = evaluate_merged(parts, run_and_adapter(run_folder.path, best)[1])
     return {**figures, "adapters": adapters}
 
 
@@ -171,11 +183,14 @@ def _is_personal(config: Config, run_folder: RunFolder) -> bool:
         return True
     if federation.strategy in STRATEGIES:
         return STRATEGIES[federation.strategy].personal
-    return any(own_starts(_last_state(run_folder)).values())
+    return any(own_starts(_state(run_folder)).values())
 
 
-def _last_state(run_folder: RunFolder) -> RunState:
-    """The state that a finished run ended with, which must be the one its summary tells of."""
+def _state(run_folder: RunFolder, best: bool = False) -> RunState:
+    """The state that a finished run ended with, which must be the one its summary tells of.
+
+    With `best` that of its best round, which stands in the same checkpoint.
+    """
     checkpoint = Checkpoint.load(run_folder)
     if checkpoint is None:
         raise UsageError(
@@ -187,7 +202,11 @@ def _last_state(run_folder: RunFolder) -> RunState:
             f"{run_folder.path}: checkpoint.safetensors is not the one that the run ended with "
             f"(state_sha256 in {SUMMARY}); put that one back"
         )
-    return checkpoint.state
+    if not best:
+        return checkpoint.state
+    if checkpoint.best_state is None:
+        raise UsageError(f"{run_folder.path}: checkpoint.safetensors holds no best round")
+    return checkpoint.best_state
 
 
 def _detail(parts: Parts, personal: RunState | None) -> dict[str, Any]:

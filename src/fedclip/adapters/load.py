@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 from fedclip.catalog import in_file
 from fedclip.config import Config
@@ -11,6 +12,7 @@ from fedclip.config.loading import load_config
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.build import model_config, model_seed
 from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
+from fedclip.experiment.summary import as_of_best
 from fedclip.experiment.summary_file import read_summary
 from fedclip.files import read_json
 from fedclip.models.adapter_folder import CONFIG as PEFT_CONFIG
@@ -18,6 +20,8 @@ from fedclip.models.adapter_folder import NOTES, read_adapter
 from fedclip.models.adapter_updates import open_adapter
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.models.export.transformers_folder import CLASSES, open_plain
+
+_LAST, _BEST = "adapter", "adapter_best"
 
 
 def finished(folder: str | Path) -> RunFolder:
@@ -33,15 +37,38 @@ def finished(folder: str | Path) -> RunFolder:
     return run_folder
 
 
-def run_and_adapter(path: str | Path) -> tuple[RunFolder, Path]:
-    """A finished run and one of its adapters: the run's folder means `adapter/`.
+def run_and_adapter(path: str | Path, best: bool = False) -> tuple[RunFolder, Path]:
+    """A finished run and one of its adapters: the run's folder means the last round's.
 
-    A path inside the run, such as `RUN/adapter_of/digits`, means that adapter.
+    With `best` it means that of the best round by validation; UsageError where none was kept. A
+    path inside the run, such as `RUN/adapter_of/digits`, means that adapter.
     """
     around = in_run(path)
-    run, adapter = finished(around or path), Path(path) if around else Path(path) / "adapter"
+    run = finished(around or path)
+    if best and around:
+        raise UsageError(
+            f"{path} is one adapter of a run; --best (best=True) is for the run's folder, {around}"
+        )
+    if best and not (run.path / _BEST).is_dir():
+        kept = read_summary(run).get("best")
+        raise UsageError(
+            f"{run.path} has lost its folder {_BEST}; put it back"
+            if kept
+            else f"{run.path} has kept no best round, so leave out --best (best=True); "
+            "evaluation.keep_best: true keeps it in a new run"
+        )
+    adapter = Path(path) if around else Path(path) / (_BEST if best else _LAST)
     _check_belongs(run, adapter)
     return run, adapter
+
+
+def summary_of(run: RunFolder, best: bool = False) -> dict[str, Any]:
+    """A finished run's summary; with `best` as if it had ended with its best round."""
+    summary = read_summary(run)
+    if not best:
+        return summary
+    run_and_adapter(run.path, best)  # is there
+    return as_of_best(summary, run.read_metrics())
 
 
 def _check_belongs(run: RunFolder, adapter: Path) -> None:
@@ -64,21 +91,22 @@ def in_run(path: str | Path) -> Path | None:
     return next((p for p in path.resolve().parents[:2] if RunFolder(p).is_run()), None)
 
 
-def adapter_folder(path: str | Path) -> Path:
-    """The adapter folder that a path means: a finished run's `adapter/`, or the path itself."""
-    return run_and_adapter(path)[1] if RunFolder(Path(path)).is_run() else Path(path)
+def adapter_folder(path: str | Path, best: bool = False) -> Path:
+    """The adapter folder that a path means: that of a finished run, or the path itself."""
+    is_run = RunFolder(Path(path)).is_run()
+    return run_and_adapter(path, best)[1] if is_run or best else Path(path)
 
 
-def load_run_model(folder: str | Path) -> CLIPLoRAWrapper:
+def load_run_model(folder: str | Path, *, best: bool = False) -> CLIPLoRAWrapper:
     """A finished run's model, with the last round's adapter and its classes, on the CPU.
 
-    `folder` may also be one adapter inside a run, such as `RUN/adapter_of/digits`, an adapter
-    folder anywhere, or a model of `fedclip export --to merged`. Of the last two the weights hold
-    all that was trained.
+    With `best` it has that of the best round by validation. `folder` may also be one adapter inside
+    a run, such as `RUN/adapter_of/digits`, an adapter folder anywhere, or a model of
+    `fedclip export --to merged`. Of the last two the weights hold all that was trained.
     """
-    if not of_run(folder):
+    if not (best or of_run(folder)):
         return _without_run(Path(folder))
-    run_folder, adapter = run_and_adapter(folder)
+    run_folder, adapter = run_and_adapter(folder, best)
     config = load_config(run_folder.path / CONFIG)
     _, notes, _ = read_adapter(adapter)
     model = create_clip_model(

@@ -34,13 +34,16 @@ class Predictor:
         self.class_names = model.class_names
 
     @classmethod
-    def of_run(cls, folder: str | Path, labels: Sequence[str] | None = None) -> Predictor:
+    def of_run(
+        cls, folder: str | Path, labels: Sequence[str] | None = None, *, best: bool = False
+    ) -> Predictor:
         """The model of a finished run or of an adapter in it, on the device that the run asks for.
 
-        `folder` may be whatever `load_run_model` takes. `labels` replaces the classes that it was
-        trained on; only a text head can take others.
+        `folder` may be whatever `load_run_model` takes; with `best` it is a run's, and the best
+        round by validation counts. `labels` replaces the classes that it was trained on; only a
+        text head can take others.
         """
-        model = load_run_model(folder)
+        model = load_run_model(folder, best=best)
         if labels:
             require_text_head(model, "--labels")
             model.set_classes(labels, model.templates)
@@ -120,15 +123,20 @@ def predictions(
 
 
 def predict(
-    folder: str | Path, images: Sequence[str | Path], labels: Sequence[str] | None = None
+    folder: str | Path,
+    images: Sequence[str | Path],
+    labels: Sequence[str] | None = None,
+    *,
+    best: bool = False,
 ) -> list[dict[str, Any]]:
-    """Classifies image files with a run's model.
+    """Classifies image files with a run's model, the last round's, or with `best` the best one's.
 
     `labels` replaces the classes that the run was trained on; only a text head can take others.
     Each prediction holds the image's path, its label, the label's probability, and the
     probabilities of all labels, highest first.
     """
-    return list(predictions(Predictor.of_run(folder, labels), [str(image) for image in images]))
+    predictor = Predictor.of_run(folder, labels, best=best)
+    return list(predictions(predictor, [str(image) for image in images]))
 
 
 def best(scores: dict[str, float]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from fedclip.adapters.card import run_card
-from fedclip.adapters.load import finished
+from fedclip.adapters.load import finished, run_and_adapter
 from fedclip.config.loading import load_config
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.folder import CONFIG
@@ -25,15 +25,16 @@ from fedclip.experiment.folder import CONFIG
 _LOGIN = "log in by `hf auth login`, or set HF_TOKEN to a token that may write"
 
 
-def push(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
+def push(folder: str | Path, repo_id: str, *, private: bool = False, best: bool = False) -> str:
     """Uploads a finished run's last adapter with its card in one commit; returns the address.
 
+    With `best` it is that of the best round by validation.
     The repository is made if need be, `private` or public; one that is there keeps what it is.
     UsageError when the name is no repository's, nobody is logged in, or the hub refuses or cannot
     be reached.
     """
     run = finished(folder)
-    adapter = run.path / "adapter"
+    adapter = run_and_adapter(run.path, best)[1]
     base = load_config(run.path / CONFIG).model.model_name
     if Path(base).is_absolute():
         warnings.warn(
@@ -42,7 +43,7 @@ def push(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
             FedclipWarning,
             stacklevel=2,
         )
-    card = run_card(folder, repo_id)  # before anything is sent
+    card = run_card(folder, repo_id, best=best)  # before anything is sent
     try:
         huggingface_hub.utils.validate_repo_id(repo_id)
         if huggingface_hub.get_token() is None:

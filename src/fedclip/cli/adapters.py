@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedclip.catalog import MERGE_METHODS
-from fedclip.cli.options import AsJson, RunPath
+from fedclip.cli.options import AsJson, Best, RunPath
 from fedclip.errors import UsageError
 
 
@@ -23,6 +23,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The new folder [default: RUN-FORM].")
     ] = None,
+    best: Best = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's model for other programs.
@@ -32,7 +33,7 @@ def export(
     from fedclip.adapters.export import export as write
     from fedclip.cli.console import show
 
-    show(write(folder, to, output), as_json)
+    show(write(folder, to, output, best=best), as_json)
 
 
 def merge(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedclip.cli.options import AsJson, RunPath
+from fedclip.cli.options import AsJson, Best, RunPath
 from fedclip.errors import UsageError
 
 Labels = Annotated[
@@ -26,6 +26,7 @@ def evaluate(
         Path | None,
         typer.Option("--plots", metavar="DIR", help="Write plots of these as PNG; means --full."),
     ] = None,
+    best: Best = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run's adapter again.
@@ -36,7 +37,7 @@ def evaluate(
     from fedclip.cli.console import show_evaluation, write_plots
     from fedclip.reports.progress import make_progress
 
-    figures = measure(folder, listener=make_progress(), detail=full or plots is not None)
+    figures = measure(folder, listener=make_progress(), detail=full or plots is not None, best=best)
     if plots is not None:
         write_plots(figures["detail"], plots)
     show_evaluation(figures, as_json)
@@ -64,6 +65,7 @@ def predict(
         Literal["fail", "skip"],
         typer.Option("--on-bad", help="An unreadable image: stop before all work, or leave out."),
     ] = "fail",
+    best: Best = False,
     as_json: AsJson = False,
 ) -> None:
     """Classify images with a run's adapter.
@@ -84,6 +86,7 @@ def predict(
         output=output,
         top=top,
         skip_bad=on_bad == "skip",
+        best=best,
         to_json=as_json,
         show_rows=lambda rows: show_rows(rows, as_json=False),
         warn=warn,
@@ -109,6 +112,7 @@ def serve(
             "--allow-host", metavar="NAME", help="Also answer to this host name; repeatable."
         ),
     ] = None,
+    best: Best = False,
 ) -> None:
     """Serve a run's adapter by HTTP, with a web page.
 
@@ -126,6 +130,7 @@ def serve(
         max_mb=max_mb,
         labels=names,
         allow_hosts=allow_host or (),
+        best=best,
         say=say,
         warn=warn,
     )
@@ -137,6 +142,7 @@ def card(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write it here instead of printing."),
     ] = None,
+    best: Best = False,
 ) -> None:
     """Describe a run's adapter in a model card.
 
@@ -144,7 +150,7 @@ def card(
     """
     from fedclip.adapters.card import run_card
 
-    text = run_card(folder)
+    text = run_card(folder, best=best)
     if output is None:
         typer.echo(text, nl=False)
         return
@@ -162,6 +168,7 @@ def push(
     private: Annotated[
         bool, typer.Option("--private", help="If the repository is new, only you may see it.")
     ] = False,
+    best: Best = False,
 ) -> None:
     """Upload a run's adapter and card to the hub.
 
@@ -169,7 +176,7 @@ def push(
     """
     from fedclip.adapters.push import push as upload
 
-    typer.echo(upload(folder, repo_id, private=private))
+    typer.echo(upload(folder, repo_id, private=private, best=best))
 
 
 def label_list(labels: str | None) -> list[str] | None:

@@ -17,7 +17,7 @@ from fedclip.cli import adapters as cli_adapters
 from fedclip.cli import deploy as cli_deploy
 from fedclip.cli import inference as cli_use
 from fedclip.cli import keys as cli_keys
-from fedclip.cli.options import AsJson, Overrides, only, sorted_out
+from fedclip.cli.options import AsJson, Best, Overrides, only, sorted_out
 from fedclip.errors import UsageError
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def info(
         typer.Argument(metavar="CONFIG|RUN [KEY=VALUE]...", hidden=True),
     ],
     overrides: Overrides = None,
+    best: Best = False,
     as_json: AsJson = False,
 ) -> None:
     """Show parameters and what travels.
@@ -163,7 +164,7 @@ def info(
     from fedclip.adapters.inspect import info as describe
     from fedclip.cli.console import show
 
-    show(describe(target, changes), as_json)
+    show(describe(target, changes, best=best), as_json)
 
 
 for _command in (cli_use.evaluate, cli_use.predict, cli_use.serve, cli_use.card, cli_use.push):

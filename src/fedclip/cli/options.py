@@ -13,6 +13,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 # Arguments are explained in the texts of commands: the list that typer 0.20 makes of them loses its
 # words with newer versions of click.
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
+Best = Annotated[
+    bool, typer.Option("--best", help="Take the best round by validation, not the last one.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key; the same as a bare key=value."),

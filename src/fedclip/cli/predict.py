@@ -30,6 +30,7 @@ def predict(
     output: Path | None,
     top: int | None,
     skip_bad: bool,
+    best: bool,
     to_json: bool,
     show_rows: Callable[[list[dict[str, Any]]], None],
     warn: Callable[[str], None],
@@ -40,7 +41,7 @@ def predict(
     """
     form = format_of(output) if output else None
     paths = find_images(images)
-    predictor = Predictor.of_run(folder, labels)
+    predictor = Predictor.of_run(folder, labels, best=best)
     bad: list[str] = []
 
     def skip(message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -16,6 +17,11 @@ from fedclip.records import RunState, State
 
 FLOWER = "flower"
 """The `engine` of a coordinator's run."""
+_OF_THE_LAST = frozenset(
+    {"adapters", "groups", "forgetting", "base_accuracy", "base_zero_shot_accuracy"}
+    | {"new_accuracy", "new_zero_shot_accuracy", "harmonic_mean", "zero_shot_harmonic_mean"}
+    | {"adapter_sha256", "state_sha256", "summary_sha256", "records_sha256", "stopped_by"}
+)
 _RETRIEVAL = ("zero_shot_retrieval", "retrieval")  # of the first line, and of the last
 
 
@@ -82,6 +88,26 @@ def _best(checkpoint: Checkpoint, metrics: list[dict[str, Any]]) -> dict[str, An
     """The best round by validation, with its accuracy on the test set."""
     best = checkpoint.best
     return best and best | {"accuracy": metrics[best["server_round"]]["accuracy"]}
+
+
+def as_of_best(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The summary of a run as if it had ended with its best round, from the lines of its rounds.
+
+    What was measured of the last round alone is left out.
+    """
+    number = summary["best"]["server_round"]
+    line, chosen_names = metrics[number], summary.get("metrics", ())
+    keys = ("accuracy", *chosen_names)
+    keys = (*keys, *(f"{place}_{key}" for place in ("validation", "client") for key in keys))
+    found = {key: value for key, value in summary.items() if key not in _OF_THE_LAST}
+    for key in (*keys, *CLASS_FIGURES, "retrieval"):
+        if key in found:
+            found[key] = line.get(key)
+    tasks = {}
+    for task, own in summary.get("tasks", {}).items():
+        by_task = {key: line.get(f"{key}_by_task", {}).get(task) for key in own}
+        tasks[task] = own | {key: by_task[key] for key in (*keys, *CLASS_FIGURES) if key in own}
+    return found | ({"tasks": tasks} if tasks else {}) | {"rounds": number}
 
 
 def _class_figures(metrics: list[dict[str, Any]]) -> dict[str, Any]:

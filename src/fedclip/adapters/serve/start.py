@@ -20,10 +20,13 @@ def serve(
     max_mb: float,
     labels: Sequence[str] | None,
     allow_hosts: Sequence[str] = (),
+    best: bool = False,
     say: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> None:
     """Serve a run's model by HTTP until Ctrl-C; port 0 takes a free one.
+
+    It is the last round's, or with `best` that of the best round by validation.
 
     It answers to addresses in numbers, to localhost, and to the machine's name, the host that it
     listens at and `allow_hosts`.
@@ -49,7 +52,8 @@ def serve(
     return_freed_memory()  # between requests nobody needs it
     with _listening(host, port) as listener:  # a taken port is reported before the model is loaded
         hosts = known_hosts(host, allow_hosts)
-        app = create_app(Predictor.of_run(folder, labels), max_bytes=int(max_mb * 1e6), hosts=hosts)
+        predictor = Predictor.of_run(folder, labels, best=best)
+        app = create_app(predictor, max_bytes=int(max_mb * 1e6), hosts=hosts)
         place = f"[{host}]" if ":" in host else host
         say(f"{folder} at http://{place}:{listener.getsockname()[1]} (interface at /docs)")
         if host not in ("127.0.0.1", "::1", "localhost"):
