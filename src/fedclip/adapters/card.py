@@ -10,9 +10,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fedclip.adapters.load import finished, public_name, run_and_adapter, summary_of
-from fedclip.catalog import short_name
+from fedclip.catalog import short_name, strategy_row
 from fedclip.config import Config
 from fedclip.config.loading import load_config
+from fedclip.errors import UsageError
 from fedclip.experiment.folder import CONFIG, PARTITION
 from fedclip.experiment.summary import FLOWER
 from fedclip.models.adapter_card import code, loading, markdown
@@ -32,6 +33,11 @@ def run_card(folder: str | Path, repo_id: str | None = None, *, best: bool = Fal
     """
     run = finished(folder)
     config = load_config(run.path / CONFIG)
+    if config.tasks:
+        raise UsageError(
+            f"{folder} has several tasks, and a card is of a run on one; the README.md of each "
+            "adapter in it (adapter/, adapter_of/) says what that one is"
+        )
     summary = summary_of(run, best)
     _, notes, _ = read_adapter(run_and_adapter(run.path, best)[1])
     kind = notes.kind
@@ -51,7 +57,9 @@ def run_card(folder: str | Path, repo_id: str | None = None, *, best: bool = Fal
         f"# {name.split('/')[-1]}",
         f"{kind.title[0].upper()}{kind.title[1:]} for CLIP (`{base}`), trained "
         f"with fedclip {_origin(summary)}",
-        *_section("Results", [*_accuracies(summary), *_recalls(summary)]),
+        *_section(
+            "Results", [*_accuracies(summary), *_recalls(summary), *_whose(run.path, config)]
+        ),
         *_section(
             "Data",
             [*_data(config, summary, run.read_json(PARTITION), notes), *_sizes(summary)],
@@ -175,6 +183,18 @@ def _recalls(summary: Mapping[str, Any]) -> list[str]:
         for row in rows
     ]
     return ["", "| recall | zero-shot | trained |", "|---|---|---|", *lines]
+
+
+def _whose(run: Path, config: Config) -> list[str]:
+    """Whose models were measured, where it was not this adapter alone."""
+    personal = strategy_row(config.federation.strategy).personal  # at sites, where not here
+    if not (personal or config.federation.ditto_mu is not None or (run / "adapter_of").is_dir()):
+        return []
+    return [
+        "",
+        "Measured with the clients' own adapters (or their groups'), each on its own images. This "
+        "adapter is what they share, or their merge; by itself it may do worse.",
+    ]
 
 
 def _data(
