@@ -33,8 +33,7 @@ class Entry:
 class StrategyEntry(Entry):
     """A strategy, and what may be combined with it.
 
-    The defaults are the careful ones: a class of a user's own says otherwise by attributes of
-    these names (`FLAGS`).
+    The defaults are the careful ones: a user's class says otherwise by attributes (`FLAGS`).
     """
 
     needs_lora: bool = True  # combines LoRA factors: no full fine-tuning
@@ -45,6 +44,8 @@ class StrategyEntry(Entry):
     steps_in_place: bool = False  # proposes tensors in the old ones' coordinates: server optimizers
     mixes_ranks: bool = False  # takes clients of different ranks
     allows_dora: bool = False  # does not need B A to be the whole update
+    robust_mean: bool = False  # `mean` of one factor that all share: any robust rule
+    robust_weights: bool = False  # weighs products B A by `num_examples`: rules that weigh
     options: tuple[str, ...] = ()  # keys of the configuration that it reads
     dynamic_ranks: str = ""  # what the server's ranks cut: the factors' "mean", or "product"
     pools: bool = False  # one client holds all examples
@@ -82,15 +83,16 @@ _BOTH: Any = {"both_factors": True, "dynamic_ranks": "mean"}
 STRATEGIES: dict[str, StrategyEntry] = {
     "fedavg": _strategy("averaging:FedAvg", needs_lora=False, **_MEAN, **_BOTH),
     "fedit": _strategy("averaging:FedIT", **_MEAN, **_BOTH),
-    "ffa": _strategy("averaging:FFA", "only_b", **_MEAN),
-    "rolora": _strategy("averaging:RoLoRA", "in_turns", **_MEAN),
+    "ffa": _strategy("averaging:FFA", "only_b", **_MEAN, robust_mean=True),
+    "rolora": _strategy("averaging:RoLoRA", "in_turns", **_MEAN, robust_mean=True),
     "fedsa": _strategy(
         "averaging:FedSA", "only_a", personal=True, steps_in_place=True, allows_dora=True
     ),
-    "flora": _strategy("weight_folding:FLoRA", "stacked", mixes_ranks=True),
+    "flora": _strategy("weight_folding:FLoRA", "stacked", mixes_ranks=True, robust_weights=True),
     "flexlora": _strategy(
         "product_space:FlexLoRA",
         mixes_ranks=True,
+        robust_weights=True,
         dynamic_ranks="product",
         options=("federation.average_owners",),
     ),
@@ -100,14 +102,14 @@ STRATEGIES: dict[str, StrategyEntry] = {
         options=("federation.average_owners", "federation.order_rows"),
     ),
     "fedex": _strategy("weight_folding:FedEx", "mean_and_residual"),
-    "fedsvd": _strategy("product_space:FedSVD", "b_up_both_down"),
+    "fedsvd": _strategy("product_space:FedSVD", "b_up_both_down", robust_mean=True),
     "lora_fair": _strategy(
         "product_space:LoraFair",
         stable_coordinates=True,
         steps_in_place=True,
         options=("federation.ridge",),
     ),
-    "fed_sb": _strategy("fed_sb:FedSB", "cores"),
+    "fed_sb": _strategy("fed_sb:FedSB", "cores", robust_mean=True),
     "qfedavg": _strategy(
         "averaging:QFedAvg",
         needs_lora=False,
@@ -153,9 +155,6 @@ MERGE_METHODS: dict[str, Entry] = {
     for name in ("linear", "cat", "svd", "task-arithmetic", "ties", "dare", "knots")
 }
 
-ROBUST_RULES: dict[str, Entry] = {}
-TRACKERS: dict[str, Entry] = {}
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -172,8 +171,8 @@ KINDS = {
     "strategies": Kind(STRATEGIES, "federation.strategy", "class"),
     "data_sets": Kind(DATA_SETS, "data.name"),
     "engines": Kind(ENGINES, "engine.name"),
-    "robust_rules": Kind(ROBUST_RULES, "robust rule"),
-    "trackers": Kind(TRACKERS, "tracker", "class"),
+    "robust_rules": Kind({}, "robust.rule", table="fedclip.lora.robust_rules:RULES"),
+    "trackers": Kind({}, "tracker", "class"),
     "metrics": Kind({}, "evaluation.metrics", table="fedclip.evaluation.metrics:METRICS"),
     "server_optimizers": Kind(SERVER_OPTIMIZERS, "federation.server_optimizer.name", opens=False),
     "merge_methods": Kind(MERGE_METHODS, "method", opens=False),

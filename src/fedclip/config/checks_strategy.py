@@ -12,6 +12,7 @@ from typing import Any
 from fedclip.catalog import STRATEGIES, StrategyEntry, strategy_row
 from fedclip.config.checks_tasks import one_model_each
 from fedclip.config.model import no_lora
+from fedclip.config.robust import robust_problems
 from fedclip.config.section import CrossProblem, lookup, number
 
 
@@ -35,7 +36,7 @@ def strategy_problems(
             f"federation.strategy: {name} combines LoRA factors, but {reason}; use fedavg, or "
             f"train an adapter{_say('needs_lora', name, 'False')}",
         )
-    for check in (_dora, _ranks, _scaffold, _ditto, _server_optimizer, _sharing):
+    for check in (_dora, _ranks, _scaffold, _ditto, _server_optimizer, _sharing, robust_problems):
         yield from check(values, name, flags)
 
 

@@ -31,13 +31,15 @@ def before_training(parts: Parts | TaskParts, state: RunState, personal: bool) -
 def round_record(result: RoundResult) -> dict[str, Any]:
     """What a round's training tells; `seconds_by_client` goes to `timing.jsonl`.
 
-    Of clients that were left out it has who, the kind of fault, why, and a figure if there is one.
+    Of clients that were left out it has who, the kind of fault, why, and a figure if there is one;
+    of a robust rule or a cap the weights.
     """
     faults = [
         {"client": one.client_id, "kind": one.kind, "reason": one.reason, "figure": one.figure}
         for one in result.left_out
     ]
-    return ({"left_out": faults} if faults else {}) | {
+    told = {"left_out": faults, "weights": dict(result.weights)}
+    return {key: value for key, value in told.items() if value} | {
         "server_round": result.server_round,
         "loss": result.loss,
         "num_examples": sum(r.num_examples for r in result.reports),

@@ -220,7 +220,7 @@ def _rounds(
         finished_rounds=finished,
         on_client=on_client,
         combine=parts.processes.combine,
-        quorum=Quorum(config.deploy.quorum),
+        quorum=Quorum(config.deploy.quorum, config.robust.least),
         settings=local_settings(config, parts.precision),
     )
 

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from fedclip.catalog import StrategyEntry, strategy_row
+from fedclip.catalog import StrategyEntry, load, strategy_row
 from fedclip.config import Config
 from fedclip.config.checks_strategy import strategy_problems
+from fedclip.config.robust import too_few
 from fedclip.config.section import lookup
 from fedclip.errors import UsageError
 from fedclip.experiment.context import Parts, TaskParts
 from fedclip.federated.client_ranks import client_ranks, ranks_for_memory
 from fedclip.federated.engines.memory import activation_bytes
+from fedclip.federated.robust import Robust, RobustPlan
 from fedclip.federated.strategies import Setting, Strategy, load_strategy, make_strategy
 from fedclip.federated.strategies.dynamic_ranks import DynamicRanks, RankPlan
 from fedclip.federated.strategies.groups import Clustered, Grouped, SharedAndTask
@@ -21,6 +23,7 @@ from fedclip.federated.strategies.wrappers import Ditto, Scaffold, ServerOptimiz
 from fedclip.federated.traffic import Layer, Traffic, by_formula
 from fedclip.lora.names import pairs
 from fedclip.lora.rank_budget import least_ranks
+from fedclip.lora.robust_rules import Rule
 from fedclip.models.peft_lora import scalings
 from fedclip.records import State
 
@@ -40,6 +43,7 @@ def choose_strategy(parts: Parts | TaskParts) -> Strategy:
         _refuse_minimum(plan, parts.model.get_parameters())
         exact = flags.dynamic_ranks == "product"
         strategy = DynamicRanks(strategy.setting, plan, exact=exact)
+    strategy = _robust(strategy, parts)
     if federation.scaffold:
         strategy = Scaffold(strategy, sum(parts.clients.values()))
     server = federation.server_optimizer
@@ -49,6 +53,22 @@ def choose_strategy(parts: Parts | TaskParts) -> Strategy:
     if federation.ditto_mu is not None:
         strategy = Ditto(strategy, federation.ditto_mu)
     return _by_group(strategy, parts)
+
+
+def _robust(strategy: Strategy, parts: Parts | TaskParts) -> Strategy:
+    """The strategy behind a robust rule or a cap, where the configuration asks for one."""
+    robust = parts.config.robust
+    if robust.chosen is None or robust.attackers is None:
+        return strategy if robust.largest_share is None else Robust(strategy, robust.largest_share)
+    key = "federation.clients_per_round"
+    text = too_few(robust.chosen, robust.attackers, parts.clients_per_round, key)
+    if text is not None:
+        raise UsageError(text)
+    found = load("robust_rules", robust.chosen)
+    rule = found if isinstance(found, Rule) else Rule(found)
+    limit = parts.config.deploy.largest_update
+    plan = RobustPlan(robust.chosen, rule, robust.attackers, robust.mixing, limit)
+    return Robust(strategy, plan)
 
 
 def check_composition(config: Config, flags: StrategyEntry) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -32,7 +32,7 @@ class RoundResult:
     """A finished round: the new state, what its clients reported, and what travelled.
 
     `bytes_up` and `bytes_down` are summed over the round's clients. `left_out` are the answers that
-    the round did without.
+    the round did without, `weights` what a guard let clients weigh.
     """
 
     server_round: int
@@ -41,6 +41,7 @@ class RoundResult:
     bytes_up: int = 0
     bytes_down: int = 0
     left_out: tuple[LeftOut, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -138,6 +139,7 @@ def run_rounds(
             bytes_up=sum(updates.bytes_up for updates in asked),
             bytes_down=sum(bytes_down(state, updates.request) for updates in first),
             left_out=tuple(one for updates in asked for one in updates.left_out),
+            weights={name: own for updates in asked for name, own in updates.weights.items()},
         )
 
 

@@ -65,6 +65,7 @@ class Updates:
     quorum: Quorum = Quorum()
     reports: list[ClientReport] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)  # that a guard gave, by client
     bytes_up: int = 0
     _changes: list[Change] = field(default_factory=list)
 
@@ -209,8 +210,8 @@ class Guarded(Updates):
         """Takes the updates, real or guarded, which nobody has taken yet."""
         self.inner = inner
         self.request = inner.request
-        self.reports = inner.reports  # the same lists, which fill as the updates are taken
-        self.left_out = inner.left_out
+        self.reports = inner.reports  # the same ones, which fill as the updates are taken
+        self.left_out, self.weights = inner.left_out, inner.weights
 
     @property
     def bytes_up(self) -> int:

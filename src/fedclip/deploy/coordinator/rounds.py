@@ -131,7 +131,12 @@ def _rounds(
         examples,
         on_admit=lambda: files.keep_sites(examples),
     )
-    patience = Patience(deploy.quorum, deadline=deploy.round_deadline, attempts=deploy.attempts)
+    patience = Patience(
+        deploy.quorum,
+        config.robust.least,
+        deadline=deploy.round_deadline,
+        attempts=deploy.attempts,
+    )
     _gather(roster, patience, count, deploy.join_deadline, listener)
     engine = RemoteEngine(
         mail,

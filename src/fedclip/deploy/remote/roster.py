@@ -198,7 +198,7 @@ class Roster:
         if count < total < count / MOST_OF_ALL:
             self.say(
                 f"{site} says it has {count} of the {total} training examples, so nearly all of "
-                "the weight is its own"
+                "the weight is its own; robust.largest_share caps what one site weighs"
             )
 
     def _once(self, text: str, again: bool = False) -> None:

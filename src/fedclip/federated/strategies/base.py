@@ -13,7 +13,7 @@ import torch
 from fedclip.catalog import FLAGS, STRATEGIES, StrategyEntry
 from fedclip.errors import UsageError
 from fedclip.federated.updates import Updates, by_examples
-from fedclip.lora.aggregate import StackedLora
+from fedclip.lora.aggregate import StackedLora, gram
 from fedclip.lora.factors import Factors
 from fedclip.lora.names import Pair, pairs
 from fedclip.records import Cohort, RunState, State, TrainRequest
@@ -71,6 +71,8 @@ class Strategy(ABC):
     steps_in_place: ClassVar[bool] = StrategyEntry.steps_in_place
     mixes_ranks: ClassVar[bool] = StrategyEntry.mixes_ranks
     allows_dora: ClassVar[bool] = StrategyEntry.allows_dora
+    robust_mean: ClassVar[bool] = StrategyEntry.robust_mean
+    robust_weights: ClassVar[bool] = StrategyEntry.robust_weights
     options: ClassVar[tuple[str, ...]] = StrategyEntry.options
 
     def __init_subclass__(cls, **kw: Any) -> None:
@@ -141,6 +143,36 @@ def layer_updates(
         client_scaling(setting, layer, a.shape[1], report.client_id) for report in updates.reports
     ]
     return StackedLora(a, b, weights, torch.tensor(scalings, dtype=torch.float64))
+
+
+def product_gram(
+    setting: Setting, start: State, updates: Cohort, frames: State | None = None
+) -> torch.Tensor:
+    """Inner products `[clients, clients]` of the changes of B A, summed over all layers.
+
+    The change of a layer is s_i B_i A_i - s B_0 A_0 = [s_i B_i, -s B_0] [A_i; A_0], in float64. A
+    factor that is not trained is the start's; where `frames` name a B, its core R stands for it.
+    """
+    clients = len(updates.reports)
+    total = torch.zeros(clients, clients, dtype=torch.float64)
+    ones = torch.ones(clients, dtype=torch.float64)
+    for layer, pair in pairs(start).items():
+        if not {*pair} & updates.tensors.keys():
+            continue
+        a0, b0 = (start[name].double().expand(clients, -1, -1) for name in pair)
+        a, b = (
+            updates.tensors[name].double() if name in updates.tensors else same
+            for name, same in zip(pair, (a0, b0), strict=True)
+        )
+        if frames and pair.b in frames:
+            frame = frames[pair.b].double()
+            b, b0 = frame @ b, frame @ b0
+        scaling, rank = setting.scalings[layer], a.shape[1]
+        own = [client_scaling(setting, layer, rank, r.client_id) / scaling for r in updates.reports]
+        b = b * torch.tensor(own, dtype=torch.float64)[:, None, None]
+        change = StackedLora(torch.cat([a, a0], 1), torch.cat([b, -b0], 2), ones, ones * scaling)
+        total += gram(change)
+    return total
 
 
 def client_scaling(setting: Setting, layer: str, rank: int, client_id: str) -> float:

@@ -11,9 +11,8 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from fedclip.federated.strategies.base import Setting, Strategy, Train, guarded
+from fedclip.federated.strategies.base import Setting, Strategy, Train, guarded, product_gram
 from fedclip.federated.updates import Kept, Updates
-from fedclip.lora.aggregate import StackedLora, gram
 from fedclip.lora.names import first_ranks, pairs
 from fedclip.records import Cohort, RunState, State, TrainRequest
 
@@ -170,25 +169,7 @@ def similarities(setting: Setting, start: State, updates: Cohort) -> torch.Tenso
 
     A client that changed nothing is at right angles to all.
     """
-    total: torch.Tensor | None = None
-    for layer, pair in pairs(start).items():
-        a, b = (
-            updates.tensors[name].double()
-            if name in updates.tensors
-            else start[name].double().expand(len(updates.reports), *start[name].shape)
-            for name in pair
-        )
-        a0, b0 = (start[name].double().expand(len(a), -1, -1) for name in pair)
-        ones = torch.ones(len(a), dtype=torch.float64)
-        change = StackedLora(
-            torch.cat([a, a0], dim=1),
-            torch.cat([b, -b0], dim=2),
-            ones,
-            ones * setting.scalings[layer],
-        )
-        products = gram(change)
-        total = products if total is None else total + products
-    assert total is not None
+    total = product_gram(setting, start, updates)
     norms = total.diagonal().clamp(min=0).sqrt()
     cosines = total / (norms[:, None] * norms).clamp(min=torch.finfo(torch.float64).tiny)
     return cosines.clamp(-1, 1)
