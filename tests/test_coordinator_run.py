@@ -1,5 +1,6 @@
 """What is asked of a finished coordinator's run: info, evaluate, card, and using its adapter."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from fedclip.adapters.inspect import evaluate, info
 from fedclip.adapters.predict import predict
 from fedclip.config.loading import config_from_dict
 from fedclip.errors import UsageError
-from fedclip.experiment.run import Run
+from fedclip.experiment.run import Run, resume
 from tests.machines_help import NAMES, FakeMail, coordinate_here, trainer, tree, write_images
 
 
@@ -46,6 +47,15 @@ def test_the_card_says_that_images_stayed_at_their_sites(shared: Run) -> None:
     assert f"| trained | {shared.summary['accuracy']:.3f} |" in card
     assert "they exchanged parameters, never images" in card
     assert not any(name in card for name in ("north", "south"))
+
+
+def test_it_is_not_gone_on_with_as_a_simulation(shared: Run, tmp_path: Path) -> None:
+    begun = Path(shutil.copytree(shared.folder, tmp_path / "begun"))
+    (begun / "summary.json").unlink()
+    for lost in (None, "checkpoint.safetensors", "checkpoint_previous.safetensors"):
+        (begun / (lost or "none")).unlink(missing_ok=True)
+        with pytest.raises(UsageError, match=r"is a coordinator's run, .*fedclip coordinate"):
+            resume(begun)
 
 
 def test_its_adapter_predicts(shared: Run) -> None:

@@ -1,12 +1,15 @@
 """Finished runs of every kind: they open again, and answer what is asked of them."""
 
+import shutil
+
 import pytest
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
 import fedclip
 from fedclip.adapters import inspect as inspection
-from fedclip.errors import UsageError
+from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment import run as experiment
 from tests.runs_help import CONFIG, StopAfter, with_
 
@@ -50,6 +53,40 @@ def test_checkpointing_and_accumulation_change_no_result(tmp_path, undisturbed):
     theirs = load_file(undisturbed.adapter / "adapter_model.safetensors")
     for name, tensor in theirs.items():
         assert (ours[name] - tensor).norm() <= 1e-5 * tensor.norm()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("evaluation", "max_examples", 7),
+        ("federation", "ditto_mu", 0.1),
+        ("federation", "strategy", "fedsa"),
+        ("data", "templates", ["a {}"]),
+        ("client", "learning_rate", 0.5),
+    ],
+)
+def test_an_edited_configuration_is_not_evaluated(tmp_path, undisturbed, section, key, value):
+    """The figures would be another run's; where it is computed may differ, which is said."""
+    folder = shutil.copytree(undisturbed.folder, tmp_path / "run")
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    tree[section][key] = value
+    if key == "learning_rate":
+        tree["optimizer"][key] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(
+        UsageError, match=rf"{section}\.{key} was .*, now .*put the old values back"
+    ):
+        inspection.evaluate(folder)
+
+
+def test_a_run_is_evaluated_where_it_is_put(tmp_path, undisturbed):
+    folder = shutil.copytree(undisturbed.folder, tmp_path / "run")
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    tree["engine"]["group_size"] = 1
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.warns(FedclipWarning, match="has changed since the run ended"):
+        figures = inspection.evaluate(folder)
+    assert figures["accuracy"] == undisturbed.summary["accuracy"]
 
 
 def test_info_counts_without_training(undisturbed):

@@ -42,7 +42,7 @@ from fedclip.experiment.evaluate import (
     predict_all,
 )
 from fedclip.experiment.folder import CONFIG, METRICS, SUMMARY, RunFolder
-from fedclip.experiment.identity import check_parts
+from fedclip.experiment.identity import check_measured, check_parts
 from fedclip.experiment.round_records import ZERO_SHOT
 from fedclip.experiment.strategy import expected_traffic
 from fedclip.experiment.summary import FLOWER
@@ -120,6 +120,7 @@ def evaluate(
             f"--full: {folder} has learned from captions, and these figures are about classes; "
             "leave it out for the recalls"
         )
+    check_measured(config, run_folder)
     config = without_files(config, "evaluate")
     with listener or Listener() as listener:
         if detail and config.tasks:

@@ -34,6 +34,7 @@ TIMING = "timing.jsonl"
 SUMMARY = "summary.json"
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint_previous.safetensors"
+DEPLOY = "deploy"
 _LOCK = ".lock"
 
 PATIENCE = "evaluation.patience"
@@ -98,6 +99,10 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Say whether the run came to its end."""
         return (self.path / SUMMARY).is_file()
+
+    def is_coordinated(self) -> bool:
+        """Say whether it is a coordinator's run, whose clients are on other machines."""
+        return (self.path / DEPLOY).is_dir()
 
     def has_rounds_left(self) -> bool:
         """Say whether a resume has work to do; it has after a listener's early end, too."""

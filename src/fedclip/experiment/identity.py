@@ -19,7 +19,7 @@ from fedclip.config import Config
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import Parts, TaskParts
-from fedclip.experiment.folder import CONFIG, RunFolder
+from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
 from fedclip.files import file_sha256
 from fedclip.models.summary import base_sha256
 from fedclip.records import RunState
@@ -34,6 +34,9 @@ PACKAGES = ("fedclip", "torch", "transformers", "peft", "numpy")
 _MAY_CHANGE = re.compile(
     r"(data|tasks\.[^.]+)\.path"
     r"|deploy\.(address|keys|join_deadline|round_deadline|attempts)"
+)
+_MAY_DIFFER = re.compile(
+    rf"{_MAY_CHANGE.pattern}|device|data\.memory_gb|model\.model_name|engine\..*"
 )
 _PARTS = {
     "base_sha256": "the base model's weights or its preprocessing (model.model_name) are not those "
@@ -62,6 +65,11 @@ def check_config(config: Config, folder: RunFolder, listener: Listener) -> None:
 
     Also says which files of code the run folder makes this process execute, before it does.
     """
+    if folder.is_coordinated():
+        raise UsageError(
+            f"{folder.path} is a coordinator's run, whose clients are on other machines; go on by "
+            "the `fedclip coordinate` that began it"
+        )
     checkpoint = Checkpoint.load_usable(folder, warn=False)
     if checkpoint is not None:
         _check_config(checkpoint.identity["config"], _config_of(config, remote=False), folder)
@@ -71,6 +79,22 @@ def check_config(config: Config, folder: RunFolder, listener: Listener) -> None:
     files = ", ".join(code_sha256(config))
     if files:
         listener.message(f"{folder.path} names code of its own, which is run now: {files}")
+
+
+def check_measured(config: Config, folder: RunFolder) -> None:
+    """Refuse to measure a finished run under a configuration that is not the run's.
+
+    Where things are and where it is computed may differ. Of a run whose `config.yaml` has the
+    digest that its summary tells, nothing more is read.
+    """
+    told = folder.read_json(SUMMARY).get("records_sha256") or {}
+    if told.get(CONFIG) == file_sha256(folder.path / CONFIG):
+        return
+    checkpoint = Checkpoint.load_usable(folder, warn=False)
+    if checkpoint is not None:
+        found = checkpoint.identity["config"]
+        now = _config_of(config, remote="engine" not in found)
+        _check_config(found, now, folder, may_change=_MAY_DIFFER)
 
 
 def check_parts(folder: RunFolder, parts: Parts | TaskParts) -> None:
@@ -121,8 +145,13 @@ def _config_of(config: Config, *, remote: bool) -> dict[str, Any]:
     return {key: value for key, value in whole.items() if not (remote and key == "engine")}
 
 
-def _check_config(found: Mapping[str, Any], now: Mapping[str, Any], folder: RunFolder) -> None:
-    changed = [c for c in _changes(found, now) if not _MAY_CHANGE.fullmatch(c[0])]
+def _check_config(
+    found: Mapping[str, Any],
+    now: Mapping[str, Any],
+    folder: RunFolder,
+    may_change: re.Pattern[str] = _MAY_CHANGE,
+) -> None:
+    changed = [c for c in _changes(found, now) if not may_change.fullmatch(c[0])]
     if changed:
         told = "; ".join(f"{key} was {_short(old)}, now {_short(new)}" for key, old, new in changed)
         raise UsageError(

@@ -17,15 +17,14 @@ from typing import Any
 
 from fedclip import files
 from fedclip.errors import FedclipError, UsageError, harmless
-
-PLACE = "deploy"
+from fedclip.experiment.folder import DEPLOY
 
 
 class DeployFiles:
     """The files of one run."""
 
     def __init__(self, run: Path) -> None:
-        self.folder = run / PLACE
+        self.folder = run / DEPLOY
         self.progress = self.folder / "progress.log"
         self.bytes = self.folder / "bytes.jsonl"
         self.flower = self.folder / "flower"
