@@ -23,7 +23,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, write_result
-from fedclip.experiment.bench.statistics import interval
+from fedclip.experiment.bench.comparisons import interval
 
 DATA = ("digits", "fashion_mnist", "icons")
 # Parameters of ViT-B/32 and of LoRA on q, k, v, out of both towers, from `fedclip info`.
@@ -42,8 +42,9 @@ def guide(jobs: Jobs = None) -> None:
     for data, grid in grids.items():
         arms = grid["arms"]
         for rank in ("r4", "r8", "r16"):
-            ratio = arms[rank]["accuracy"]["mean"] / arms["full"]["accuracy"]["mean"]
-            figures[f"{rank}_over_full_{data}"] = ratio
+            ratio = arms[rank]["minus"]["full"]["ratio"]
+            figures[f"{rank}_over_full_{data}"] = ratio["mean"]
+            figures |= {f"{rank}_over_full_{data}_{end}": ratio[end] for end in ("low", "high")}
     figures["b32_trainable_share_r8"] = B32["r8"] / B32["base"]
     figures["b32_trainable_share_r16"] = B32["r16"] / B32["base"]
     _write("guide", figures, {"grids": grids})
@@ -114,7 +115,8 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Accuracy of one arm minus another's, seed by seed: runs of a seed share their test images."""
     theirs = {run["seed"]: run["accuracy"] for run in other["runs"]}
     pairs = [run["accuracy"] - theirs[run["seed"]] for run in one["runs"]]
-    return interval(pairs) | {"by_seed": pairs}
+    found = interval(pairs)
+    return {"mean": found.mean, "ci95": found.half, "by_seed": pairs}
 
 
 def _write(name: str, figures: dict[str, float], details: dict[str, Any]) -> None:

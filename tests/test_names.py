@@ -274,7 +274,7 @@ def test_tables_show_names_as_they_are() -> None:
     many = [*ODD, *map(str, range(20))]
     Console(file=out, width=200).print(partition_table(many, {odd: [1] * 27 for odd in ODD}))
     assert all(name in out.getvalue() for name in SHOWN)
-    assert accuracy_table({}, []).row_count == 0
+    assert accuracy_table({}, []).rich().row_count == 0
 
 
 def test_errors_and_warnings_show_names_as_they_are(fedclip: Command, tmp_path: Path) -> None:

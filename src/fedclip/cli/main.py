@@ -204,9 +204,9 @@ def bench(
 ) -> None:
     """Compare strategies or ranks fairly.
 
-    GRID is strategies, ranks, or a grid file. Each arm of the grid gets its learning rate by
-    validation accuracy, then runs all seeds. Finished runs are read, started ones resumed: the
-    same command goes on after a stop.
+    GRID is strategies, ranks, or a grid file. Each arm of the grid is tuned by validation loss,
+    with the same budget, then runs all seeds on one test set. Finished runs are read, started ones
+    resumed: the same command goes on after a stop.
     """
     if (name is None) == (grid is None):
         raise UsageError(

@@ -118,6 +118,11 @@ class EvaluationConfig(Section):
             description="Further metrics beside accuracy and loss, for every evaluated set.",
         )
     )
+    keep_hits: bool = Field(
+        False,
+        description="Also record which test images are classified correctly, for statistics over "
+        "images; of one task with a shared model.",
+    )
     keep_best: bool = Field(
         False, description="Also keep the best round by validation, in `adapter_best/`."
     )

@@ -91,10 +91,19 @@ RESERVED = frozenset(
     | {"forgetting", "groups", "harmonic_mean", "initial_accuracy", "input_size", "loss"}
     | {"macro_f1", "macro_f1_by_task", "majority_class_rate", "majority_class_rate_by_task"}
     | {"metrics", "model"}
-    | {"new_accuracy", "new_zero_shot_accuracy", "num_examples", "precision", "retrieval"}
+    | {"new_accuracy", "new_zero_shot_accuracy", "num_examples", "personal", "precision"}
+    | {"retrieval"}
     | {"rounds", "seconds", "seed", "server_round", "shrunk", "state_sha256", "stopped_by"}
     | {"strategy"}
-    | {"task", "tasks", "test_examples", "test_loss", "total_parameters", "trainable_parameters"}
+    | {
+        "task",
+        "tasks",
+        "test_examples",
+        "test_hits",
+        "test_loss",
+        "total_parameters",
+        "trainable_parameters",
+    }
     | {"validation_accuracy", "validation_accuracy_by_task", "validation_loss"}
     | {"versions", "worst_class", "worst_class_by_task"}
     | {"zero_shot_accuracy", "zero_shot_harmonic_mean", "zero_shot_macro_f1"}

@@ -30,11 +30,13 @@ def evaluate_federation(
     device: torch.device,
     precision: str,
     batch_size: int,
+    keep_hits: bool = False,
 ) -> dict[str, Any]:
     """Accuracy, loss and the chosen `metrics` on test, on validation, and on each client's test.
 
     `max_examples` caps each of these sets by a fixed seeded draw, the same in every round. Every
-    example that any figure needs is computed once.
+    example that any figure needs is computed once. With `keep_hits`, `test_hits` says which test
+    examples are classified correctly: a bit each, in the data set's order, in hexadecimal.
     """
     test, by_client = measured(data, max_examples, seed)
     validation = at_most(data.validation, max_examples, seed_for(seed, "evaluation", "validation"))
@@ -51,7 +53,8 @@ def evaluate_federation(
     on_test, on_validation, *own = found.split([len(rows) for rows in sets])
     sites = dict(zip(by_client, own, strict=True))
     found_here = figures(on_test, on_validation, sites, _with_accuracy(metrics))
-    return found_here | class_figures(on_test, data.class_names)
+    hits = {"test_hits": np.packbits(on_test.correct).tobytes().hex()} if keep_hits else {}
+    return found_here | class_figures(on_test, data.class_names) | hits
 
 
 def measured(

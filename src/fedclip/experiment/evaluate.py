@@ -98,6 +98,7 @@ def evaluate_parts(
     with parts.model.zero_shot() if base else nullcontext():
         if personal is not None:
             return evaluate_personal(classifier, images, parts.data, **how)
+        how["keep_hits"] = parts.config.evaluation.keep_hits
         return evaluate_federation(classifier(), images, parts.data, **how)
 
 

@@ -1,117 +1,152 @@
-"""Tables and plots of a comparison, from the figures of its arms (`bench.figures.arm_figures`)."""
+"""Tables of a comparison, from the figures of its arms (`bench.statistics.arm_figures`)."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from tabulate import tabulate
 
-from fedclip.reports.curves import png
-from fedclip.reports.text import no_formula, plain
+from fedclip.reports.text import plain
 
 Rows = Mapping[str, Mapping[str, Any]]
 
 
-def accuracy_table(rows: Rows, references: Sequence[str]) -> Table:
-    """Accuracy of each arm with 95 % intervals, and differences on the same seeds."""
-    table = _table("accuracy (mean ± half of the 95 % interval)")
+@dataclass(frozen=True)
+class Cells:
+    """A table as text: the one source of what is printed and of every file."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def rich(self) -> Table:
+        """For a terminal."""
+        table = Table(title=self.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in self.columns:
+            table.add_column(
+                plain(name), justify="left" if name == "arm" else "right", overflow="fold"
+            )
+        for row in self.rows:
+            table.add_row(*map(plain, row))
+        return table
+
+    def markdown(self) -> str:
+        """For a page."""
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
+        text = tabulate(cells, self.columns, tablefmt="github", disable_numparse=True)
+        return f"{self.title}\n\n{text}\n"
+
+    def latex(self) -> str:
+        """For a paper, with the rules of booktabs."""
+        text = tabulate(self.rows, self.columns, tablefmt="latex_booktabs", disable_numparse=True)
+        return f"% {self.title}\n{text.replace('±', chr(36) + chr(92) + 'pm' + chr(36))}\n"
+
+    def csv(self) -> str:
+        """For a spreadsheet or a program."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
+        return text.getvalue()
+
+
+def accuracy_table(rows: Rows, references: Sequence[str]) -> Cells:
+    """Accuracy of each arm with 95 % intervals, and differences on the same seeds.
+
+    A shared model's accuracy and that of the clients' personalised models are different figures,
+    in columns of their own.
+    """
     shown = [name for name in references if any(name in row["minus"] for row in rows.values())]
     extra = [k for k in _keys(rows) if k.startswith(("forgetting_", "metric_")) or k in _NAMES]
-    _columns(table, "arm", "seeds", "accuracy", "over zero-shot", *(f"minus {n}" for n in shown))
-    _columns(
-        table,
-        "lowest client",
-        *(_NAMES.get(k, k.removeprefix("metric_").replace("_", " ")) for k in extra),
-    )
-    _columns(table, "rate")
+    personal = {row["personal"] for row in rows.values()}
+    knobs = list(dict.fromkeys(key for row in rows.values() for key in row["tuning"]))
+    columns = ["arm", "seeds"]
+    columns += [{False: "accuracy", True: "personalised"}[kind] for kind in sorted(personal)]
+    columns += ["over zero-shot"]
+    for name in shown:
+        columns += [f"minus {name}", "p (Holm)", "verdict"]
+    columns += ["lowest client", "lowest 10 %"]
+    columns += [_NAMES.get(k, k.removeprefix("metric_").replace("_", " ")) for k in extra]
+    columns += [_knob_name(key) for key in knobs]
+    found = []
     for arm, row in rows.items():
-        rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
-        table.add_row(
-            plain(arm),
-            str(len(row["runs"])),
-            spread(row["accuracy"]),
-            spread(row["gain"], sign=True),
-            *(spread(row["minus"].get(name), sign=True) for name in shown),
-            number(row["client_accuracy_min"], ".3f"),
-            *(number(row.get(key), ".3f") for key in extra),
-            rate + (" !" if row["learning_rate_edge"] else ""),
-        )
-    return table
+        cells = [arm, str(len(row["runs"]))]
+        cells += [
+            spread(row["accuracy"]) if row["personal"] == kind else "-" for kind in sorted(personal)
+        ]
+        cells += [spread(row["gain"], sign=True)]
+        for name in shown:
+            minus = row["minus"].get(name)
+            cells += [spread(minus, sign=True), *_said(minus)]
+        cells += [number(row[f"client_accuracy_{k}"], ".3f") for k in ("min", "worst_tenth")]
+        cells += [number(row.get(key), ".3f") for key in extra]
+        cells += [_chosen(row["tuning"].get(key)) for key in knobs]
+        found.append(cells)
+    return Cells("Accuracy (mean over seeds, 95 % interval; ! at an edge, ~ ties)", columns, found)
 
 
-def cost_table(rows: Rows) -> Table:
-    """What each arm costs: traffic, time and memory."""
-    table = _table("cost (means over seeds)")
-    _columns(table, "arm", "MB up", "MB down", "MB in all", "seconds", "rounds to 95 %",
-             "s to 95 %", "peak MB")  # fmt: skip
-    for arm, row in rows.items():
-        table.add_row(
-            plain(arm),
+def cost_table(rows: Rows) -> Cells:
+    """What each arm costs: traffic, time and memory, and how soon it has 95 % of its gain."""
+    columns = ["arm", "MB up", "MB down", "MB in all", "seconds", "rounds to 95 %", "s to 95 %",
+               "MB to 95 %", "peak MB", "tuning runs"]  # fmt: skip
+    found = [
+        [
+            arm,
             number(row["bytes_up_per_client_round"], ".3f", 1e6),
             number(row["bytes_down_per_client_round"], ".3f", 1e6),
             number(row["bytes_total"], ".1f", 1e6),
             number(row["seconds"], ".0f"),
             number(row["rounds_to_95"], ".1f"),
             number(row["seconds_to_95"], ".0f"),
+            number(row["bytes_to_95"], ".1f", 1e6),
             number(row["peak_memory_bytes"], ".0f", 1e6),
-        )
-    return table
+            str(row["tuning_runs"]),
+        ]
+        for arm, row in rows.items()
+    ]
+    return Cells("Cost (means over seeds; 95 % of the gain over the start)", columns, found)
+
+
+def tuning_table(rows: Rows) -> Cells:
+    """Every value that was tried, with its mean validation loss: a reader sees equal rates too."""
+    found = []
+    for arm, row in rows.items():
+        for key, knob in row["tuning"].items():
+            for value, loss in knob["losses"].items():
+                marks = ["chosen"] if float(value) == knob["value"] else []
+                marks += ["tie"] if float(value) in knob["ties"] else []
+                marks += (
+                    [f"{knob['edge']} tried"] if marks[:1] == ["chosen"] and knob["edge"] else []
+                )
+                shown = "diverged" if loss is None else f"{loss:.4f}"
+                found.append([arm, key, value, shown, ", ".join(marks)])
+    return Cells(
+        "Tuning (mean validation loss over the tuning seeds)",
+        ["arm", "knob", "value", "validation loss", ""],
+        found,
+    )
 
 
 def spread(value: Mapping[str, float | None] | None, sign: bool = False) -> str:
-    """`0.812 ± 0.010`, of a mean with its interval."""
+    """`0.812 ± 0.010`, of a mean with its interval; `0.99 [0.97, 1.00]` where it is cut."""
     if value is None:
         return "-"
-    mean = f"{value['mean']:{'+' if sign else ''}.3f}"
-    return mean if value["ci95"] is None else f"{mean} ± {value['ci95']:.3f}"
+    mean, low, high = value["mean"], value["low"], value["high"]
+    shown = f"{mean:{'+' if sign else ''}.3f}"
+    if mean is None or low is None or high is None:
+        return shown
+    if abs((high - mean) - (mean - low)) > 1e-9:
+        return f"{shown} [{low:.3f}, {high:.3f}]"
+    return f"{shown} ± {value['ci95']:.3f}"
 
 
 def number(value: float | None, form: str, unit: float = 1.0) -> str:
     """A number in some unit, or `-`."""
     return "-" if value is None else f"{value / unit:{form}}"
-
-
-def accuracy_png(rows: Rows) -> bytes:
-    """A dot with its 95 % interval for each arm, best on top, and the zero-shot line."""
-    figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    upwards = list(rows)[::-1]
-    for place, arm in enumerate(upwards):
-        _dot(axes, rows[arm]["accuracy"]["mean"], place, rows[arm], axis="x")
-    axes.set_yticks(range(len(rows)), [no_formula(arm) for arm in upwards])
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    zero_shot = [row["zero_shot_accuracy"]["mean"] for row in rows.values()]
-    axes.axvline(sum(zero_shot) / len(zero_shot), linestyle="--", color="grey", label="zero-shot")
-    axes.set(xlabel="accuracy", title="Accuracy, mean and 95 % interval")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    return png(figure)
-
-
-def bytes_png(rows: Rows) -> bytes:
-    """Accuracy against all that travelled, in megabytes on a logarithmic axis."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for arm, row in rows.items():
-        megabytes = row["bytes_total"] / 1e6
-        _dot(axes, megabytes, row["accuracy"]["mean"], row, axis="y")
-        axes.annotate(
-            no_formula(arm),
-            (megabytes, row["accuracy"]["mean"]),
-            xytext=(5, 3),
-            textcoords="offset points",
-            fontsize="small",
-        )
-    # Linear near zero: training without a federation sends nothing.
-    axes.set_xscale("symlog", linthresh=0.1)
-    most = max(row["bytes_total"] for row in rows.values()) / 1e6
-    axes.set_xlim(0, max(1.0, 3 * most))  # with room for the last name
-    axes.set(xlabel="megabytes of the run, both ways", ylabel="accuracy")
-    axes.grid(alpha=0.3)
-    return png(figure)
 
 
 _NAMES = {
@@ -121,20 +156,27 @@ _NAMES = {
 }
 
 
-def _dot(axes: Any, x: float, y: float, row: Mapping[str, Any], axis: str) -> None:
-    half = row["accuracy"]["ci95"] or 0.0
-    axes.errorbar(x, y, **{f"{axis}err": half}, fmt="o", color="tab:blue", capsize=3)
+def _said(minus: Mapping[str, Any] | None) -> tuple[str, str]:
+    """The corrected p of a difference, and what may be said of it."""
+    if minus is None:
+        return "-", "-"
+    if minus["excluded"] is not None:
+        return "-", "no claim"
+    p = minus["p_holm"]
+    shown = "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+    return shown, minus["verdict"] or "-"
+
+
+def _chosen(knob: Mapping[str, Any] | None) -> str:
+    if knob is None:
+        return "-"
+    return f"{knob['value']:g}" + (" !" if knob["edge"] else "") + (" ~" if knob["ties"] else "")
+
+
+def _knob_name(key: str) -> str:
+    return "rate" if key == "client.learning_rate" else key.removeprefix("federation.")
 
 
 def _keys(rows: Rows) -> list[str]:
     """Keys of all rows, each once, in order."""
     return list(dict.fromkeys(key for row in rows.values() for key in row))
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def _columns(table: Table, *names: str) -> None:
-    for name in names:
-        table.add_column(plain(name), justify="left" if name == "arm" else "right", overflow="fold")

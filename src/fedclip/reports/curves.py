@@ -51,6 +51,11 @@ def curves_png(metrics: Sequence[Mapping[str, Any]], zero_shot: float | None) ->
 
 def png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG."""
+    return drawn(figure, "png")
+
+
+def drawn(figure: Figure, form: str) -> bytes:
+    """A figure as the bytes of a `png` or an `svg`."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    figure.savefig(buffer, format=form, dpi=120)
     return buffer.getvalue()

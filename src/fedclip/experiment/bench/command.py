@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fedclip import files
 from fedclip.data.source import some
 from fedclip.errors import UsageError, harmless
-from fedclip.experiment.bench.plan import Cell, Plan, make_plan
+from fedclip.experiment.bench.display import Display, remark
+from fedclip.experiment.bench.plan import Cell, Plan, make_plan, short
 from fedclip.experiment.bench.result import result, write_result
-from fedclip.experiment.bench.runner import Finished, Outcome, ProcessRunner, RunCell
-from fedclip.experiment.bench.schedule import Choice, Results, Watcher, run_grid
+from fedclip.experiment.bench.runner import ProcessRunner, RunCell
+from fedclip.experiment.bench.schedule import Results, run_grid
 from fedclip.experiment.bench.statistics import arm_figures
 from fedclip.experiment.coverage import NOT_TESTED, NOT_VALIDATED, missing_in
-from fedclip.reports.comparison import accuracy_png, accuracy_table, bytes_png, cost_table
-from fedclip.reports.text import json_text, message
+from fedclip.reports.comparison import Cells, accuracy_table, cost_table, tuning_table
+from fedclip.reports.comparison_plots import accuracy_plot, bytes_plot
+from fedclip.reports.curves import drawn
+from fedclip.reports.text import json_text
 
 _WIDTH = 160
 _CHECKOUT = Path(__file__).resolve().parents[4]
@@ -62,9 +63,9 @@ def bench(
     figures, details = _for_the_file(grid.stem, plan, results, rows)
     for path in dict.fromkeys([work / "result.json", *([result_file] if result_file else [])]):
         write_result(path, f"bench_{grid.stem}", figures, details)
+    tables = [accuracy_table(rows, plan.grid.reference), cost_table(rows), tuning_table(rows)]
     if rows:
-        files.replace_file(work / "accuracy.png", accuracy_png(rows))
-        files.replace_file(work / "bytes.png", bytes_png(rows))
+        _write(work, dict(zip(("accuracy", "cost", "tuning"), tables, strict=True)), rows)
     if as_json:
         whole = result(f"bench_{grid.stem}", figures, details)
         print(json_text(whole))
@@ -72,8 +73,8 @@ def bench(
         console = Console(highlight=False)
         if not console.is_terminal:
             console = Console(highlight=False, width=_WIDTH)  # a file has room for a row
-        console.print(accuracy_table(rows, plan.grid.reference))
-        console.print(cost_table(rows))
+        for table in tables:
+            console.print(table.rich())
     _tell(results, rows, work, result_file)
     return 1 if results.failures else 0
 
@@ -92,90 +93,41 @@ def find_grid(name: str) -> Path:
     )
 
 
-class Display(Watcher):
-    """A line for each run that ends, and a bar on a terminal."""
-
-    def __init__(self, console: Console | None = None) -> None:
-        """Writes to the console, by default standard error."""
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-        self._progress = Progress(
-            TextColumn("runs"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._progress.add_task("runs", total=0, note="")
-        self._total = self._done = 0
-        self._started = time.monotonic()
-
-    def __enter__(self) -> Display:
-        """Starts drawing."""
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Stops drawing."""
-        self._progress.stop()
-
-    def begin(self, total: int) -> None:
-        """Takes up the number of runs."""
-        self._total = total
-        self._progress.update(self._task, total=total)
-
-    def done(self, outcome: Outcome, running: int, slots: int) -> None:
-        """Prints the run's figures and how much is left."""
-        self._done += 1
-        if isinstance(outcome, Finished):
-            summary = outcome.summary
-            validation = summary.get("validation_accuracy")
-            words = f"accuracy {summary['accuracy']:.4f}"
-            words += f"  validation {validation:.4f}" if validation is not None else ""
-            words += f"  {summary['seconds']:.0f} s"
-        else:
-            words = ("diverged: " if outcome.diverged else "failed: ") + outcome.reason
-        left = f"{running} running, about {_duration(self._left())} left"
-        self._progress.update(self._task, advance=1, note=left)
-        self._say(f"[{self._done}/{self._total}] {outcome.cell}: {words}  ({left})")
-
-    def chosen(self, choice: Choice) -> None:
-        """Prints the rate where one was chosen."""
-        if choice.validation:
-            self._say(f"{choice.arm}: learning rate {choice.rate:g}{_edge(choice)}")
-
-    def refused(self, arm: str, reason: str, cells: int) -> None:
-        """Prints why an arm is left out."""
-        self._total -= cells
-        self._progress.update(self._task, total=self._total)
-        self._say(f"{arm}: left out: {reason}")
-
-    def _left(self) -> float:
-        """Seconds, by the pace so far."""
-        return (time.monotonic() - self._started) / self._done * (self._total - self._done)
-
-    def _say(self, text: str) -> None:
-        self._console.print(message(text))
+def _write(work: Path, tables: dict[str, Cells], rows: dict[str, dict[str, Any]]) -> None:
+    """Every table as Markdown, CSV and LaTeX, and the plots."""
+    for name, table in tables.items():
+        texts = {"md": table.markdown(), "csv": table.csv(), "tex": table.latex()}
+        for form, text in texts.items():
+            files.replace_file(work / f"{name}.{form}", text.encode())
+    for name, figure in {"accuracy": accuracy_plot(rows), "bytes": bytes_plot(rows)}.items():
+        for form in ("png", "svg"):
+            files.replace_file(work / f"{name}.{form}", drawn(figure, form))
 
 
 def _list_runs(plan: Plan, runner: ProcessRunner) -> int:
-    """Prints what would be run; seeds follow the rate that tuning chooses."""
+    """Prints what would be run first, and how much may follow."""
     refused = 0
-    for arm in plan.arms:
+    for arm, planned in plan.arms.items():
         problem = plan.problem(arm)
         if problem:
             refused = 1
             print(harmless(f"{arm}: left out: {problem}"))
             continue
-        tuning, rates = plan.tuning_cells(arm), plan.rates(arm)
-        known = [] if tuning else plan.cells(arm, rates[0])
-        for cell in (*tuning, *known):
+        first = plan.cells(arm, planned.first_values)
+        if planned.tuned:
+            values = [
+                planned.first_values | {planned.tuned[0]: v}
+                for v in planned.knobs[planned.tuned[0]]
+            ]
+            first = [cell for one in values for cell in plan.tuning_cells(arm, one)]
+        for cell in first:
             print(harmless(f"{cell}: {_command(plan, cell)}{_state(runner, cell)}"))
-        if tuning:
-            seeds = ", ".join(map(str, plan.seeds))
-            print(f"{arm}: then seeds {seeds} at the best rate of {_rates(rates)}")
-    runs = sum(len(plan.tuning_cells(arm)) + len(plan.seeds) for arm in plan.arms)
-    print(f"{runs} runs of {len(plan.arms)} arms")
+        if planned.tuned:
+            seeds, knobs = ", ".join(map(str, plan.seeds)), ", ".join(map(short, planned.tuned))
+            budget = plan.grid.tuning.budget
+            print(f"{arm}: {budget} values of each of {knobs}, then seeds {seeds} at the best")
+    runs = sum(plan.most_runs(arm) for arm in plan.arms)
+    print(f"{runs} runs of {len(plan.arms)} arms at most")
     return refused
 
 
@@ -185,10 +137,6 @@ def _command(plan: Plan, cell: Cell) -> str:
 
 def _state(runner: ProcessRunner, cell: Cell) -> str:
     return "  (finished)" if runner.is_finished(cell) else ""
-
-
-def _rates(rates: Sequence[float | None]) -> str:
-    return ", ".join(f"{rate:g}" for rate in rates if rate is not None)
 
 
 def _for_the_file(
@@ -216,16 +164,17 @@ def _tell(
 ) -> None:
     """Says on standard error what the tables do not."""
     lines = [
-        f"! {choice.arm}: {choice.rate:g}{_edge(choice)}"
-        for choice in results.choices.values()
-        if choice.edge
+        f"! {arm}: {short(key)} {knob.value:g}{remark(knob)}"
+        for arm, choice in results.choices.items()
+        for key, knob in choice.knobs.items()
+        if knob.edge or knob.ties
     ]
     lines += _gaps(results)
     lines += [
         f"failed: {arm}: {reason}" for arm, found in results.failures.items() for reason in found
     ]
     written = result_file or work / "result.json"
-    lines.append(f"written to {written}" + (f" and {work}/*.png" if rows else ""))
+    lines.append(f"written to {written}" + (f", tables and plots in {work}" if rows else ""))
     print(harmless("\n".join(lines)), file=sys.stderr)
 
 
@@ -242,17 +191,3 @@ def _gaps(results: Results) -> list[str]:
                 what = f"{len(names)} classes have no {kind} image: {some(names)}"
                 found.setdefault(what, []).append(str(run.cell))
     return [f"warning: {what} (in {some(cells, 3)})" for what, cells in found.items()]
-
-
-def _edge(choice: Choice) -> str:
-    if choice.edge is None:
-        return ""
-    beyond = "lower" if choice.edge == "lowest" else "higher"
-    return f" is the {choice.edge} rate tried; a {beyond} one may be better"
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    if hours >= 2:
-        return f"{hours:.1f} h"
-    return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"

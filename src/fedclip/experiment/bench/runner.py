@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from fedclip import files
@@ -32,7 +33,8 @@ class Finished:
     """A cell's figures: what its run folder holds, and what was measured from outside.
 
     `measured` has `seconds`, `cpu_seconds`, `peak_memory_bytes` (None where the system does not
-    say) and `starts`, all of them over every start of the run.
+    say) and `starts`, all of them over every start of the run. `hits` says of each test image, in
+    the order of the data set, whether the last round's model is right.
     """
 
     cell: Cell
@@ -40,6 +42,7 @@ class Finished:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     timing: list[dict[str, Any]] = field(default_factory=list)
     measured: dict[str, Any] = field(default_factory=dict)
+    hits: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,14 @@ class ProcessRunner:
         """Reads a finished cell."""
         run = RunFolder(self._folder / cell.name)
         try:
+            metrics = run.read_metrics()
             return Finished(
                 cell,
                 read_summary(run),
-                run.read_metrics(),
+                metrics,
                 run.read_timing(),
                 _measured(self._record(cell)),
+                _hits(run, metrics),
             )
         except UsageError as error:
             return Failed(cell, str(error))
@@ -156,13 +161,25 @@ class ProcessRunner:
         record = {
             "arm": cell.arm,
             "seed": cell.seed,
-            "learning_rate": cell.rate,
+            "values": dict(cell.values),
             "tuning": cell.tuning,
             "overrides": list(cell.overrides),
             "starts": [*self._record(cell), start],
         }
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         files.replace_file(self._folder / f"{cell.name}.bench.json", text.encode())
+
+
+def _hits(run: RunFolder, metrics: list[dict[str, Any]]) -> list[int] | None:
+    """Which test images are classified correctly at the end, where that was recorded."""
+    last = metrics[-1] if metrics else {}
+    if "test_hits" not in last:
+        return None
+    try:
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(last["test_hits"]), dtype=np.uint8))
+        return bits[: int(last["test_examples"])].tolist()
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UsageError(f"{run.path}: test_hits of its last line cannot be read") from None
 
 
 def _measured(starts: list[dict[str, Any]]) -> dict[str, Any]:

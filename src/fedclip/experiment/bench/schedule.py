@@ -1,4 +1,4 @@
-"""The order of a grid's runs: tuning first, then the seeds at the chosen rate, several at once."""
+"""The order of a grid's runs: tuning first, then the seeds at the chosen values."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
-from pydantic import TypeAdapter, ValidationError
 
 from fedclip import files
-from fedclip.errors import UsageError
 from fedclip.experiment.bench.plan import Cell, Plan
-from fedclip.experiment.bench.runner import Failed, Finished, Outcome, RunCell
+from fedclip.experiment.bench.runner import Finished, Outcome, RunCell
+from fedclip.experiment.bench.tuning import Choice, Losses, NoneConverged, Values, search
 
 USUAL_RUN_BYTES = 1.5e9
 """What a run is taken to need before the first one has been measured."""
@@ -27,40 +26,24 @@ class Watcher:
     """Hears of a grid's events and shows nothing."""
 
     def begin(self, total: int) -> None:
-        """So many runs are planned."""
+        """So many runs are planned, at most."""
+
+    def started(self, cell: Cell) -> None:
+        """A run begins, goes on, or is read."""
 
     def done(self, outcome: Outcome, running: int, slots: int) -> None:
         """A run came to its end, well or not; so many others are at work."""
 
-    def chosen(self, choice: Choice) -> None:
-        """An arm's learning rate is settled."""
+    def chosen(self, arm: str, choice: Choice) -> None:
+        """An arm's hyperparameters are settled."""
 
     def refused(self, arm: str, reason: str, cells: int) -> None:
         """An arm cannot be compared; so many planned runs fall away."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """An arm's learning rate, and how it came about.
-
-    `validation` holds each rate tried with its validation accuracy, None where training diverged.
-    `edge` is `lowest` or `highest` where the best rate is the list's last: a better one may lie
-    beyond.
-    """
-
-    arm: str
-    rate: float | None
-    edge: str | None = None
-    validation: dict[str, float | None] = field(default_factory=dict)
-    cells: list[str] = field(default_factory=list)
-
-
-_CHOICES = TypeAdapter(dict[str, Choice])
-
-
 @dataclass
 class Results:
-    """What a grid gave: finished runs, choices of rates, and what went wrong, by arm."""
+    """What a grid gave: finished runs, choices of values, and what went wrong, by arm."""
 
     finished: list[Finished] = field(default_factory=list)
     choices: dict[str, Choice] = field(default_factory=dict)
@@ -70,6 +53,10 @@ class Results:
         """An arm's runs that count, by seed."""
         own = {f.cell.seed: f for f in self.finished if f.cell.arm == arm and not f.cell.tuning}
         return dict(sorted(own.items()))
+
+    def tuning_runs(self, arm: str) -> int:
+        """How many runs chose an arm's values."""
+        return sum(f.cell.arm == arm and f.cell.tuning for f in self.finished)
 
     def fail(self, arm: str, reason: str) -> None:
         """Notes what went wrong with an arm."""
@@ -87,29 +74,23 @@ def run_grid(
 ) -> Results:
     """Runs what a plan asks for, `jobs` cells at a time (None: as the machine allows).
 
-    An arm's failure does not stop the others. The rates chosen are kept in `work/tuning.json` and
-    hold for later calls. `stop` ends what is running when the grid itself is stopped.
+    An arm's failure does not stop the others. The same finished runs lead to the same choices;
+    `work/tuning.json` tells them. `stop` ends what is running when the grid itself is stopped.
     """
     watcher, results = watcher or Watcher(), Results()
-    kept = _kept_choices(work)
     pending: deque[Cell] = deque()
-    tuned: dict[str, list[Outcome]] = {}
+    searches: dict[str, _ArmSearch] = {}
     for arm in plan.arms:
-        problem = plan.problem(arm)
-        cells = plan.tuning_cells(arm)
-        if problem:
+        if problem := plan.problem(arm):
             results.fail(arm, problem)
             watcher.refused(arm, problem, 0)
-        elif not cells:
-            _settle(Choice(arm, plan.rates(arm)[0]), plan, results, pending, watcher)
-        elif arm in kept and _fits(kept[arm], plan.rates(arm), cells):
-            _settle(kept[arm], plan, results, pending, watcher)
         else:
-            tuned[arm] = []
-            pending.extendleft(reversed(cells))  # tuning goes first: more depends on it
-    watcher.begin(len(pending) + len(tuned) * len(plan.seeds))
+            searches[arm] = _ArmSearch(plan, arm)
+    watcher.begin(sum(plan.most_runs(arm) for arm in searches))
+    for arm, searching in searches.items():
+        _go_on(searching.next_cells(), arm, plan, results, pending, watcher)
 
-    for outcome, running, slots in _carried_out(pending, run_cell, jobs, stop):
+    for outcome, running, slots in _carried_out(pending, run_cell, jobs, stop, watcher):
         cell = outcome.cell
         watcher.done(outcome, running, slots)
         if isinstance(outcome, Finished):
@@ -117,42 +98,87 @@ def run_grid(
         elif not (cell.tuning and outcome.diverged):
             results.fail(cell.arm, f"{cell}: {outcome.reason}")
         if cell.tuning:
-            tuned[cell.arm].append(outcome)
-            if len(tuned[cell.arm]) == len(plan.tuning_cells(cell.arm)):
-                choice = choose(cell.arm, tuned[cell.arm])
-                if isinstance(choice, Choice):
-                    kept[cell.arm] = choice
-                    _keep(work, kept)
-                    _settle(choice, plan, results, pending, watcher)
-                else:
-                    results.fail(cell.arm, choice)
-                    watcher.refused(cell.arm, choice, len(plan.seeds))
+            found = searches[cell.arm].take(outcome)
+            _go_on(found, cell.arm, plan, results, pending, watcher)
+            _tell_choices(work, results)
     return results
 
 
-def choose(arm: str, outcomes: list[Outcome]) -> Choice | str:
-    """The rate of the highest validation accuracy, the lower of equals; or why there is none.
+class _ArmSearch:
+    """An arm's search, fed with outcomes as they come."""
 
-    A diverged run rules its rate out. Any other failure leaves the choice open: a rate must not
-    lose by an accident.
-    """
-    outcomes = sorted(outcomes, key=lambda outcome: outcome.cell.rate or 0.0)
-    if any(isinstance(o, Failed) and not o.diverged for o in outcomes):
-        return "no learning rate was chosen, because not all tuning runs came to their end"
-    accuracies = {
-        o.cell.rate: o.summary.get("validation_accuracy") if isinstance(o, Finished) else None
-        for o in outcomes
-    }
-    known = {rate: value for rate, value in accuracies.items() if value is not None}
-    if not known:
-        if all(isinstance(o, Failed) for o in outcomes):
-            return "training diverged at every learning rate; give the arm lower rates"
-        return "there are no validation examples to choose by; raise data.validation_fraction"
-    best = max(known, key=lambda rate: known[rate])  # the first of equals
-    rates = list(accuracies)
-    edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(best) if len(rates) > 1 else None
-    shown = {f"{rate:g}": value for rate, value in accuracies.items()}
-    return Choice(arm, best, edge, shown, [o.cell.name for o in outcomes])
+    def __init__(self, plan: Plan, arm: str) -> None:
+        self._plan, self._arm = plan, arm
+        self._search = search(
+            plan.arms[arm].knobs,
+            plan.grid.tuning.budget,
+            lambda values: plan.problem(arm, values) is None,
+        )
+        self._asked: list[list[Cell]] = []  # a list for each choice of values
+        self._outcomes: dict[str, Outcome] = {}
+
+    def next_cells(self, losses: Sequence[Losses] | None = None) -> list[Cell] | Choice | str:
+        """The cells to run next; the choice where all are known, or why there is none."""
+        try:
+            wanted: list[Values] = (
+                next(self._search) if losses is None else self._search.send(list(losses))
+            )
+        except StopIteration as end:
+            choice: Choice = end.value
+            return choice
+        except NoneConverged as error:
+            return str(error)
+        self._asked = [self._plan.tuning_cells(self._arm, values) for values in wanted]
+        self._outcomes = {}
+        return [cell for cells in self._asked for cell in cells]
+
+    def take(self, outcome: Outcome) -> list[Cell] | Choice | str:
+        """Takes an outcome in; what follows from it, or no cells while others are at work.
+
+        A diverged run rules its values out. Any other failure leaves the choice open: a value must
+        not lose by an accident.
+        """
+        self._outcomes[outcome.cell.name] = outcome
+        names = [cell.name for cells in self._asked for cell in cells]
+        if not all(name in self._outcomes for name in names):
+            return []
+        losses = []
+        for cells in self._asked:
+            own = [self._outcomes[cell.name] for cell in cells]
+            if any(not isinstance(o, Finished) and not o.diverged for o in own):
+                return "nothing was chosen, because not all tuning runs came to their end"
+            if any(isinstance(o, Finished) and _loss(o) is None for o in own):
+                return (
+                    "there are no validation examples to choose by; raise data.validation_fraction"
+                )
+            losses.append([_loss(o) if isinstance(o, Finished) else None for o in own])
+        return self.next_cells(losses)
+
+
+def _loss(run: Finished) -> float | None:
+    """The run's validation loss; one that is not finite is infinitely bad."""
+    loss = run.summary.get("validation_loss")
+    return loss if loss is None or math.isfinite(loss) else math.inf
+
+
+def _go_on(
+    found: list[Cell] | Choice | str,
+    arm: str,
+    plan: Plan,
+    results: Results,
+    pending: deque[Cell],
+    watcher: Watcher,
+) -> None:
+    """Queues what comes next of an arm: tuning goes first, as more depends on it."""
+    if isinstance(found, list):
+        pending.extendleft(reversed(found))
+    elif isinstance(found, str):
+        results.fail(arm, found)
+        watcher.refused(arm, found, len(plan.seeds))
+    else:
+        results.choices[arm] = found
+        watcher.chosen(arm, found)
+        pending.extend(plan.cells(arm, found.values))
 
 
 def slots_for(cores: int, free_bytes: float, run_bytes: float) -> int:
@@ -168,7 +194,11 @@ def usable_cores() -> int:
 
 
 def _carried_out(
-    pending: deque[Cell], run_cell: RunCell, jobs: int | None, stop: Callable[[], None]
+    pending: deque[Cell],
+    run_cell: RunCell,
+    jobs: int | None,
+    stop: Callable[[], None],
+    watcher: Watcher,
 ) -> Iterator[tuple[Outcome, int, int]]:
     """Outcomes as they come, with the numbers of runs at work and allowed.
 
@@ -182,7 +212,9 @@ def _carried_out(
             while pending or running:
                 slots = jobs or slots_for(cores, free, peak or USUAL_RUN_BYTES)
                 while pending and len(running) < slots:
-                    running.add(pool.submit(run_cell, pending.popleft()))
+                    cell = pending.popleft()
+                    watcher.started(cell)
+                    running.add(pool.submit(run_cell, cell))
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for number, future in enumerate(done, start=1):
                     outcome = future.result()
@@ -194,26 +226,6 @@ def _carried_out(
             raise
 
 
-def _settle(
-    choice: Choice, plan: Plan, results: Results, pending: deque[Cell], watcher: Watcher
-) -> None:
-    results.choices[choice.arm] = choice
-    watcher.chosen(choice)
-    pending.extend(plan.cells(choice.arm, choice.rate))
-
-
-def _kept_choices(work: Path) -> dict[str, Choice]:
-    try:
-        return _CHOICES.validate_python(files.read_json(work / "tuning.json"))
-    except (UsageError, ValidationError):
-        return {}  # the tuning runs are still there, and give the same choices again
-
-
-def _fits(choice: Choice, rates: Sequence[float | None], cells: Sequence[Cell]) -> bool:
-    """Whether a choice was made among these tuning runs."""
-    return choice.rate in rates and choice.cells == [cell.name for cell in cells]
-
-
-def _keep(work: Path, choices: dict[str, Choice]) -> None:
-    text = json.dumps({arm: asdict(choice) for arm, choice in choices.items()}, indent=2)
+def _tell_choices(work: Path, results: Results) -> None:
+    text = json.dumps({arm: asdict(choice) for arm, choice in results.choices.items()}, indent=2)
     files.replace_file(work / "tuning.json", text.encode() + b"\n")
