@@ -273,28 +273,6 @@ def test_a_diverged_value_is_out_and_an_accident_leaves_the_choice_open(tmp_path
     assert "no validation examples" in blind.failures["plain"][0]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: text[:-20],
-        lambda text: text.replace('"rate": 0.1', '"rate": 0.7'),
-        lambda text: text.replace('"rate": 0.1', '"rate": [1]'),
-        lambda text: "[" * 100_000,
-        lambda text: "\udc80",
-    ],
-)
-def test_a_damaged_choice_of_rates_is_made_again(
-    tmp_path: Path, damage: Callable[[str], str]
-) -> None:
-    plan = make_plan(written(tmp_path))
-    run_grid(plan, Stub(lambda c: finished(c, 0.9 if c.rate == 0.1 else 0.4)), tmp_path, jobs=1)
-    kept = tmp_path / "tuning.json"
-    kept.write_text(damage(kept.read_text()), errors="surrogateescape")
-    again = Stub(lambda c: finished(c, 0.9 if c.rate == 0.1 else 0.4))
-    run_grid(plan, again, tmp_path, jobs=1)
-    assert ("plain", 9, 0.1) in again.asked()
-
-
 @pytest.mark.parametrize("text", ["[", '{"starts": 3}', '{"starts": [{"seconds": "1"}]}', "[1]"])
 def test_a_damaged_measurement_counts_for_nothing(tmp_path: Path, text: str) -> None:
     runner, c = ProcessRunner(tmp_path / "x.yaml", tmp_path), Cell("a", 9, 0.1, True, (), "0")
