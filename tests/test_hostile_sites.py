@@ -17,6 +17,7 @@ from fedclip.config.loading import config_from_dict
 from fedclip.deploy.messages import replies
 from fedclip.deploy.messages.envelope import Envelope, pack_header
 from fedclip.deploy.remote.roster import Answer
+from fedclip.errors import TrainingFailed
 from fedclip.experiment import run as experiment
 from fedclip.records import Cohort, LeftOut
 from tests.machines_help import NAMES, FakeMail, coordinate_here, sequential, trainer, tree
@@ -329,3 +330,21 @@ def test_in_a_simulation_too_one_client_is_left_out(
         assert told(record)["kind"] in kind.split("|"), (name, record["left_out"])
     tensors = load_file(run.folder / "checkpoint.safetensors")
     assert all(bool(t.isfinite().all()) for t in tensors.values())
+
+
+def test_a_robust_rule_bears_a_site_over_machines(images: Path, tmp_path: Path) -> None:
+    """Minus eight times its step passes the checks; three sites bear it by the geometric median."""
+    values = {"federation": {"strategy": "ffa"}, "robust": {"rule": "rfa", "attackers": 1}}
+    records, said = attacked(images, tmp_path, [lambda a: a.times(-8)] * 2, **values)
+    for record in records[2:]:
+        assert sorted(record["clients"]) == ["north", "south", "west"]
+        weights = record["weights"]
+        assert weights["north"] < 0.2 < min(weights["south"], weights["west"])
+    assert any(text.startswith("rfa holds a round's updates in memory") for text in said)
+
+
+def test_sites_fewer_than_a_rule_needs_are_waited_for(images: Path, tmp_path: Path) -> None:
+    """Half of three sites is a quorum, but the median of two bears nobody."""
+    values = {"federation": {"strategy": "ffa"}, "robust": {"rule": "median", "attackers": 1}}
+    with pytest.raises(TrainingFailed, match="round 2: 2 of 3 sites have answered, 3 are needed"):
+        attacked(images, tmp_path, [telling(loss=-1)], **values)

@@ -2,20 +2,23 @@
 
 import math
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
 from fedclip.errors import TrainingFailed, UsageError
-from fedclip.federated.rounds import run_rounds
+from fedclip.federated.client import LocalSettings
+from fedclip.federated.rounds import RoundPlan, run_rounds
 from fedclip.federated.strategies import Setting, Strategy, create_strategy
 from fedclip.federated.strategies.averaging import FedAvg
 from fedclip.federated.strategies.base import guarded
 from fedclip.federated.strategies.groups import Clustered, Grouped
 from fedclip.federated.strategies.wrappers import Ditto, Scaffold, ServerOptimizer
 from fedclip.federated.update_checks import check, outliers
-from fedclip.federated.updates import Guarded, Kept, Updates
+from fedclip.federated.updates import Guarded, Kept, Quorum, Updates
 from fedclip.records import ClientReport, ClientUpdate, Cohort, RunState, TrainRequest
 
 LAYER = "base_model.model.layer"
@@ -116,7 +119,7 @@ class Engine:
             yield Cohort(reports, tensors)
 
 
-def played(strategy, rounds=2, engine=None):
+def played(strategy, rounds=2, engine=None, **keys):
     return list(
         run_rounds(
             RunState(STATE),
@@ -126,6 +129,7 @@ def played(strategy, rounds=2, engine=None):
             rounds=rounds,
             clients_per_round=4,
             seed=0,
+            **keys,
         )
     )
 
@@ -214,6 +218,106 @@ def test_kept_updates_can_be_taken_again_and_in_parts():
     part = kept.of(replace(request, client_ids=("c", "b"))).stacked()
     assert [report.client_id for report in part.reports] == ["c", "b"]
     assert torch.allclose(part.tensors["head"][:, 0], torch.tensor([0.1, 0.3]))
+
+
+class Spoils(FedAvg):
+    """Fine in the first round; then it divides by nothing."""
+
+    def round(self, state, request, train):
+        after = super().round(state, request, train)
+        bad = after.shared[B] / (0 if request.server_round > 1 else 1)
+        return replace(after, shared={**after.shared, B: bad})
+
+
+def test_what_an_aggregation_gives_is_checked_and_the_rounds_before_are_kept():
+    kept = []
+    with pytest.raises(UsageError, match=rf"round 2: Spoils gives .* not finite .*{B}.* kept"):
+        kept.extend(
+            run_rounds(RunState(STATE), Engine(), Spoils(), clients=CLIENTS, rounds=3,
+                       clients_per_round=4, seed=0)
+        )  # fmt: skip
+    # A product of finite numbers may be none.
+    huge = Engine(dict.fromkeys("abcd", 3.3e38))
+    with pytest.raises(UsageError, match=r"round 1: FLoRA (gives|cannot combine)"):
+        played(create_strategy("flora", SETTING), rounds=2, engine=huge)
+
+
+def test_several_processes_agree_on_who_is_left_out():
+    """Each has half of the clients; a client of either is left out by both."""
+    barrier, sums = threading.Barrier(2), {}
+
+    def combine(rank):
+        def sum_(tensors):
+            sums[rank] = [t.clone() for t in tensors]
+            barrier.wait(60)
+            for own, other in zip(tensors, sums[1 - rank], strict=True):
+                own += other
+            barrier.wait(60)
+
+        return sum_
+
+    ids = ("b", "c", "a", "d")
+    request = TrainRequest(1, ids, STATE)
+
+    def process(rank, take):
+        engine = Engine({"c": math.nan, "d": math.inf})
+        shares = engine.train(replace(request, client_ids=ids[2 * rank : 2 * rank + 2]))
+        updates = Updates(request, shares, combine(rank), quorum=Quorum(0.5))
+        return getattr(updates, take)(), updates
+
+    for take in ("mean", "stacked"):
+        with ThreadPoolExecutor(2) as pool:
+            both = [f.result(60) for f in [pool.submit(process, r, take) for r in (0, 1)]]
+        for found, updates in both:
+            assert [r.client_id for r in updates.reports] == ["b", "a"]
+            assert [one.client_id for one in updates.left_out] == ["c", "d"]
+            assert {one.kind for one in updates.left_out} == {"finite"}
+            got = found[B] if take == "mean" else found.tensors[B][:, 0, 0]
+            b, a = 0.3, 0.1
+            expected = torch.tensor([b, a]) if take == "stacked" else (30 * b + 10 * a) / 40
+            assert torch.allclose(got, torch.as_tensor(expected), atol=1e-6)
+
+
+def test_a_quorum_is_a_number_or_a_share_and_never_less_than_a_rule_needs():
+    assert Quorum(0.5).needed(5) == 3
+    assert Quorum(2).needed(5) == 2
+    assert Quorum(9).needed(5) == 5
+    assert Quorum(0.01).needed(5) == 1
+    assert Quorum(0.5, least=5).needed(4) == 5
+    request = TrainRequest(1, ("a", "b", "c", "d"), STATE)
+    for quorum, fails in ((Quorum(0.75), False), (Quorum(1.0), True)):
+        updates = Updates(request, Engine({"c": math.nan}).train(request), quorum=quorum)
+        if fails:
+            with pytest.raises(TrainingFailed, match=r"3 of 4 .* 4 are needed .*client c, round 1"):
+                updates.mean()
+        else:
+            updates.mean()
+            assert [r.client_id for r in updates.reports] == ["a", "b", "d"]
+
+
+def test_steps_and_their_rates_are_held_to_the_plan():
+    """20 examples in batches of 8 over 2 epochs: 6 steps of 0.1, which fp16 may leave out."""
+    plan = RoundPlan(LocalSettings(local_epochs=2, batch_size=8, learning_rate=0.1), 0.0, 0.5)
+    assert plan.most_steps(20) == 6
+    assert replace(plan, settings=replace(plan.settings, accumulation_steps=2)).most_steps(20) == 4
+    request = replace(ASKED_OFFSETS, plan=plan)
+    for steps, rates, fits in (
+        (6, 0.6, True), (6, 0.1, True), (6, 0.0, True), (5, 0.5, True),
+        (7, 0.6, False), (6, 0.61, False), (6, 0.09, False), (6, 1e-300, False),
+    ):  # fmt: skip
+        report = replace(REPORT, num_examples=20, steps=steps, rate_sum=rates)
+        assert (check(ClientUpdate(report, STATE), request) is None) == fits, (steps, rates)
+    falling = replace(plan, settings=replace(plan.settings, schedule="linear"))
+    # From 0 to a half of the run: the last of 6 steps has 0.1 (1 - 0.5 * 5 / 6).
+    assert falling.rate(5 / 6) == pytest.approx(0.1 * (1 - 2.5 / 6))
+
+
+def test_a_client_that_was_left_out_when_clusters_were_found_joins_the_largest():
+    strategy = Clustered(FedAvg(SETTING), CLIENTS, 1, 2)
+    (first, second) = played(strategy, engine=Engine({"d": math.nan}), quorum=Quorum(0.5))
+    assert set(first.state.member_of) == set(CLIENTS)
+    (fault,) = second.left_out
+    assert fault.client_id == "d"
 
 
 def test_the_largest_start_loss_that_is_taken_is_no_end_of_q_fedavg():

@@ -32,7 +32,7 @@ from fedclip.experiment.patience import Patience
 from fedclip.experiment.round_records import before_training, figures_of, round_record
 from fedclip.experiment.save_adapters import adapter_digests, save_adapters
 from fedclip.experiment.stopwatch import Stopwatch
-from fedclip.experiment.strategy import choose_strategy
+from fedclip.experiment.strategy import choose_strategy, held_in_memory
 from fedclip.experiment.summary import summarise
 from fedclip.experiment.summary_file import read_summary, write_summary
 from fedclip.federated.engines.sharded import Processes
@@ -161,6 +161,8 @@ def carry_out(
         if checkpoint.finished_rounds < 0:
             before = before_training(parts, checkpoint.state, personal)
             _finish_round(parts, folder, checkpoint, clock, before, listener)
+        if held := held_in_memory(parts):
+            listener.message(held)
         listener.rounds(checkpoint.finished_rounds, total, parts.clients_per_round)
         start, closing = (max(0, finished), checkpoint.state), {"stopped_by": patience.reason}
         for result in _rounds(parts, engine, strategy, *start, listener.client):

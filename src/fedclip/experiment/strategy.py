@@ -71,6 +71,17 @@ def _robust(strategy: Strategy, parts: Parts | TaskParts) -> Strategy:
     return Robust(strategy, plan)
 
 
+def held_in_memory(parts: Parts | TaskParts) -> str | None:
+    """What a robust rule or a cap keeps of each round, in words; None without them."""
+    robust = parts.config.robust
+    if robust.chosen is None and robust.largest_share is None:
+        return None
+    clients = parts.clients_per_round
+    megabytes = clients * sum(t.nbytes for t in parts.model.get_parameters().values()) / 1e6
+    what = robust.chosen or "robust.largest_share"
+    return f"{what} holds a round's updates in memory, {megabytes:.1f} MB for {clients} clients"
+
+
 def check_composition(config: Config, flags: StrategyEntry) -> None:
     """Refuses what does not go with a strategy; of a class from elsewhere only its flags say it."""
     problems = strategy_problems(config.model_dump(), config.federation.strategy, flags)
