@@ -236,9 +236,10 @@ def test_a_number_that_the_algorithm_divides_by_is_refused(
 
 
 JOINING: dict[str, tuple[Any, str]] = {
-    "2**39 examples": ({"num_examples": 2**39}, "examples, and said none|num_examples must be"),
-    "10**400 examples": ({"num_examples": HUGE}, "examples, and said none"),
-    "no examples": ({"num_examples": None}, "examples, and said none"),
+    "2**39 examples": ({"num_examples": 2**39}, "num_examples must be a whole number from 1"),
+    "10**400 examples": ({"num_examples": HUGE}, "num_examples must be a whole number from 1"),
+    "10**6 examples": ({"num_examples": 10**6}, "over 10000 times those of all other sites"),
+    "no examples": ({"num_examples": None}, "num_examples must be a whole number from 1"),
     "an unknown key": ({"admin": 1}, "sends 'admin', which no answer holds"),
     "an error": (None, r"has not taken up the job: \x1b[2J"),
 }
@@ -252,7 +253,8 @@ def test_a_site_that_joins_with_nonsense_is_in_the_record_of_each_round(
 
     def hostile(data: bytes) -> bytes | None:
         whole = Envelope.unpack(answer := honest["north"](data))
-        joins = whole.kind == replies.READY
+        counts = {"num_examples"} & (header or {}).keys()  # which it goes on telling
+        joins = whole.kind == replies.READY or (whole.kind == replies.UPDATE and counts)
         return raw(dict(whole.header) | (header or {}), whole.tensors) if joins else answer
 
     class Mail(FakeMail):
@@ -272,6 +274,9 @@ def test_a_site_that_joins_with_nonsense_is_in_the_record_of_each_round(
     run, said = coordinate_here(config_from_dict(values), tmp_path / "run", mail)
     reason = told(lines_of(run.folder)[-1])["reason"]
     assert any(part in reason for part in why.split("|")), reason
+    if why.startswith("over"):
+        told_too = "north says it has 1000000 training examples, more than 90% of all"
+        assert sum(told_too in text for text in said) == 1
     assert all(text.isprintable() and len(text) < 500 for text in said)
 
 

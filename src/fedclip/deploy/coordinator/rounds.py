@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 LOCK_PATIENCE = 60.0
 """Seconds until the process of a killed coordinator has let go of the run folder."""
 
+MOST_EXAMPLES = 10_000.0
+"""Times the examples of all other sites, from which on those are as good as none in a mean."""
+
 
 def carry(grid: Grid, folder: Path) -> None:
     """Goes through the rounds of the run in a folder; a failure is written there."""
@@ -138,11 +141,20 @@ def _rounds(
         attempts=deploy.attempts,
     )
     _gather(roster, patience, count, deploy.join_deadline, listener)
+    robust = config.robust
+    by_examples = robust.chosen is None and robust.largest_share is None
+    formats = Formats(
+        deploy.down,
+        deploy.up,
+        largest,
+        deploy.largest_update,
+        MOST_EXAMPLES if by_examples else None,
+    )
     engine = RemoteEngine(
         mail,
         roster,
         patience,
-        Formats(deploy.down, deploy.up, largest, deploy.largest_update),
+        formats,
         say=listener.message,
         traffic=listener.traffic,
     )

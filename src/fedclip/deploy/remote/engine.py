@@ -18,7 +18,7 @@ from fedclip.deploy.messages.replies import Refused, Update, believed
 from fedclip.deploy.messages.requests import Exchange, Ticket
 from fedclip.deploy.messages.results import Tested
 from fedclip.deploy.remote.roster import Answer, Mail, Patience, Roster, Wait
-from fedclip.errors import TrainingFailed
+from fedclip.errors import TrainingFailed, one_line
 from fedclip.records import Cohort, LeftOut, RunState, TrainRequest
 
 __all__ = ["Formats", "Mail", "Patience", "RemoteEngine", "Roster", "Traffic"]
@@ -32,6 +32,7 @@ class Formats:
     up: Format = "fp32"
     largest_message: int = 2**28
     largest_update: float = 10.0
+    most_examples: float | None = None  # times those of all other sites, if examples weigh
 
 
 @dataclass
@@ -146,7 +147,7 @@ class RemoteEngine:
 
         def take(site: str, answer: Answer) -> None:
             if answer.data is None:
-                self._say(f"{site} has not taken the result: {answer.error}")
+                self._say(one_line(f"{site} has not taken the result: {answer.error}"))
                 return
             self.traffic.results += len(answer.data)
             largest = self._formats.largest_message
@@ -234,7 +235,9 @@ class RemoteEngine:
                     request=work.request,
                     largest=self._formats.largest_message,
                 )
+                self._require_others_count(work, site)
         except Refused as refused:
+            work.updates.pop(site, None)
             self._leave_out(work, site, refused)
             if refused.code == "job":  # it has started anew, and must be told again
                 self._roster.forget(site)
@@ -243,6 +246,22 @@ class RemoteEngine:
             f"round {number}: {site} has answered after {time.monotonic() - started:.1f} s "
             f"({len(work.updates)} of {len(work.request.client_ids)})"
         )
+
+    def _require_others_count(self, work: _Round, site: str) -> None:
+        """Refuses a site beside whose number of examples all others together are as good as none.
+
+        That number is its own word, and the round's result would be its own update.
+        """
+        agreed, limit = self._roster.examples, self._formats.most_examples
+        others = sum(agreed.get(name, 0) for name in work.request.client_ids if name != site)
+        if limit is not None and agreed[site] > limit * others > 0:
+            raise Refused(
+                f"{site} says it has {agreed[site]} examples, over {limit:g} times those of all "
+                "other sites, so that all weight would be its own; robust.largest_share caps what "
+                "one site weighs, and then takes it in",
+                kind="examples",
+                figure=agreed[site] / others,
+            )
 
     def _drop_outliers(self, work: _Round) -> None:
         limit = self._formats.largest_update

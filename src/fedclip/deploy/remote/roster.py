@@ -194,11 +194,12 @@ class Roster:
 
     def _welcome(self, site: str, count: int) -> None:
         self._once(f"{site} is there, with {count} training examples", again=True)
-        total = sum(self.examples.values())
-        if count < total < count / MOST_OF_ALL:
-            self.say(
-                f"{site} says it has {count} of the {total} training examples, so nearly all of "
-                "the weight is its own; robust.largest_share caps what one site weighs"
+        largest = max(self.examples, key=lambda name: self.examples[name])
+        total, most = sum(self.examples.values()), self.examples[largest]
+        if most < total < most / MOST_OF_ALL:
+            self._once(
+                f"{largest} says it has {most} training examples, more than {MOST_OF_ALL:.0%} of "
+                "all, so that most of the weight is its own; robust.largest_share caps it"
             )
 
     def _once(self, text: str, again: bool = False) -> None:
