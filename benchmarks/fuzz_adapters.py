@@ -109,9 +109,7 @@ def _open(name: str, folder: Path) -> Any:
 def _export(name: str, folder: Path) -> Any:
     target = folder.with_name("exported")
     export(folder, "peft", target)
-    return sorted(
-        (path.name, path.read_bytes()) for path in target.iterdir() if path.suffix != ".md"
-    )
+    return _lora(name, target)
 
 
 DOORS: dict[str, Callable[[str, Path], Any]] = {

@@ -200,7 +200,7 @@ def _csv(rng: random.Random, delimiter: str) -> bytes:
     columns, rows = list(COLUMNS), [list(row) for row in ROWS]
     for _ in range(rng.choice([0, 1, 2])):
         row = rng.choice(rows)
-        at = rng.randrange(len(row))
+        at = rng.randrange(max(1, len(row)))
         match rng.randrange(6) if len(row) > 1 else 2:
             case 0:
                 row[at] = str(rng.choice(VALUES)).encode("utf-8", "replace").decode()

@@ -28,6 +28,7 @@ from benchmarks.fuzz_damage import (
     in_tensors,
     in_tree,
 )
+from benchmarks.small_runs import RUNS
 from fedclip.adapters.card import run_card
 from fedclip.adapters.inspect import evaluate, info, load_run_model
 from fedclip.config.loading import load_config
@@ -42,32 +43,7 @@ from fedclip.experiment.run import resume
 from fedclip.models.state import adapter_sha256
 from fedclip.reports.listener import Listener
 
-_BASE: dict[str, Any] = {
-    "model": {"model_name": "random:tiny", "lora": {"r": 2, "last_layers": 1}},
-    "client": {"learning_rate": 0.01},
-    "data": {"name": "digits", "max_train_examples": 24, "batch_size": 8},
-    "federation": {"rounds": 3, "num_clients": 3},
-    "evaluation": {"every": 3, "max_examples": 20},
-}
-RUNS: dict[str, dict[str, Any]] = {
-    "best": {"evaluation": {"every": 1, "max_examples": 20, "keep_best": True}},
-    "scaffold": {
-        "federation": {"rounds": 3, "num_clients": 3, "scaffold": True},
-        "optimizer": {"name": "sgd"},
-    },
-    "ranks": {
-        "federation": {
-            "rounds": 3,
-            "num_clients": 3,
-            "strategy": "flexlora",
-            "dynamic_ranks": {"enabled": True, "warmup": 0},
-        }
-    },
-    "tasks": {
-        "federation": {"rounds": 3, "sharing": {"mode": "shared+task"}},
-        "tasks": {name: {"name": "digits", "num_clients": 2} for name in ("one", "two")},
-    },
-}
+KEPT = ("fedavg", "scaffold", "ranks", "tasks")
 """Runs whose checkpoints hold different things."""
 FINISHED_DAMAGE: dict[str, Damage] = {
     CONFIG: in_bytes,
@@ -114,7 +90,7 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Case:
-    """A damaged folder of one of RUNS, and how it is used.
+    """A damaged folder of one of KEPT, and how it is used.
 
     `forged` is damage with a digest made to fit: it must be refused or used, without a surprise.
     """
@@ -130,7 +106,7 @@ class Case:
 
 def make_checkpoint(rng: random.Random, place: Path) -> Case:
     """A stopped run with its last checkpoint damaged, sometimes the one before it too."""
-    name = rng.choice(list(RUNS))
+    name = rng.choice(KEPT)
     folder = copied(stopped(name).folder, place / "run")
     last, before = folder / CHECKPOINT, folder / PREVIOUS
     how = rng.randrange(10)
@@ -142,7 +118,7 @@ def make_checkpoint(rng: random.Random, place: Path) -> Case:
     elif how == 6:
         in_place_of(rng, rng.choice([last, before]))
     elif how == 7:  # that of another run, or of another time
-        other = stopped(rng.choice(list(RUNS))).folder
+        other = stopped(rng.choice(KEPT)).folder
         shutil.copy(rng.choice([other / CHECKPOINT, other / PREVIOUS]), last)
     elif how == 8:
         metrics = folder / METRICS
@@ -175,10 +151,10 @@ def read_checkpoint_case(case: Case) -> None:
 def make_run(rng: random.Random, place: Path) -> Case:
     """A stopped or finished run with one or two of its files damaged."""
     if rng.random() < 0.3:
-        name = rng.choice(list(RUNS))
+        name = rng.choice(KEPT)
         source, damage, door = stopped(name).folder, STOPPED_DAMAGE, "resume"
     else:
-        name, source, damage = "best", finished(), FINISHED_DAMAGE
+        name, source, damage = "fedavg", finished(), FINISHED_DAMAGE
         door = rng.choice(["info", "evaluate", "card", "load", "resume finished"])
     folder = copied(source, place / "run")
     names = rng.sample(list(damage), rng.choice([1, 1, 1, 2]))
@@ -230,8 +206,8 @@ def _right(door: str) -> Any:
 
 @cache
 def stopped(name: str) -> Stopped:
-    """One of RUNS, stopped after its second round; made once."""
-    config, place = _BASE | RUNS[name], workplace()
+    """One of KEPT, stopped after its second round; made once."""
+    config, place = RUNS[name], workplace()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with suppress(KeyboardInterrupt):
@@ -253,8 +229,8 @@ def stopped(name: str) -> Stopped:
 @cache
 def finished() -> Path:
     """A finished run; made once."""
-    stopped("best")
-    return workplace() / "best-whole"
+    stopped("fedavg")
+    return workplace() / "fedavg-whole"
 
 
 @cache
