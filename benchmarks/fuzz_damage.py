@@ -12,6 +12,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 Damage = Callable[[random.Random, bytes], bytes]
 
 VALUES: tuple[Any, ...] = (
@@ -117,6 +119,14 @@ def in_lines(rng: random.Random, data: bytes) -> bytes:
         case 6:
             lines[at] = in_json(rng, lines[at].strip()) + b"\n"
     return b"".join(lines)
+
+
+def in_yaml(rng: random.Random, data: bytes) -> bytes:
+    """A YAML file with damaged values or bytes."""
+    if rng.random() < 0.5:
+        return in_bytes(rng, data)
+    # JSON is YAML; its numbers and texts come out as they are.
+    return as_json(in_tree(rng, yaml.safe_load(data)))
 
 
 def in_tensors(rng: random.Random, data: bytes) -> bytes:
