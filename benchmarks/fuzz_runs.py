@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 import fedclip
+from benchmarks.common import ROOT
 from benchmarks.fuzz_damage import (
     Damage,
     Damaged,
@@ -48,6 +49,8 @@ KEPT = ("fedavg", "scaffold", "ranks", "tasks")
 """Runs whose checkpoints hold different things."""
 ENDED = ("fedavg", "tasks")
 """Runs that are used after their end."""
+OLD = "old"
+"""A run of an older version, which is used as well."""
 DAMAGE: dict[str, Damage] = {
     ".yaml": in_yaml,
     ".json": in_json,
@@ -88,6 +91,7 @@ class Case:
     """A damaged folder of one of KEPT, and how it is used.
 
     `forged` is damage with a digest made to fit: it must be refused or used, without a surprise.
+    `bare` is a run without digests, of an older version: there, too.
     """
 
     run: str
@@ -96,6 +100,7 @@ class Case:
     forged: bool = False
     door: str = ""
     whole: bool = False
+    bare: bool = False
 
 
 def make_checkpoint(rng: random.Random, place: Path) -> Case:
@@ -148,9 +153,12 @@ def make_run(rng: random.Random, place: Path) -> Case:
         name = rng.choice(KEPT)
         source, door = stopped(name).folder, "resume"
     else:
-        name, door = rng.choice(ENDED), rng.choice(list(DOORS))
+        name, door = rng.choice([*ENDED, OLD]), rng.choice(list(DOORS))
         source = finished(name)
     folder = copied(source, place / "run")
+    bare = name == OLD or (door != "resume" and rng.random() < 0.1)
+    if bare:
+        _strip(folder / SUMMARY)
     files = sorted(path for path in folder.rglob("*") if path.suffix in DAMAGE)
     damaged = rng.sample(files, rng.choice([1, 1, 1, 2]))
     for path in damaged:
@@ -159,7 +167,7 @@ def make_run(rng: random.Random, place: Path) -> Case:
         else:
             path.write_bytes(DAMAGE[path.suffix](rng, path.read_bytes()))
     names = ", ".join(path.relative_to(folder).as_posix() for path in damaged)
-    return Case(name, folder, f"{door}: {names}", door=door)
+    return Case(name, folder, f"{door}: {names}", door=door, bare=bare)
 
 
 def read_run(case: Case) -> None:
@@ -170,6 +178,8 @@ def read_run(case: Case) -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = DOORS[case.door](case.folder)
+    if case.bare:
+        return
     right = _right(case.door, case.run)
     if case.door == "info" and not (case.folder / SUMMARY).is_file():  # a run without its end
         right = {key: value for key, value in right.items() if key != "summary"}
@@ -195,6 +205,12 @@ def _predicted(folder: Path) -> Any:
     return predict(folder, [picture])
 
 
+def _strip(path: Path) -> None:
+    summary = json.loads(path.read_text())
+    kept = {k: v for k, v in summary.items() if k not in ("summary_sha256", "records_sha256")}
+    path.write_text(json.dumps(kept))
+
+
 def _counted(folder: Path) -> Any:
     return json.loads(json.dumps(info(folder)))
 
@@ -203,6 +219,7 @@ DOORS: dict[str, Callable[[Path], Any]] = {
     "info": _counted,
     "evaluate": evaluate,
     "card": run_card,
+    "card of the best": lambda folder: run_card(folder, best=True),
     "load": _loaded,
     "load a task's": _of_a_task,
     "predict": _predicted,
@@ -240,6 +257,8 @@ def stopped(name: str) -> Stopped:
 @cache
 def finished(name: str) -> Path:
     """A finished run; made once."""
+    if name == OLD:
+        return ROOT / "tests" / "data" / "run_b6f3d3e"
     stopped(name)
     return workplace() / f"{name}-whole"
 
