@@ -68,12 +68,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Kills runs, prints and writes the counts; 1 where an end differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--commands", type=int, default=len(RUNS), help="of them whole processes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", type=Path, metavar="DIR", help="write kills.json there")
     options = parser.parse_args(arguments)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fedclip-kills-") as place:
-        tally = kill_all(options.kills, random.Random(options.seed), Path(place))
+        rng = random.Random(options.seed)
+        tally = kill_all(options.kills, rng, Path(place), commands=options.commands)
     print(*tally.faults, sep="\n")
     figures = {"kills": tally.kills.total(), "kills_identical": tally.identical.total()}
     print(figures)
@@ -89,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if figures["kills"] == figures["kills_identical"] else 1
 
 
-def kill_all(kills: int, rng: random.Random, place: Path) -> Tally:
+def kill_all(kills: int, rng: random.Random, place: Path, *, commands: int) -> Tally:
     """Kills so many runs, each kind and moment in turn; one that came too late does not count."""
     tally, whole = Tally(), dict[str, Undisturbed]()
     names = list(RUNS)
@@ -99,7 +101,7 @@ def kill_all(kills: int, rng: random.Random, place: Path) -> Tally:
         if name not in whole:
             whole[name] = undisturbed(name, place)
         shutil.rmtree(place / "case", ignore_errors=True)
-        case = Case(name, place / "case", command=number < len(names))
+        case = Case(name, place / "case", command=number < commands)
         if not _killed(case, moment, rng, whole[name].seconds):
             continue
         kind = f"{name}, {moment}"

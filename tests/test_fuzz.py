@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fedclip
 from benchmarks.fuzz import KINDS, fuzz
 from fedclip.adapters.card import run_card
+from fedclip.adapters.find_images import read_image
 from fedclip.adapters.inspect import info, load_run_model
 from fedclip.data.cache import BAD, DIGESTS, PIXELS, PixelCache
 from fedclip.data.sources.imagefolder import imagefolder
 from fedclip.data.sources.pairs import pairs
 from fedclip.errors import FedclipWarning, UsageError
+from fedclip.experiment.checkpoint import Checkpoint
+from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.run import resume
 from fedclip.files import file_sha256, parse_json
+from fedclip.models.clip import create_clip_model
+from tests.runs_help import CONFIG, StopAfter
 
 SAMPLE = {"configs": 150, "checkpoints": 16, "adapters": 50, "caches": 50, "runs": 25}
 
@@ -165,3 +172,79 @@ def test_a_cache_that_names_places_that_are_none_is_made_anew(
     (folder / DIGESTS).write_text(json.dumps(digests))
     with pytest.warns(FedclipWarning, match="decoded again"):
         assert use()[1] == []
+
+
+# Three of our own for each kind.
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three rounds, stopped after the second."""
+    folder = tmp_path_factory.mktemp("half") / "run"
+    with pytest.raises(KeyboardInterrupt):
+        fedclip.run(CONFIG, output=folder, listener=StopAfter(2))
+    return folder
+
+
+@pytest.fixture
+def cut(half: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(half, tmp_path / "run"))
+
+
+LAST, BEFORE = "checkpoint.safetensors", "checkpoint_previous.safetensors"
+
+
+def test_two_checkpoints_in_each_others_place(cut: Path) -> None:
+    data = {name: (cut / name).read_bytes() for name in (LAST, BEFORE)}
+    (cut / LAST).write_bytes(data[BEFORE])
+    (cut / BEFORE).write_bytes(data[LAST])
+    found = Checkpoint.load_usable(RunFolder(cut))
+    assert found is not None
+    assert found.finished_rounds == 1  # whole, and its metrics are there: an earlier moment
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_file_is_no_checkpoint(cut: Path, put: Callable[[Path], None]) -> None:
+    (cut / LAST).unlink()
+    put(cut / LAST)
+    with pytest.raises(UsageError, match=r"checkpoint\.safetensors"):
+        resume(cut)
+
+
+def test_a_round_of_metrics_twice_is_refused(cut: Path) -> None:
+    lines = (cut / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (cut / "metrics.jsonl").write_bytes(b"".join([lines[0], lines[1], lines[1]]))
+    with pytest.raises(UsageError, match="line 3 is damaged: expected the record of round 2"):
+        resume(cut)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("adapter_config.json", '{"peft_type": "LORA", "r": 2, "r": 4}', "'r' stands there twice"),
+        ("adapter_config.json", '{"peft_type": "LORA", "r": 1e400}', "adapter_config.json"),
+        ("fedclip.json", '{"head": "text", "class_names": [["cat"]]}', "class_names.0"),
+    ],
+)
+def test_odd_texts_beside_an_adapter(run: Path, name: str, text: str, says: str) -> None:
+    (run / "adapter" / name).write_text(text)
+    model = create_clip_model({"model_name": "random:tiny"}, class_names=["a", "b"])
+    with pytest.raises(UsageError, match=says):
+        model.load_adapter(run / "adapter")
+
+
+@pytest.mark.parametrize("cut_at", [1, 40, 400])
+def test_a_picture_that_was_cut_off_is_refused(tmp_path: Path, cut_at: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (24, 30, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.jpg", quality=95)
+    data = (tmp_path / "x.jpg").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(data[:-cut_at])
+    with pytest.raises(UsageError, match="truncated"):
+        read_image(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize("size", [(0, 5), (2**31 - 1, 2**31 - 1), (100_000, 100_000)])
+def test_pictures_of_impossible_sizes_are_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    (tmp_path / "x.ppm").write_bytes(b"P6\n%d %d\n255\n" % size + b"\0" * 99)
+    with pytest.raises(UsageError, match=r"x\.ppm"):
+        read_image(tmp_path / "x.ppm")
