@@ -130,7 +130,8 @@ class TrainRequest:
     configured weight. `shift` changes frozen weights, see `RunState`. Where `frames` names a tensor
     B, what is trained and returned under that name is R `[r, r]`, and B is frame @ R; the state
     then holds R. `start_loss` asks for the loss before training. `cut` is by tensor name the rank
-    beyond which a factor is zero, and is not sent. Draws are named by `purpose`.
+    beyond which a factor is zero, and is not sent. Draws are named by `purpose`, those from a
+    secret by `digest` as well, which is another one for every other request.
 
     What an answer is held to: `examples` are the agreed numbers of training examples by client id,
     `plan` the steps that they make, where they are known.
@@ -155,6 +156,7 @@ class TrainRequest:
     purpose: str = "client"
     examples: Mapping[str, int] = field(default_factory=dict)
     plan: StepPlan | None = None
+    digest: str | None = None
 
     @property
     def names_sent(self) -> frozenset[str]:

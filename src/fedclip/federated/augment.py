@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import affine_grid, grid_sample
 
+from fedclip.seeding import seed_for
+
 MAX_ANGLE = math.radians(12)
 MAX_SHIFT = 0.16  # of half a side: 2.5 pixels of 32
 MAX_ZOOM = 1.15
@@ -33,3 +35,10 @@ def affine(pixels: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     grid = affine_grid(torch.from_numpy(maps).float(), list(images.shape), align_corners=False)
     moved = grid_sample(images, grid, padding_mode="border", align_corners=False)
     return moved.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def training_images(
+    pixels: NDArray[np.uint8], augment: str, seed: int, step: int, part: int | str
+) -> NDArray[np.uint8]:
+    """A micro-batch as training sees it: augmented with its own seed if augmentation is on."""
+    return pixels if augment == "none" else affine(pixels, seed_for(seed, "augment", step, part))

@@ -13,9 +13,10 @@ import torch
 
 from fedclip.device import autocast, float64_home
 from fedclip.errors import TrainingFailed
-from fedclip.federated.augment import affine
+from fedclip.federated.augment import training_images
 from fedclip.federated.losses import Objective, classification
 from fedclip.federated.parameter_rules import bound_temperature, decays
+from fedclip.federated.privacy.dp_sgd import ClientDpSgd, example_gradients
 from fedclip.federated.update_checks import ADVICE, not_finite, number_fault
 from fedclip.lora.layer_patterns import factor_of
 from fedclip.records import State
@@ -94,7 +95,8 @@ class LocalTask:
     """What one round asks of one client besides the settings; see `TrainRequest`.
 
     `trained`, `offsets`, `anchor` and `frames` are by tensor name. Names of `frames` stand for
-    their cores R: `cores` are where they start, and after training where they ended.
+    their cores R: `cores` are where they start, and after training where they ended. `private` is
+    the client's DP-SGD, where examples are kept private.
     """
 
     trained: frozenset[str] | None = None
@@ -104,6 +106,7 @@ class LocalTask:
     frames: State = field(default_factory=dict)
     cores: dict[str, torch.Tensor] = field(default_factory=dict)
     start_loss: bool = False
+    private: ClientDpSgd | None = None
 
 
 def local_train(
@@ -145,9 +148,19 @@ def local_train(
     scaler = torch.amp.GradScaler(
         device.type, init_scale=2.0**10, enabled=settings.precision == "fp16"
     )
-    steps = list(plan_steps(indices, settings, seed))
+    private = task.private
+    plan = plan_steps(indices, settings, seed)
+    steps = list(plan if private is None else private.plan(indices, settings.local_epochs))
     loss_sum = torch.zeros((), dtype=torch.float64, device=float64_home(device))
     rate_sum = 0.0
+
+    def loss_of(batch: NDArray[np.int64], step: int, part: int | str) -> torch.Tensor:
+        model.set_dropout_key(seed_for(seed, "dropout", step, part))
+        shown = training_images(pixels[batch], settings.augment, seed, step, part)
+        inputs = torch.from_numpy(shown).to(device)
+        targets = torch.from_numpy(labels[batch]).to(device)
+        with autocast(settings.precision, device):
+            return objective(model, inputs, targets)
 
     for step, micro_batches in enumerate(steps):
         rate = settings.learning_rate * schedule_factor(
@@ -156,18 +169,21 @@ def local_train(
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         step_examples = sum(len(batch) for batch in micro_batches)
-        for part, batch in enumerate(micro_batches):
-            model.set_dropout_key(seed_for(seed, "dropout", step, part))
-            shown = training_images(pixels[batch], settings, seed, step, part)
-            inputs = torch.from_numpy(shown).to(device)
-            targets = torch.from_numpy(labels[batch]).to(device)
-            with autocast(settings.precision, device):
-                loss = objective(model, inputs, targets)
-            scaler.scale(loss / step_examples).backward()
-            loss_sum += loss.detach().to(loss_sum)
-        for name, frame in task.frames.items():  # B = frame R, so dR = frame^T dB
-            gradient = live[name].grad
-            parameters[name].grad = None if gradient is None else frame.T @ gradient
+        if private is None:
+            for part, batch in enumerate(micro_batches):
+                loss = loss_of(batch, step, part)
+                scaler.scale(loss / step_examples).backward()
+                loss_sum += loss.detach().to(loss_sum)
+            for name, frame in task.frames.items():  # B = frame R, so dR = frame^T dB
+                gradient = live[name].grad
+                parameters[name].grad = None if gradient is None else frame.T @ gradient
+        else:
+            # Draws go by the example: one more of them must change nothing about the others.
+            alone = (loss_of(i[None], step, f"example {i}") for i in micro_batches[0])
+            gradients = example_gradients(alone, live, parameters, task.frames, private, step)
+            for name, own in gradients.by_name.items():
+                parameters[name].grad = own
+            loss_sum += gradients.loss
         scaler.unscale_(optimizer)
         for name, parameter in parameters.items():
             if parameter.grad is None:
@@ -194,7 +210,8 @@ def local_train(
     for parameter in live.values():
         parameter.requires_grad_(True)
     task.cores.update({name: parameters[name].detach() for name in task.frames})
-    loss_mean = loss_sum.item() / (settings.local_epochs * len(indices))
+    seen = sum(len(batch) for batches in steps for batch in batches)
+    loss_mean = loss_sum.item() / max(1, seen)
     if (reason := number_fault("loss", loss_mean) or not_finite(parameters)) is not None:
         raise TrainingFailed(f"{reason.words}; {ADVICE}")
     return LocalResult(loss_mean, len(steps), rate_sum, before)
@@ -231,15 +248,6 @@ def mean_loss(
         with autocast(settings.precision, device):
             total += objective(model, inputs, targets).item()
     return total / len(indices)
-
-
-def training_images(
-    pixels: NDArray[np.uint8], settings: LocalSettings, seed: int, step: int, part: int
-) -> NDArray[np.uint8]:
-    """A micro-batch as training sees it: augmented by a draw of its own where that is asked for."""
-    if settings.augment == "none":
-        return pixels
-    return affine(pixels, seed_for(seed, "augment", step, part))
 
 
 def schedule_factor(schedule: str, progress: float) -> float:

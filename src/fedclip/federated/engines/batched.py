@@ -22,12 +22,15 @@ from torch.nn.functional import cross_entropy
 
 from fedclip.device import at_least_fp32, float64_home
 from fedclip.errors import FedclipWarning, out_of_memory
-from fedclip.federated.client import LocalSettings, batches_of, training_images
+from fedclip.federated.augment import training_images
+from fedclip.federated.client import LocalSettings, batches_of
+from fedclip.federated.engines.private import Rows, add_private_gradients
 from fedclip.federated.engines.protocols import Images, Stacked
 from fedclip.federated.engines.stacked_optimizer import StackedOptimizer, settle_gradients
 from fedclip.federated.engines.static import StaticSteps
-from fedclip.federated.engines.work import Plan, Work
-from fedclip.records import ClientReport, Cohort, State, TrainRequest
+from fedclip.federated.engines.work import Work
+from fedclip.federated.privacy.dp_sgd import DpSgd
+from fedclip.records import Cohort, State, TrainRequest
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -51,12 +54,14 @@ class BatchedEngine:
         device: torch.device,
         padded: bool = False,
         static: bool = False,
+        private: DpSgd | None = None,
     ) -> None:
         """Takes the images `[n, 3, size, size]`, labels `[n]` and each client's example indices.
 
         `images` gives the model's inputs where training does not change the pixels. With `padded`
         all clients of a pass have equally many rows, which GPUs prefer; with `static` the passes
-        also have one of a few shapes, and on CUDA become graphs.
+        also have one of a few shapes, and on CUDA become graphs. With `private` every client trains
+        by DP-SGD, whose batches vary too much for either.
         """
         self._model = model
         self._pixels = pixels
@@ -66,9 +71,10 @@ class BatchedEngine:
         self._images = images
         self._seed = seed
         self._device = device
-        self.padded = padded
+        self._private = private
+        self.padded = padded and private is None
         self._stop = Event()
-        self._static = self._static_steps() if static else None
+        self._static = self._static_steps() if static and private is None else None
         self.group_size = group_size
 
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
@@ -133,17 +139,18 @@ class BatchedEngine:
             self._model,
             seed=self._seed,
             device=self._device,
+            private=self._private,
         )
         before = self._start_losses(ids, work) if request.start_loss else [math.nan] * len(ids)
         losses = self._steps(work) if self._static is None else self._static.train(work)
         tensors = work.group.result()
         seconds = time.perf_counter() - started
-        extras = list(zip(work.rate_sums(), before, strict=True))
-        return Cohort(self._reports(ids, losses.tolist(), work.plans, seconds, extras), tensors)
+        examples = [len(self._clients[client_id]) for client_id in ids]
+        return Cohort(work.reports(ids, examples, losses.tolist(), before, seconds), tensors)
 
     def _steps(self, work: Work) -> torch.Tensor:
         """Trains the group's parameters; returns each client's summed loss `[clients]`."""
-        settings, group, parameters = self._settings, work.group, work.group.parameters
+        settings, parameters = self._settings, work.group.parameters
         optimizer = StackedOptimizer(
             settings.optimizer,
             parameters,
@@ -155,15 +162,13 @@ class BatchedEngine:
         for step, rates in enumerate(work.rates):
             if self._stop.is_set():
                 raise CancelledError
-            steps = work.active(step)
-            active = len(steps)
-            leaves = parameters.leaves(active)
-            state = group.state(leaves)
-            for part in range(max(map(len, steps))):
-                loss, sums = self._loss(state, steps, work, step, part)
-                parameters.add_gradient(loss, leaves)
-                losses[:active] += sums
-                state = group.state(leaves) if group.frames else state
+            active = len(rates)
+            if work.private is None:
+                self._add_gradients(work, step, losses[:active])
+            else:
+                losses[:active] += add_private_gradients(
+                    self._model, work, step, self._labels, self._shown
+                )
             grads = parameters.grads[:active]
             settle_gradients(
                 grads,
@@ -176,6 +181,17 @@ class BatchedEngine:
             optimizer.step(rates)
             grads.zero_()
         return losses
+
+    def _add_gradients(self, work: Work, step: int, losses: torch.Tensor) -> None:
+        """Adds a step's gradients to the group's, and to each client's loss `[active]`."""
+        group, steps = work.group, work.active(step)
+        leaves = group.parameters.leaves(len(steps))
+        state = group.state(leaves)
+        for part in range(max(map(len, steps))):
+            loss, sums = self._loss(state, steps, work, step, part)
+            group.parameters.add_gradient(loss, leaves)
+            losses += sums
+            state = group.state(leaves) if group.frames else state
 
     @torch.no_grad()
     def _start_losses(self, ids: tuple[str, ...], work: Work) -> list[float]:
@@ -245,7 +261,7 @@ class BatchedEngine:
         counts: Sequence[int],
         seeds: Sequence[int],
         step: int,
-        part: int,
+        part: int | str,
     ) -> torch.Tensor:
         """What the model is shown of each client's examples; those behind its count are padding."""
         if self._settings.augment == "none":
@@ -254,9 +270,16 @@ class BatchedEngine:
         for row, count, seed in zip(rows, counts, seeds, strict=True):
             if count:
                 own = self._pixels[row[:count]]
-                shown.append(training_images(own, self._settings, seed, step, part))
+                shown.append(training_images(own, self._settings.augment, seed, step, part))
             shown.append(self._pixels[row[count:]])
         return torch.from_numpy(np.concatenate(shown)).to(self._device)
+
+    def _shown(self, rows: Rows, step: int) -> torch.Tensor:
+        """What the model is shown of examples that are drawn for one by one."""
+        if self._settings.augment == "none":
+            return self._images.take(rows.indices)
+        each = zip(rows.indices, rows.seeds, rows.names, strict=True)
+        return torch.cat([self._inputs([i[None]], [1], [s], step, name) for i, s, name in each])
 
     def _static_steps(self) -> StaticSteps:
         """Steps of static shapes for batches of any of the clients."""
@@ -270,21 +293,3 @@ class BatchedEngine:
             device=self._device,
             show=self._inputs,
         )
-
-    def _reports(
-        self,
-        ids: tuple[str, ...],
-        losses: list[float],
-        plans: list[Plan],
-        seconds: float,
-        extras: list[tuple[float, float]],
-    ) -> tuple[ClientReport, ...]:
-        reports = []
-        all_steps = sum(map(len, plans))
-        for client_id, total, plan, extra in zip(ids, losses, plans, extras, strict=True):
-            examples = len(self._clients[client_id])
-            loss = total / (self._settings.local_epochs * examples)
-            # The group's time, shared out by the steps that each client took.
-            own = seconds * (len(plan) / all_steps)
-            reports.append(ClientReport(client_id, examples, loss, len(plan), own, *extra))
-        return tuple(reports)

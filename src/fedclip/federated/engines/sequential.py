@@ -16,6 +16,7 @@ import torch
 from fedclip.errors import TrainingFailed, out_of_memory
 from fedclip.federated.client import LocalSettings, LocalTask, TrainableModel, local_train
 from fedclip.federated.losses import Objective, classification
+from fedclip.federated.privacy.dp_sgd import DpSgd
 from fedclip.federated.update_checks import ADVICE
 from fedclip.lora.names import at_rank
 from fedclip.records import ClientReport, Cohort, LeftOut, State, TrainRequest
@@ -39,8 +40,12 @@ class SequentialEngine:
         seed: int,
         device: torch.device,
         objective: Objective = classification,
+        private: DpSgd | None = None,
     ) -> None:
-        """Takes the images `[n, 3, size, size]`, labels `[n]` and each client's example indices."""
+        """Takes the images `[n, 3, size, size]`, labels `[n]` and each client's example indices.
+
+        With `private` every client trains by DP-SGD.
+        """
         self._model = model
         self._pixels = pixels
         self._labels = labels
@@ -49,6 +54,7 @@ class SequentialEngine:
         self._seed = seed
         self._device = device
         self._objective = objective
+        self._private = private
 
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
         """Yields a cohort of one per client, in the order of `request.client_ids`.
@@ -116,4 +122,5 @@ class SequentialEngine:
             frames=frames,
             cores={name: state[name].to(self._device) for name in frames},
             start_loss=request.start_loss,
+            private=None if self._private is None else self._private.of(client_id, request),
         )

@@ -78,6 +78,16 @@ class Group:
             state = {name: tensor[one : one + 1] for name, tensor in state.items()}
         return state | {n: f @ state[n] for n, f in self.frames.items()}
 
+    def rows(self, owner: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Trained tensors `[rows, ...]` to differentiate by, and what the model takes of them.
+
+        `owner` `[rows]` is each row's client.
+        """
+        values = self.parameters.views(self.parameters.values)
+        leaves = {name: tensor[owner].requires_grad_() for name, tensor in values.items()}
+        state = {name: tensor[owner] for name, tensor in self._fixed.items()} | leaves
+        return leaves, state | {n: f @ state[n] for n, f in self.frames.items()}
+
     @property
     def layout(self) -> Hashable:
         """What groups have in common that may follow each other in the same room."""

@@ -12,7 +12,8 @@ import torch
 from fedclip.federated.client import LocalSettings, plan_steps, schedule_factor
 from fedclip.federated.engines.protocols import Stacked
 from fedclip.federated.engines.stack import Group
-from fedclip.records import TrainRequest
+from fedclip.federated.privacy.dp_sgd import ClientDpSgd, DpSgd
+from fedclip.records import ClientReport, TrainRequest
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Work:
 
     `rates` has the learning rates of each step, `[active]`; the proximal term pulls with weight
     `mu` to `anchors`, and `offsets` are added to the gradients, both `[clients, numbers]`.
+    `private` has each client's DP-SGD, where examples are kept private.
     """
 
     group: Group
@@ -38,6 +40,7 @@ class Work:
     mu: float = 0.0
     anchors: torch.Tensor | None = None
     offsets: torch.Tensor | None = None
+    private: list[ClientDpSgd] | None = None
 
     @classmethod
     def of(
@@ -50,12 +53,18 @@ class Work:
         *,
         seed: int,
         device: torch.device,
+        private: DpSgd | None = None,
     ) -> Work:
         """Where these clients start, and all that they will do; `clients` has everyone's data."""
         seeds = [seed_for(seed, request.purpose, request.server_round, c) for c in ids]
-        plans = [
-            list(plan_steps(clients[c], settings, own)) for c, own in zip(ids, seeds, strict=True)
-        ]
+        own = None if private is None else [private.of(c, request) for c in ids]
+        if own is None:
+            plans = [
+                list(plan_steps(clients[c], settings, s)) for c, s in zip(ids, seeds, strict=True)
+            ]
+        else:
+            epochs = settings.local_epochs
+            plans = [p.plan(clients[c], epochs) for c, p in zip(ids, own, strict=True)]
         group = Group.of(ids, request, model.trained, device)
         parameters = group.parameters
         mu = settings.proximal_mu if request.proximal_mu is None else request.proximal_mu
@@ -69,6 +78,7 @@ class Work:
             mu=mu,
             anchors=parameters.anchors(request.anchor) if mu else None,
             offsets=None if offsets is None else parameters.flat_rows(offsets),
+            private=own,
         )
 
     def active(self, step: int) -> list[list[NDArray[np.int64]]]:
@@ -81,6 +91,23 @@ class Work:
         for rates in self.rates:
             sums[: len(rates)] += rates
         return sums.tolist()
+
+    def reports(
+        self,
+        ids: Sequence[str],
+        examples: Sequence[int],
+        losses: Sequence[float],
+        before: Sequence[float],
+        seconds: float,
+    ) -> tuple[ClientReport, ...]:
+        """What the clients report; the group's time is shared out by the steps that each took."""
+        reports, all_steps = [], sum(map(len, self.plans))
+        rows = zip(ids, examples, losses, self.plans, self.rate_sums(), before, strict=True)
+        for client_id, count, total, plan, rate_sum, start in rows:
+            loss = total / max(1, sum(len(batch) for batches in plan for batch in batches))
+            own = seconds * (len(plan) / all_steps)
+            reports.append(ClientReport(client_id, count, loss, len(plan), own, rate_sum, start))
+        return tuple(reports)
 
 
 def _rates(

@@ -1,0 +1,76 @@
+"""Private gradients of many clients in one pass: every example is a client of one row.
+
+The stacked model takes as many clients as there are rows, so the gradients of its tensors are those
+of single examples. The readable twin is `privacy.dp_sgd.example_gradients`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from fedclip.device import at_least_fp32, float64_home
+from fedclip.federated.engines.protocols import Stacked
+from fedclip.federated.engines.work import Work
+from fedclip.federated.privacy.dp_sgd import clip_rows
+from fedclip.seeding import seed_for
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Rows(NamedTuple):
+    """The examples of a step, of all clients one after another: index, client, and draws' names."""
+
+    indices: NDArray[np.int64]
+    owner: NDArray[np.int64]
+    names: list[str]
+    seeds: list[int]
+
+    @classmethod
+    def of(cls, work: Work, step: int) -> Rows:
+        """The rows of those clients that take this step."""
+        batches = [micro_batches[0] for micro_batches in work.active(step)]
+        owner = np.repeat(np.arange(len(batches)), [len(batch) for batch in batches])
+        indices = np.concatenate(batches)
+        names = [f"example {index}" for index in indices]
+        return cls(indices, owner, names, [work.seeds[k] for k in owner])
+
+
+def add_private_gradients(
+    model: Stacked,
+    work: Work,
+    step: int,
+    labels: NDArray[np.int64],
+    show: Callable[[Rows, int], torch.Tensor],
+) -> torch.Tensor:
+    """Put each client's private gradient of a step in its place; returns its summed loss.
+
+    `show` gives the model's inputs of a step's rows.
+    """
+    assert work.private is not None
+    parameters, active = work.group.parameters, len(work.active(step))
+    grads, rows = parameters.grads[:active], Rows.of(work, step)
+    sums = torch.zeros(active, dtype=torch.float64, device=float64_home(grads.device))
+    if len(rows.indices):
+        owner = torch.from_numpy(rows.owner).to(grads.device)
+        leaves, state = work.group.rows(owner)
+        keys = [
+            seed_for(s, "dropout", step, n) for s, n in zip(rows.seeds, rows.names, strict=True)
+        ]
+        scores = at_least_fp32(model.logits(state, show(rows, step), [1] * len(owner), keys))
+        targets = torch.from_numpy(labels[rows.indices]).to(scores.device)
+        losses = cross_entropy(scores, targets, reduction="none")
+        sums.index_add_(0, owner.to(sums.device), losses.detach().to(sums))
+        found = torch.autograd.grad(losses.sum(), list(leaves.values()))
+        flat = torch.cat([gradient.flatten(1) for gradient in found], dim=1)  # [rows, numbers]
+        grads.index_add_(0, owner, clip_rows(flat, work.private[0].whole.clip_norm))
+    for client, own in enumerate(work.private[:active]):
+        of_client = {name: t[client] for name, t in parameters.views(grads).items()}
+        for name, tensor in own.private(of_client, step).items():
+            of_client[name].copy_(tensor)
+    return sums
