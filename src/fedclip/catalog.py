@@ -31,10 +31,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class StrategyEntry(Entry):
-    """A strategy, and what may be combined with it.
-
-    The defaults are the careful ones: a user's class says otherwise by attributes (`FLAGS`).
-    """
+    """A strategy, and what may be combined with it; a user's class says more by `FLAGS`."""
 
     needs_lora: bool = True  # combines LoRA factors: no full fine-tuning
     personal: bool = False  # every client ends with a model of its own
@@ -46,6 +43,7 @@ class StrategyEntry(Entry):
     allows_dora: bool = False  # does not need B A to be the whole update
     robust_mean: bool = False  # `mean` of one factor that all share: any robust rule
     robust_weights: bool = False  # weighs products B A by `num_examples`: rules that weigh
+    reads_losses: bool = False  # reads clients' exact losses: no privacy of examples
     options: tuple[str, ...] = ()  # keys of the configuration that it reads
     dynamic_ranks: str = ""  # what the server's ranks cut: the factors' "mean", or "product"
     pools: bool = False  # one client holds all examples
@@ -115,6 +113,7 @@ STRATEGIES: dict[str, StrategyEntry] = {
         needs_lora=False,
         stable_coordinates=True,
         allows_dora=True,
+        reads_losses=True,
         options=("federation.q",),
     ),
     "local": _strategy(

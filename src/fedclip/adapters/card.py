@@ -75,6 +75,7 @@ def run_card(folder: str | Path, repo_id: str | None = None, *, best: bool = Fal
                 place=repo_id or "<this folder>",
             )
         ),
+        *_section("Privacy", _privacy(summary)),
         *_section("Limits", _limits(notes)),
     ]
     return str(ModelCard(f"---\n{card.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"))
@@ -273,6 +274,30 @@ def _traffic(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _privacy(summary: Mapping[str, Any]) -> list[str]:
+    """What is promised, or that nothing is."""
+    promise = summary.get("privacy")
+    if promise is None:
+        return [
+            "Parameters that are exchanged can tell something about the training images: federated "
+            "training alone is no guarantee of privacy."
+        ]
+    if not promise["guarantee"]:
+        return [
+            "**No guarantee of privacy**: noise was drawn from the run's seed "
+            "(`privacy.reproducible`), by which it can be taken away."
+        ]
+    whom = {"example": "any one training image", "client": "all images of any one client"}
+    return [
+        f"Differentially private in {whom[promise['unit']]}, added or removed: epsilon "
+        f"{promise['epsilon']:.3g} at delta {promise['delta']:g} (numerical composition; by Renyi "
+        f"divergence {promise['epsilon_rdp']:.3g}), noise multiplier "
+        f"{promise['noise_multiplier'][0]:.3g} to {promise['noise_multiplier'][1]:.3g}, clipped to "
+        f"{promise['clip_norm']:g}. The figures above are of test images, which the promise does "
+        "not speak of.",
+    ]
+
+
 def _limits(notes: AdapterNotes) -> list[str]:
     head = (
         "- Other class names may be asked for, but what was not trained was not measured either."
@@ -282,8 +307,6 @@ def _limits(notes: AdapterNotes) -> list[str]:
     return [
         "- Measured on the data above only; other cameras or sites may give other figures.",
         head,
-        "- Parameters that are exchanged can tell something about the training images: federated "
-        "training alone is no guarantee of privacy.",
         "- The licences of the base model and of the data hold for what was made of them.",
     ]
 

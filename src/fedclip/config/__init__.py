@@ -10,6 +10,7 @@ from fedclip.config.federation import (
 )
 from fedclip.config.loading import load_config
 from fedclip.config.model import LoraConfig, ModelConfig, TargetModules
+from fedclip.config.privacy import PrivacyConfig
 from fedclip.config.robust import RobustConfig
 from fedclip.config.training import ClientConfig, EngineConfig, EvaluationConfig, OptimizerConfig
 from fedclip.config.tree import Config
@@ -27,6 +28,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PartitionConfig",
+    "PrivacyConfig",
     "RobustConfig",
     "ServerOptimizerConfig",
     "SharingConfig",

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedclip.catalog import DATA_SETS
 from fedclip.config.checks_data import caption_problems
+from fedclip.config.checks_privacy import privacy_problems
 from fedclip.config.checks_strategy import named_strategy_problems, rank_sources
 from fedclip.config.checks_tasks import sharing_problems, task_problems, task_views
 from fedclip.config.model import no_lora
@@ -182,6 +183,7 @@ CHECKS = (
     _one_source_of_ranks,
     _learning_rates,
     named_strategy_problems,
+    privacy_problems,
     _gradients_can_be_recovered,
     sharing_problems,
     _classes_can_change,

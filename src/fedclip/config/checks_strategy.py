@@ -36,7 +36,8 @@ def strategy_problems(
             f"federation.strategy: {name} combines LoRA factors, but {reason}; use fedavg, or "
             f"train an adapter{_say('needs_lora', name, 'False')}",
         )
-    for check in (_dora, _ranks, _scaffold, _ditto, _server_optimizer, _sharing, robust_problems):
+    checks = (_dora, _ranks, _scaffold, _ditto, _server_optimizer, _sharing, _privacy)
+    for check in (*checks, robust_problems):
         yield from check(values, name, flags)
 
 
@@ -148,4 +149,20 @@ def _sharing(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iter
             "federation.sharing.mode",
             f"federation.sharing.mode: {mode} goes with strategies that average tensors: "
             f"{_those(flag, name)}; federation.strategy is {name}",
+        )
+
+
+def _privacy(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iterator[CrossProblem]:
+    unit = lookup(values, "privacy.unit")
+    if unit in ("example", "client") and flags.personal:
+        yield CrossProblem(
+            "privacy.unit",
+            f"privacy.unit: {name} ends with a model for each client, which is not accounted for; "
+            "use a strategy that shares one model, such as ffa, fedsvd or fedavg",
+        )
+    if unit == "example" and flags.reads_losses:
+        yield CrossProblem(
+            "privacy.unit",
+            f"privacy.unit: example adds noise to gradients, but {name} also reads each client's "
+            "exact loss; use another strategy, such as ffa, fedsvd or fedavg",
         )

@@ -17,6 +17,7 @@ from fedclip.config.data import DataConfig, TaskConfig, TaskName, laid_over
 from fedclip.config.deploy import DeployConfig
 from fedclip.config.federation import FederationConfig
 from fedclip.config.model import ModelConfig
+from fedclip.config.privacy import PrivacyConfig
 from fedclip.config.robust import RobustConfig
 from fedclip.config.section import Section, Seed, lookup
 from fedclip.config.training import (
@@ -56,6 +57,7 @@ class Config(Section):
     federation: FederationConfig = Field(FederationConfig(), description="Federation.")
     robust: RobustConfig = Field(RobustConfig(), description="Clients whom one does not trust.")
     engine: EngineConfig = Field(EngineConfig(), description="Engine.")
+    privacy: PrivacyConfig = Field(PrivacyConfig(), description="Differential privacy.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluation.")
     deploy: DeployConfig = Field(DeployConfig(), description="Several machines.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from fedclip.data.decode import Pixels
 from fedclip.data.splits import SPLIT_RULE, ClientData, Indices
 
+PRIVATE = "private"
+"""Key of a partition record that leaves out which examples are whose."""
 PARTS = ("train", "validation", "test")
 
 
@@ -118,3 +121,16 @@ class FederatedData:
         digest = hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
         by_class = {} if self.captioned else {"by_class": self.counts(indices)}
         return {"num_examples": len(indices), **by_class, "indices_sha256": digest}
+
+
+def private_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A partition record of a private run: numbers of examples, and not which ones they are."""
+
+    def numbers(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {
+                k: numbers(v) for k, v in part.items() if k not in ("by_class", "indices_sha256")
+            }
+        return [numbers(item) for item in part] if isinstance(part, list) else part
+
+    return numbers({k: v for k, v in record.items() if k != "examples"}) | {PRIVATE: True}

@@ -88,6 +88,7 @@ RESERVED = frozenset(
     | {"bytes_down", "bytes_down_per_client_round", "bytes_up", "bytes_up_per_client_round"}
     | {"classes_not_tested", "classes_not_validated"}
     | {"client_accuracy", "clients", "clients_per_round", "data", "device", "engine"}
+    | {"epsilon", "epsilon_rdp", "privacy"}
     | {"forgetting", "groups", "harmonic_mean", "initial_accuracy", "input_size", "loss"}
     | {"macro_f1", "macro_f1_by_task", "majority_class_rate", "majority_class_rate_by_task"}
     | {"metrics", "model"}

@@ -10,7 +10,7 @@ from fedclip.catalog import in_file
 from fedclip.config import Config, DataConfig, ModelConfig
 from fedclip.config.names import each_class_once
 from fedclip.data.datasets import load_source
-from fedclip.data.federated_data import FederatedData
+from fedclip.data.federated_data import PRIVATE, FederatedData, private_record
 from fedclip.data.loading import load_federated
 from fedclip.data.picture_sizes import warn_if_shrunk
 from fedclip.data.splits import SPLIT_RULE
@@ -172,7 +172,8 @@ def load_data(config: Config, listener: Listener) -> FederatedData:
 def check_partition(data: Recorded, folder: RunFolder) -> None:
     """Refuses data that is no longer what the run began with."""
     check_split_rule(folder)
-    if folder.read_json(PARTITION) != data.partition_record():
+    found, now = folder.read_json(PARTITION), data.partition_record()
+    if found != (private_record(now) if found.get(PRIVATE) is True else now):
         raise UsageError(
             f"{folder.path / PARTITION}: the data or its partition has changed since the run "
             "began; put the data back as it was, or start a new run"

@@ -21,6 +21,7 @@ from fedclip.federated.engines.sequential import SequentialEngine
 from fedclip.federated.engines.sharded import ShardedEngine
 from fedclip.federated.engines.threads import on_all_threads
 from fedclip.federated.losses import Contrastive, classification
+from fedclip.federated.privacy.dp_sgd import DpSgd
 from fedclip.federated.rounds import Engine
 from fedclip.lora.layer_patterns import check_hits, owners
 from fedclip.models.stacked.prefix_cache import FrozenInputs, frozen_numbers
@@ -153,8 +154,11 @@ def local_settings(config: Config, precision: str) -> LocalSettings:
     )
 
 
-def create_engine(parts: Parts | TaskParts) -> Engine:
-    """The engine that the configuration names, for this process's share of the clients."""
+def create_engine(parts: Parts | TaskParts, private: DpSgd | None = None) -> Engine:
+    """The engine that the configuration names, for this process's share of the clients.
+
+    With `private` the clients train by DP-SGD.
+    """
     if isinstance(parts, TaskParts):
 
         def turn_to(task: str, shift: State) -> None:
@@ -163,7 +167,8 @@ def create_engine(parts: Parts | TaskParts) -> Engine:
 
         engines = {name: create_engine(task) for name, task in parts.tasks.items()}
         return TaskEngine(engines, parts.task_of, turn_to)
-    engine = load("engines", parts.config.engine.name)(parts, **_common(parts))
+    common = _common(parts) | ({} if private is None else {"private": private})
+    engine = load("engines", parts.config.engine.name)(parts, **common)
     if parts.processes.count == 1:
         return engine
     return ShardedEngine(engine, parts.processes, parts.clients)

@@ -31,6 +31,7 @@ CONFIG = "config.yaml"
 PARTITION = "partition.json"
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
+TOLD = "told.jsonl"
 SUMMARY = "summary.json"
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint_previous.safetensors"
@@ -175,6 +176,10 @@ class RunFolder:
         """Add a round's durations; the record needs `server_round`."""
         self._append(TIMING, record)
 
+    def append_told(self, record: Mapping[str, Any]) -> None:
+        """Add what a private run tells outside its guarantee; the record needs `server_round`."""
+        self._append(TOLD, record)
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read the metrics of all finished rounds."""
         return [record for _, record in self._lines(METRICS)]
@@ -194,8 +199,10 @@ class RunFolder:
         Raises `UsageError` where lines are missing, or the metrics that stay do not have the
         digest `sha256`.
         """
-        for name in (METRICS, TIMING):
+        for name in (METRICS, TIMING, TOLD):
             path = self.path / name
+            if name == TOLD and not path.exists():
+                continue
             kept = [line for line, _ in self._lines(name)[: last_round + 1]]
             if len(kept) <= last_round:
                 raise UsageError(

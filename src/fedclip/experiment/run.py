@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from fedclip.config.loading import config_from_dict, dump_config, load_config
 from fedclip.device import resolve_device
 from fedclip.experiment.build import (
     assemble_run,
-    check_partition,
     check_split_rule,
     with_absolute_paths,
 )
@@ -26,9 +26,12 @@ from fedclip.experiment.context import Parts, TaskParts
 from fedclip.experiment.coverage import Coverage, check_measurable
 from fedclip.experiment.engine import create_engine, local_settings
 from fedclip.experiment.evaluate import evaluate_merged
-from fedclip.experiment.folder import CONFIG, PARTITION, RunFolder, next_folder
+from fedclip.experiment.folder import CONFIG, RunFolder, next_folder
 from fedclip.experiment.identity import check_config, take_up
 from fedclip.experiment.patience import Patience
+from fedclip.experiment.privacy import Openness, begin_privacy
+from fedclip.experiment.privacy_checks import check_privacy
+from fedclip.experiment.round_files import finish_round, record_partition
 from fedclip.experiment.round_records import before_training, figures_of, round_record
 from fedclip.experiment.save_adapters import adapter_digests, save_adapters
 from fedclip.experiment.stopwatch import Stopwatch
@@ -36,10 +39,11 @@ from fedclip.experiment.strategy import choose_strategy, held_in_memory
 from fedclip.experiment.summary import summarise
 from fedclip.experiment.summary_file import read_summary, write_summary
 from fedclip.federated.engines.sharded import Processes
+from fedclip.federated.privacy.ledger import BudgetSpent
 from fedclip.federated.rounds import Engine, RoundResult, run_rounds
 from fedclip.federated.strategies import Strategy
 from fedclip.federated.updates import Quorum
-from fedclip.records import ClientReport, RunState, plain_json
+from fedclip.records import RunState, plain_json
 from fedclip.reports.curves import curves_png
 from fedclip.reports.listener import Listener, Listeners
 
@@ -84,6 +88,7 @@ def run(
         parts = assemble_run(config, heard, processes)
         strategy = choose_strategy(parts)
         check_measurable(parts, strategy.personal)
+        check_privacy(parts, choose_strategy)
         if not processes.is_first:
             return _follow(parts, strategy, path)
         folder = RunFolder.create(path, dump_config(parts.config))
@@ -108,6 +113,7 @@ def resume(folder: str | Path, *, listener: Listener | Sequence[Listener] | None
         check_config(config, run_folder, heard)  # before the folder's code is run
         parts = assemble_run(config, heard, processes)
         strategy = choose_strategy(parts)
+        check_privacy(parts, choose_strategy)
         if not processes.is_first:
             return _follow(parts, strategy, run_folder.path)
         return carry_out(parts, strategy, run_folder, heard, started)
@@ -145,12 +151,15 @@ def carry_out(
     with folder.exclusive():
         listener.start(config)
         checkpoint = take_up(parts, folder)
-        _record_partition(parts, folder, listener)
-        engine = engine or create_engine(parts)
+        record_partition(parts, folder, listener)
+        privacy = begin_privacy(parts, folder, checkpoint, listener)
+        engine = engine or privacy.engine(partial(create_engine, parts))
+        strategy = privacy.strategy(strategy)
         personal = strategy.personal and parts.sites is None  # else those models are elsewhere
         folder.truncate_metrics(checkpoint.finished_rounds, checkpoint.metrics_sha256)
         coverage = Coverage.of(parts, personal)
-        coverage.warn_of_tests()
+        if privacy.tells_classes:
+            coverage.warn_of_tests()
         coverage.warn_of_choices(config.evaluation)
         total, every = config.federation.rounds, config.evaluation.every
         patience = Patience(config.evaluation.patience, total, folder.read_metrics())
@@ -160,26 +169,28 @@ def carry_out(
         clock = Stopwatch(started)
         if checkpoint.finished_rounds < 0:
             before = before_training(parts, checkpoint.state, personal)
-            _finish_round(parts, folder, checkpoint, clock, before, listener)
-        if held := held_in_memory(parts):
-            listener.message(held)
+            finish_round(parts, folder, checkpoint, clock, before, listener, privacy)
         listener.rounds(checkpoint.finished_rounds, total, parts.clients_per_round)
         start, closing = (max(0, finished), checkpoint.state), {"stopped_by": patience.reason}
-        for result in _rounds(parts, engine, strategy, *start, listener.client):
-            checkpoint.add(result)
-            last = result.server_round == total
-            due = last or result.server_round % every == 0
-            record = round_record(result) | figures_of(parts, result, personal, due)
-            end = patience.hear(record) or last
-            if end and judge is not None:
-                record |= judge(result)
-            _finish_round(parts, folder, checkpoint, clock, record, listener)
-            if not last and (reason := _reason_to_stop(parts, listener, patience)) is not None:
-                closing = {"stopped_by": reason}
-                if not end:
-                    closing |= figures_of(parts, result, personal, not due, judge)
-                break
-        run = _finish_run(parts, folder, checkpoint, clock, coverage, closing)
+        try:
+            for result in _rounds(parts, engine, strategy, *start, listener, privacy):
+                checkpoint.add(result)
+                last = result.server_round == total
+                due = last or result.server_round % every == 0
+                record = round_record(result) | figures_of(parts, result, personal, due)
+                end = patience.hear(record) or last
+                if end and judge is not None:
+                    record |= judge(result)
+                finish_round(parts, folder, checkpoint, clock, record, listener, privacy)
+                if not last and (reason := _reason_to_stop(parts, listener, patience)) is not None:
+                    closing = {"stopped_by": reason}
+                    if not end:
+                        closing |= figures_of(parts, result, personal, not due, judge)
+                    break
+        except BudgetSpent as spent:
+            result = RoundResult(checkpoint.finished_rounds, checkpoint.state, ())
+            closing = {"stopped_by": str(spent)} | figures_of(parts, result, personal, True, judge)
+        run = _finish_run(parts, folder, checkpoint, clock, coverage, closing, privacy)
         listener.finish(run.summary)
         return run
 
@@ -195,7 +206,8 @@ def _follow(parts: Parts | TaskParts, strategy: Strategy, path: Path) -> Run:
     """The path of every process but the first: its share of each round, and nothing written."""
     finished, state = parts.processes.first_start(-1, RunState({}))
     engine = create_engine(parts)
-    for result in _rounds(parts, engine, strategy, max(0, finished), state, lambda report: None):
+    start, listener = (max(0, finished), state), Listener()
+    for result in _rounds(parts, engine, strategy, *start, listener, Openness()):
         last = result.server_round == parts.config.federation.rounds
         if not last and parts.processes.first_numbers([0]) != [0]:  # a listener ends the run
             break
@@ -208,10 +220,13 @@ def _rounds(
     strategy: Strategy,
     finished: int,
     state: RunState,
-    on_client: Callable[[ClientReport], None],
+    listener: Listener,
+    privacy: Openness,
 ) -> Iterator[RoundResult]:
     config = parts.config
-    return run_rounds(
+    if held := held_in_memory(parts):
+        listener.message(held)
+    found = run_rounds(
         state,
         engine,
         strategy,
@@ -220,48 +235,13 @@ def _rounds(
         clients_per_round=parts.clients_per_round,
         seed=config.seed,
         finished_rounds=finished,
-        on_client=on_client,
+        on_client=privacy.hears(listener),
         combine=parts.processes.combine,
         quorum=Quorum(config.deploy.quorum, config.robust.least),
         settings=local_settings(config, parts.precision),
+        sample=privacy.sample,
     )
-
-
-def _finish_round(
-    parts: Parts | TaskParts,
-    folder: RunFolder,
-    checkpoint: Checkpoint,
-    clock: Stopwatch,
-    record: dict[str, Any],
-    listener: Listener,
-) -> None:
-    """Writes a round's lines and its checkpoint; times go to a file of their own."""
-    by_client = record.pop("seconds_by_client", {})
-    checkpoint.finished_rounds = record["server_round"]
-    if parts.config.evaluation.keep_best and record["server_round"] > 0:
-        checkpoint.keep_if_best(record)
-    # Lines first: on resume they are cut back to the checkpoint, and never fall behind it.
-    folder.append_metrics(record)
-    folder.append_timing(
-        {
-            "server_round": record["server_round"],
-            "seconds": clock.lap(),
-            "training_seconds": sum(by_client.values()),
-            "clients": by_client,
-        }
-    )
-    checkpoint.save(folder)
-    listener.round(record)
-
-
-def _record_partition(parts: Parts | TaskParts, folder: RunFolder, listener: Listener) -> None:
-    """Writes the partition, or checks that a resumed run still has the data it began with."""
-    if (folder.path / PARTITION).exists():
-        check_partition(parts, folder)
-    else:
-        folder.write_json(PARTITION, parts.partition_record())
-    for task in parts.tasks.values() if isinstance(parts, TaskParts) else (parts,):
-        listener.partition(*task.data.training_table())
+    return map(privacy.result, found)
 
 
 def _finish_run(
@@ -271,6 +251,7 @@ def _finish_run(
     clock: Stopwatch,
     coverage: Coverage,
     closing: Mapping[str, Any],
+    privacy: Openness,
 ) -> Run:
     """Writes adapters, curves and, last, the summary, whose presence says: finished.
 
@@ -281,11 +262,15 @@ def _finish_run(
         save_adapters(parts, checkpoint.best_state, folder, "adapter_best")
     save_adapters(parts, checkpoint.state, folder, "adapter")
     metrics = folder.read_metrics()
+    closing = privacy.shown(closing)
     metrics[-1] |= {key: plain_json(value) for key, value in closing.items()}
     folder.write_bytes("curves.png", curves_png(metrics, metrics[0]["zero_shot_accuracy"]))
-    summary = summarise(parts, checkpoint, metrics, coverage)
+    summary = summarise(parts, checkpoint, metrics, coverage if privacy.tells_classes else None)
+    summary |= privacy.promise()
     if isinstance(parts, TaskParts) and checkpoint.state.groups:
         summary["adapters"]["merged"] = evaluate_merged(parts, folder.path / "adapter")
     summary["adapter_folders"] = adapter_digests(folder)
     summary["seconds"] = sum(line["seconds"] for line in folder.read_timing()) + clock.lap()
-    return Run(folder.path, write_summary(folder, summary))
+    run = Run(folder.path, write_summary(folder, summary))
+    privacy.end(folder, summary)
+    return run

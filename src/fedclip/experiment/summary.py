@@ -31,11 +31,13 @@ def summarise(
     parts: Parts | TaskParts,
     checkpoint: Checkpoint,
     metrics: list[dict[str, Any]],
-    coverage: Coverage,
+    coverage: Coverage | None,
 ) -> dict[str, Any]:
     """All of `summary.json` but the seconds, of the lines of `metrics.jsonl`."""
     config, counts, last = parts.config, parts.model.get_model_summary(), metrics[-1]
+    # A private run does not tell who took part: it has as many trainings as are expected.
     trainings = sum(len(line.get("clients", ())) for line in metrics)
+    trainings = trainings or max(1, checkpoint.finished_rounds * parts.clients_per_round)
     state = checkpoint.state
     several = isinstance(parts, TaskParts)
     retrieval = {key: line[key] for line in metrics for key in _RETRIEVAL if key in line}
@@ -48,15 +50,15 @@ def summarise(
         "seed": config.seed,
         "rounds": checkpoint.finished_rounds,
         "stopped_by": last.get("stopped_by"),
-        "clients": len(metrics[0]["accuracy_by_client"] if parts.sites is None else parts.sites),
+        "clients": len(parts.sites or metrics[0].get("accuracy_by_client", parts.clients)),
         "clients_per_round": parts.clients_per_round,
         "zero_shot_accuracy": metrics[0]["zero_shot_accuracy"],
         "initial_accuracy": metrics[0]["accuracy"],
         "accuracy": last["accuracy"],
         "personal": _is_personal(config),
-        "validation_accuracy": last["validation_accuracy"],
+        "validation_accuracy": last.get("validation_accuracy"),
         "validation_loss": last.get("validation_loss"),  # not in lines of older versions
-        "client_accuracy": last["client_accuracy"],
+        "client_accuracy": last.get("client_accuracy"),
         **_class_figures(metrics),
         "best": _best(checkpoint, metrics),
         "base_parameters": counts["base_parameters"],
@@ -69,7 +71,7 @@ def summarise(
         "input_size": parts.model.image_size,
         "shrunk": parts.shrunk,
         "bad_images": parts.bad_images,
-        **coverage.record(),
+        **({} if coverage is None else coverage.record()),
         "adapter_sha256": adapter_sha256(_adapters(state)),
         "state_sha256": adapter_sha256(state.flat()),
         "versions": {
@@ -134,7 +136,7 @@ def _further_metrics(parts: Parts | TaskParts, metrics: list[dict[str, Any]]) ->
     for name in names:
         found[f"zero_shot_{name}"] = first[f"zero_shot_{name}"]
         found[f"initial_{name}"] = first[name]
-        found |= {key: last[key] for key in (name, f"validation_{name}", f"client_{name}")}
+        found |= {key: last.get(key) for key in (name, f"validation_{name}", f"client_{name}")}
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -17,6 +18,9 @@ from fedclip.federated.update_checks import require_finite
 from fedclip.federated.updates import Quorum, Updates, tensor_bytes
 from fedclip.records import ClientReport, Cohort, LeftOut, RunState, TrainRequest
 from fedclip.seeding import seed_for
+
+Sample = Callable[[tuple[str, ...], int], tuple[str, ...]]
+"""Draws the clients of a round, by its number, from all of them in their order."""
 
 
 class Engine(Protocol):
@@ -47,6 +51,8 @@ class RoundResult:
     def loss(self) -> float:
         """Training loss of the round, the clients' means weighted by their examples."""
         total = sum(r.num_examples for r in self.reports)
+        if not total:  # nobody was drawn
+            return math.nan
         return sum(r.loss * r.num_examples for r in self.reports) / total
 
 
@@ -83,12 +89,13 @@ def run_rounds(
     combine: Combine | None = None,
     quorum: Quorum = Quorum(),  # noqa: B008
     settings: LocalSettings | None = None,
+    sample: Sample | None = None,
 ) -> Iterator[RoundResult]:
     """Yields one result per round, from round `finished_rounds + 1` to `rounds`.
 
     Where other processes train some of the clients, `combine` sums tensors over all of them; it is
     called once for each time that clients are trained. `on_client` hears of the clients that were
-    trained here.
+    trained here. `sample` draws a round's clients in the place of the seed; it may draw none.
 
     `clients` maps client ids to numbers of training examples. A round depends on the state, the
     seed and its own number only, so a run that starts again at a later round takes the same steps.
@@ -112,9 +119,13 @@ def run_rounds(
                 first.append(asked[-1])
             return asked[-1]
 
+        if sample is None:
+            ids = sample_clients(clients, clients_per_round, server_round, seed)
+        else:
+            ids = sample(in_order(clients, clients), server_round)
         request = TrainRequest(
             server_round=server_round,
-            client_ids=sample_clients(clients, clients_per_round, server_round, seed),
+            client_ids=ids,
             state=state.shared,
             progress=(server_round - 1) / rounds,
             round_share=1 / rounds,
@@ -127,7 +138,7 @@ def run_rounds(
         # The next round must start from what a resumed run would start from.
         state = _next_state(strategy, state, request, train)
         reports = tuple(report for updates in first for report in updates.reports)
-        if not reports:
+        if ids and not reports:
             raise UsageError(
                 f"federation.strategy: {strategy.title} trained no client in round {server_round}; "
                 "its round() must call train, and mean() or stacked() of what train gives"
@@ -185,4 +196,9 @@ def sample_clients(
     """
     rng = np.random.default_rng(seed_for(seed, "sample", server_round))
     drawn = rng.choice(sorted(clients), size=count, replace=False)
-    return tuple(sorted((str(c) for c in drawn), key=lambda c: (-clients[c], c)))
+    return in_order(map(str, drawn), clients)
+
+
+def in_order(ids: Iterable[str], clients: Mapping[str, int]) -> tuple[str, ...]:
+    """Clients by their numbers of examples, the largest first, then by id."""
+    return tuple(sorted(ids, key=lambda c: (-clients[c], c)))

@@ -31,6 +31,7 @@ def coordinator_parts(config: Config, listener: Listener, sites: dict[str, int])
         "task: contrastive": config.task != "classification",
         "federation.sharing.mode": config.federation.sharing.mode != "shared",
         "federation.client_memory_mb": config.federation.client_memory_mb is not None,
+        "privacy.unit": config.privacy.unit is not None,
     }
     for key in (key for key, given in only_here.items() if given):
         raise UsageError(f"{key} is for runs on one machine; leave it out")

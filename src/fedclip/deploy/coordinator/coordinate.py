@@ -42,6 +42,12 @@ def coordinate(config: Config, folder: Path, say: Callable[[str], None]) -> Run:
     `say` gets lines of progress. Raises UsageError for what the user can mend, and what stopped
     the rounds otherwise.
     """
+    if config.privacy.unit is not None:  # a promise that nobody would keep
+        raise UsageError(
+            f"privacy.unit: {config.privacy.unit} is for runs on one machine: sites of a "
+            "federation do not train privately yet; leave the section privacy out, and then "
+            "nothing is promised"
+        )
     config = with_absolute_paths(config)
     run = _take_up(config, folder)
     if not run.has_rounds_left():

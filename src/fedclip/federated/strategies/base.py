@@ -23,7 +23,11 @@ Train = Callable[[TrainRequest], Updates]
 """Has clients trained, and gives what they send."""
 
 
-def guarded(train: Train, guard: Callable[[Updates], Updates]) -> Train:
+Guard = Callable[[Updates], Updates]
+"""Puts itself between updates and whoever takes them."""
+
+
+def guarded(train: Train, guard: Guard) -> Train:
     """The same training, whose updates reach the strategy through a guard (`updates.Guarded`).
 
     So privacy or a robust rule goes around any strategy, however often it trains:

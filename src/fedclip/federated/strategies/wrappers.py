@@ -7,7 +7,15 @@ from dataclasses import replace
 import torch
 
 from fedclip.federated.parameter_rules import bound_temperature
-from fedclip.federated.strategies.base import Strategy, Train, examples, kept_by, own_starts
+from fedclip.federated.strategies.base import (
+    Guard,
+    Strategy,
+    Train,
+    examples,
+    guarded,
+    kept_by,
+    own_starts,
+)
 from fedclip.federated.strategies.server_optimizers import server_step
 from fedclip.federated.updates import Updates
 from fedclip.records import RunState, TrainRequest
@@ -140,3 +148,18 @@ class ServerOptimizer(Strategy):
             shared={**proposed.shared, **stepped},
             server={**proposed.server, **memory},
         )
+
+
+class Guarding(Strategy):
+    """A strategy that is given its updates by a guard, such as privacy's noisy mean."""
+
+    def __init__(self, inner: Strategy, guard: Guard) -> None:
+        """Takes the strategy with all that goes around it, and the guard."""
+        super().__init__(inner.setting)
+        self.personal = inner.personal
+        self._inner = inner
+        self._guard = guard
+
+    def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
+        """A round of the strategy inside."""
+        return self._inner.round(state, request, guarded(train, self._guard))

@@ -1,0 +1,276 @@
+"""Privacy of a run under way: its noise, key and ledger, what it tells and what it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from fedclip.config import Config, PrivacyConfig
+from fedclip.errors import UsageError
+from fedclip.evaluation.metrics import chosen
+from fedclip.experiment.checkpoint import Checkpoint
+from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.folder import RunFolder
+from fedclip.federated.privacy.accounting import noise_for
+from fedclip.federated.privacy.charging import ChargedEngine
+from fedclip.federated.privacy.client_level import ClientMechanism, PrivateMean
+from fedclip.federated.privacy.dp_sgd import DpSgd, steps_of
+from fedclip.federated.privacy.ledger import FORMAT, Books, Ledger, Mechanism
+from fedclip.federated.privacy.secret import (
+    Draws,
+    create_key,
+    fingerprint,
+    read_key,
+    reproducible_key,
+)
+from fedclip.federated.rounds import Engine, RoundResult, Sample, sample_clients
+from fedclip.federated.strategies import Strategy
+from fedclip.federated.strategies.wrappers import Guarding
+from fedclip.federated.updates import Updates
+from fedclip.records import ClientReport, TrainRequest
+from fedclip.reports.listener import Listener
+
+KEY, LEDGER = "privacy.key", "privacy.json"
+MEAN = "mean over clients"
+PUBLIC = frozenset(
+    {"server_round", "bytes_up", "bytes_down", "accuracy", "test_loss", "test_examples"}
+    | {"retrieval", "macro_f1", "majority_class_rate", "worst_class", "stopped_by"}
+)
+"""Keys of a record that speak of the adapter and of test images, not of single clients."""
+NO_GUARANTEE = (
+    "privacy.reproducible: noise and batches follow from the seed: no guarantee of privacy"
+)
+
+
+class Openness:
+    """What a run that promises nothing does with what `RunPrivacy` keeps private: it tells all."""
+
+    tells_classes = True
+    sample: Sample | None = None
+
+    def engine(self, create: Callable[[DpSgd | None], Engine]) -> Engine:
+        """The engine of the run."""
+        return create(None)
+
+    def strategy(self, inner: Strategy) -> Strategy:
+        """What combines the updates."""
+        return inner
+
+    def hears(self, listener: Listener) -> Callable[[ClientReport], None]:
+        """Who hears of each client's training."""
+        return listener.client
+
+    def result(self, result: RoundResult) -> RoundResult:
+        """A round's result as it may be told."""
+        return result
+
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """What of a record may be told."""
+        return dict(record)
+
+    def public(self, folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A round's record as it is written; what is left out may go to a file of its own."""
+        return dict(record)
+
+    def promise(self) -> dict[str, Any]:
+        """What the summary says of it."""
+        return {}
+
+    def end(self, folder: RunFolder, summary: Mapping[str, Any]) -> None:
+        """Clears up after the last round."""
+
+
+@dataclass(frozen=True)
+class RunPrivacy(Openness):
+    """The privacy of one run that is under way."""
+
+    tells_classes = False
+    config: PrivacyConfig
+    metrics: tuple[str, ...]
+    ledger: Ledger
+    dp_sgd: DpSgd | None = None
+    mechanism: ClientMechanism | None = None
+    steps: Mapping[str, int] | None = None
+    sample: Sample | None = None
+
+    def engine(self, create: Callable[[DpSgd | None], Engine]) -> Engine:
+        """The engine, which trains privately and by the books where examples are hidden."""
+        inner = create(self.dp_sgd)
+        if self.steps is None:
+            return inner
+        return ChargedEngine(inner.train, self.ledger, self.steps)
+
+    def strategy(self, inner: Strategy) -> Strategy:
+        """The strategy, which sees nothing but noisy means where clients are hidden."""
+        return inner if self.mechanism is None else Guarding(inner, self._guard)
+
+    def hears(self, listener: Listener) -> Callable[[ClientReport], None]:
+        """Nobody."""
+        return lambda report: None
+
+    def record(self) -> dict[str, Any]:
+        """What has been spent so far, for a round's record and the summary."""
+        spent = self.ledger.epsilon()
+        return {"epsilon": spent.least, "epsilon_rdp": spent.rdp}
+
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """What speaks of the adapter and of test images, and not of single clients."""
+        public = PUBLIC | chosen(self.metrics).keys()
+        return {k: v for k, v in record.items() if k in public or k.startswith("zero_shot_")}
+
+    def public(self, folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The record without the rest, and with what was spent."""
+        shown = self.shown(record)
+        if self.config.tell:
+            mark = {"server_round": record["server_round"], "outside_the_guarantee": True}
+            folder.append_told(mark | {k: v for k, v in record.items() if k not in shown})
+        return shown | self.record()
+
+    def result(self, result: RoundResult) -> RoundResult:
+        """A round's result as it may be told: where clients are hidden, not who took part."""
+        if self.mechanism is None:
+            return result
+        down, news = result.bytes_up, result.state.news
+        if news is not None:
+            down = self.mechanism.expected * sum(tensor.nbytes for tensor in news.values())
+        return replace(result, reports=(), bytes_down=down)
+
+    def promise(self) -> dict[str, Any]:
+        """What the run promises, for its summary and its card."""
+        books = self.ledger.books
+        noises = [own.noise_multiplier for own in books.mechanisms.values()]
+        return {
+            "privacy": {
+                "guarantee": not self.config.reproducible,
+                "unit": self.config.unit,
+                **self.record(),
+                "delta": books.delta,
+                "clip_norm": self.config.clip_norm,
+                "noise_multiplier": [min(noises), max(noises)],
+            }
+        }
+
+    def end(self, folder: RunFolder, summary: Mapping[str, Any]) -> None:
+        """Deletes the key of a run without rounds left: who has it can take the noise away."""
+        if summary["stopped_by"] is None:
+            (folder.path / KEY).unlink(missing_ok=True)
+
+    def _guard(self, updates: Updates) -> Updates:
+        assert self.mechanism is not None
+        return PrivateMean(updates, self.mechanism, self._charge)
+
+    def _charge(self, request: TrainRequest) -> None:
+        self.ledger.charge(request, {MEAN: 1})
+
+
+def begin_privacy(
+    parts: Parts | TaskParts, folder: RunFolder, checkpoint: Checkpoint, listener: Listener
+) -> Openness:
+    """Make or take up the key and the ledger of the run that a checkpoint belongs to."""
+    config, run, finished = parts.config, checkpoint.identity["run"], checkpoint.finished_rounds
+    if config.privacy.unit is None:
+        return Openness()
+    path = folder.path / LEDGER
+    if config.privacy.reproducible:
+        key = reproducible_key(config.seed)
+    elif (folder.path / KEY).exists() or path.exists() or finished > 0:
+        key = read_key(folder.path / KEY)
+    else:
+        key = create_key(folder.path / KEY)
+    if path.exists():
+        ledger = Ledger.read(path, run=run, key_sha256=fingerprint(key))
+    elif finished > 0:
+        raise UsageError(
+            f"{path} is missing, and what it says counts as spent: put it back, or start a new run"
+        )
+    else:
+        ledger = Ledger.create(path, _books(parts, run, key))
+    listener.message(_in_words(config.privacy))
+    return _running(parts, ledger, Draws(key, "run", run))
+
+
+def _in_words(privacy: PrivacyConfig) -> str:
+    amount = (
+        f"noise multiplier {privacy.noise_multiplier:g}"
+        if privacy.target_epsilon is None
+        else f"epsilon {privacy.target_epsilon:g}"
+    )
+    whom = {"example": "each example", "client": "each client, all of whom weigh the same"}
+    stamp = f"; {NO_GUARANTEE}" if privacy.reproducible else ""
+    return f"privacy of {whom[privacy.unit or '']}: {amount}, delta {privacy.delta:g}{stamp}"
+
+
+def _books(parts: Parts | TaskParts, run: str, key: bytes) -> Books:
+    """New books, with the noise that each mechanism needs."""
+    config = parts.config
+    privacy = config.privacy
+    assert privacy.delta is not None
+    noise = partial(noise_of, privacy)
+    rounds = config.federation.rounds
+    if privacy.unit == "client":
+        rate = parts.clients_per_round / len(parts.clients)
+        found = {MEAN: (rate, noise(rate, rounds))}
+    else:
+        each, asked = _steps(config, parts.clients), _times_asked(parts)
+        rates = {c: config.data.batch_size / n for c, n in parts.clients.items()}
+        found = {c: (q, noise(q, max(1, asked[c]) * each[c])) for c, q in rates.items()}
+    return Books(
+        format=FORMAT,
+        run=run,
+        key_sha256=fingerprint(key),
+        delta=privacy.delta,
+        largest_epsilon=privacy.target_epsilon,
+        mechanisms={
+            n: Mechanism(sampling_rate=q, noise_multiplier=z) for n, (q, z) in found.items()
+        },
+        entries=[],
+    )
+
+
+def noise_of(privacy: PrivacyConfig, rate: float, steps: int) -> float:
+    """The noise multiplier that is configured, or that so many steps need."""
+    if privacy.target_epsilon is None:
+        assert privacy.noise_multiplier is not None
+        return privacy.noise_multiplier
+    assert privacy.delta is not None
+    return noise_for(privacy.target_epsilon, privacy.delta, rate, steps)
+
+
+def _running(parts: Parts | TaskParts, ledger: Ledger, draws: Draws) -> RunPrivacy:
+    config, noises = parts.config, ledger.books.mechanisms
+    private = RunPrivacy(config.privacy, config.evaluation.metrics, ledger)
+    if config.privacy.unit == "client":
+        mechanism = ClientMechanism(
+            config.privacy.clip_norm,
+            noises[MEAN].noise_multiplier,
+            len(parts.clients),
+            parts.clients_per_round,
+            draws,
+        )
+        return replace(private, mechanism=mechanism, sample=mechanism.sample)
+    dp_sgd = DpSgd(
+        config.privacy.clip_norm,
+        {client_id: own.noise_multiplier for client_id, own in noises.items()},
+        draws,
+        config.data.batch_size,
+    )
+    steps = _steps(config, parts.clients)
+    return replace(private, dp_sgd=dp_sgd, steps=steps)
+
+
+def _steps(config: Config, clients: Mapping[str, int]) -> dict[str, int]:
+    """Each client's steps in a round."""
+    epochs, size = config.client.local_epochs, config.data.batch_size
+    return {client_id: epochs * steps_of(n, size) for client_id, n in clients.items()}
+
+
+def _times_asked(parts: Parts | TaskParts) -> dict[str, int]:
+    """In how many rounds each client takes part, which the seed decides."""
+    config, clients = parts.config, parts.clients
+    times = dict.fromkeys(clients, 0)
+    for server_round in range(1, config.federation.rounds + 1):
+        for c in sample_clients(clients, parts.clients_per_round, server_round, config.seed):
+            times[c] += 1
+    return times

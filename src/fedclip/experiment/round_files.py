@@ -1,0 +1,60 @@
+"""What a run writes at its start, and after every round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedclip.data.federated_data import private_record
+from fedclip.experiment.build import check_partition
+from fedclip.experiment.checkpoint import Checkpoint
+from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.folder import PARTITION, RunFolder
+from fedclip.experiment.privacy import Openness
+from fedclip.experiment.stopwatch import Stopwatch
+from fedclip.reports.listener import Listener
+
+
+def finish_round(
+    parts: Parts | TaskParts,
+    folder: RunFolder,
+    checkpoint: Checkpoint,
+    clock: Stopwatch,
+    record: dict[str, Any],
+    listener: Listener,
+    privacy: Openness,
+) -> None:
+    """Write a round's lines and its checkpoint; times go to a file of their own."""
+    record = privacy.public(folder, record)
+    by_client = record.pop("seconds_by_client", {})
+    checkpoint.finished_rounds = record["server_round"]
+    if parts.config.evaluation.keep_best and record["server_round"] > 0:
+        checkpoint.keep_if_best(record)
+    # Lines first: on resume they are cut back to the checkpoint, and never fall behind it.
+    folder.append_metrics(record)
+    folder.append_timing(
+        {
+            "server_round": record["server_round"],
+            "seconds": clock.lap(),
+            "training_seconds": sum(by_client.values()),
+            "clients": by_client,
+        }
+    )
+    checkpoint.save(folder)
+    listener.round(record)
+
+
+def record_partition(parts: Parts | TaskParts, folder: RunFolder, listener: Listener) -> None:
+    """Write the partition, or check that a resumed run still has the data it began with.
+
+    What a private run writes, and says, has no counts by class.
+    """
+    private = parts.config.privacy.unit is not None
+    if (folder.path / PARTITION).exists():
+        check_partition(parts, folder)
+    else:
+        record = parts.partition_record()
+        folder.write_json(PARTITION, private_record(record) if private else record)
+    if private:
+        return
+    for task in parts.tasks.values() if isinstance(parts, TaskParts) else (parts,):
+        listener.partition(*task.data.training_table())

@@ -1,0 +1,183 @@
+"""What a run has spent of privacy, on disk: written before an answer leaves.
+
+A mechanism is a client's DP-SGD, or the mean over clients; an entry says how many of its steps a
+request took. A request that is asked again is answered by the same bytes and not counted again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedclip.errors import FedclipError, UsageError
+from fedclip.federated.privacy.accounting import Epsilon, Spent, largest
+from fedclip.files import read_json, replace_file
+from fedclip.records import TrainRequest
+
+FORMAT = 1
+
+
+class BudgetSpent(FedclipError):
+    """The next round would exceed the run's epsilon; what was trained before it stays."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Mechanism(_Strict):
+    """A sampling rate and a noise multiplier, which stay the same over the run."""
+
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    noise_multiplier: Annotated[float, Field(gt=0)]
+
+
+class Entry(_Strict):
+    """Steps by mechanism that one request took."""
+
+    server_round: Annotated[int, Field(ge=1)]
+    purpose: str
+    request_sha256: str
+    steps: dict[str, Annotated[int, Field(ge=1)]]
+
+
+class Books(_Strict):
+    """All that the file holds, but its own digest."""
+
+    format: Annotated[int, Field(ge=FORMAT, le=FORMAT)]
+    run: str
+    key_sha256: str
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    largest_epsilon: Annotated[float, Field(gt=0)] | None
+    mechanisms: dict[str, Mechanism]
+    entries: list[Entry]
+
+
+class Ledger:
+    """The books of one run and the file that they are in."""
+
+    def __init__(self, path: Path, books: Books) -> None:
+        """Takes the books as they are in the file."""
+        self.path = path
+        self.books = books
+
+    @classmethod
+    def create(cls, path: Path, books: Books) -> Ledger:
+        """Open new books."""
+        ledger = cls(path, books)
+        ledger._write(books)
+        return ledger
+
+    @classmethod
+    def read(cls, path: Path, *, run: str, key_sha256: str) -> Ledger:
+        """Read the books of a run; `UsageError` where they are damaged or another run's.
+
+        Nothing is spent out of books that cannot be read.
+        """
+        mend = "what they say counts as spent: put the file back, or start a new run"
+        values = read_json(path)
+        digest = values.pop("sha256", None)
+        try:
+            books = Books.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UsageError(
+                f"{path} are no privacy books: {where}: {first['msg']}; {mend}"
+            ) from None
+        if digest != _sha256(books):
+            raise UsageError(f"{path}: privacy books are damaged; {mend}")
+        if books.run != run:
+            raise UsageError(f"{path}: privacy books of another run; {mend}")
+        if books.key_sha256 != key_sha256:
+            raise UsageError(f"{path}: the key is not the one that these books began with; {mend}")
+        return cls(path, books)
+
+    def charge(self, request: TrainRequest, steps: Mapping[str, int]) -> None:
+        """Note what a request takes, on disk, before any of it is taken.
+
+        Raises BudgetSpent, and notes nothing, where that is more than the run may spend.
+        """
+        assert request.digest is not None
+        key = (request.server_round, request.purpose, request.digest)
+        known = {
+            name
+            for entry in self.books.entries
+            if (entry.server_round, entry.purpose, entry.request_sha256) == key
+            for name in entry.steps
+        }
+        new = {name: count for name, count in steps.items() if name not in known and count}
+        if not new:
+            return
+        round_, purpose, digest = key
+        entry = Entry(server_round=round_, purpose=purpose, request_sha256=digest, steps=new)
+        books = self.books.model_copy(update={"entries": [*self.books.entries, entry]})
+        limit = books.largest_epsilon
+        if limit is not None:
+            after = largest((_spent(books, name) for name in new), books.delta).least
+            if after > limit:
+                raise BudgetSpent(
+                    f"the next round would take privacy.target_epsilon from "
+                    f"{self.epsilon().least:.4g} to {after:.4g}, above {limit:g}"
+                )
+        self._write(books)
+        self.books = books
+
+    def epsilon(self) -> Epsilon:
+        """The largest epsilon spent so far, by mechanism."""
+        return largest(
+            (_spent(self.books, name) for name in self.books.mechanisms), self.books.delta
+        )
+
+    def steps(self, name: str) -> int:
+        """Steps of a mechanism so far."""
+        return _spent(self.books, name).steps
+
+    def _write(self, books: Books) -> None:
+        whole = {**books.model_dump(), "sha256": _sha256(books)}
+        try:
+            replace_file(self.path, json.dumps(whole, indent=1).encode())
+        except OSError as error:
+            raise FedclipError(
+                f"{self.path} cannot be written: {error.strerror}; nothing was spent: mend this, "
+                "then go on with the run"
+            ) from None
+
+
+def request_sha256(request: TrainRequest) -> str:
+    """Digest of all that a request asks of any client; who is asked is not part of it."""
+    digest = hashlib.sha256()
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            digest.update(f"{len(value)} in {name};".encode())
+            for key in sorted(value):
+                add(f"{name}/{len(key)}:{key}", value[key])
+        elif isinstance(value, torch.Tensor):
+            digest.update(f"{name}: {value.dtype} {list(value.shape)};".encode())
+            digest.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        else:
+            plain = sorted(value) if isinstance(value, frozenset) else value
+            digest.update(f"{name}: {plain!r};".encode())
+
+    for field in fields(request):
+        if field.name not in ("client_ids", "digest"):
+            add(field.name, getattr(request, field.name))
+    return digest.hexdigest()
+
+
+def _spent(books: Books, name: str) -> Spent:
+    mechanism = books.mechanisms[name]
+    steps = sum(entry.steps.get(name, 0) for entry in books.entries)
+    return Spent(mechanism.sampling_rate, mechanism.noise_multiplier, steps)
+
+
+def _sha256(books: Books) -> str:
+    return hashlib.sha256(books.model_dump_json().encode()).hexdigest()
