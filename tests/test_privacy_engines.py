@@ -12,14 +12,13 @@ from fedclip.federated.engines.threads import SideBySide
 from fedclip.federated.privacy.charging import with_digest
 from fedclip.federated.privacy.dp_sgd import DpSgd
 from fedclip.federated.privacy.secret import Draws
-from fedclip.federated.strategies.fed_sb import FedSB
 from fedclip.federated.updates import Updates
 from fedclip.models.stacked.clients import StackedClients
 from fedclip.models.stacked.prefix_cache import PixelInputs
-from fedclip.records import RunState, TrainRequest
-from tests.engines_help import BOTH, CPU, VISION, build, data
+from fedclip.records import TrainRequest
+from tests.engines_help import BOTH, CPU, build, data
 
-SIZES = {"a": 13, "b": 9, "c": 4}
+SIZES = {"a": 9, "b": 4}
 
 
 def trained(kind, settings, *, private, sizes=SIZES, request=None, **options):
@@ -53,7 +52,7 @@ def dp_sgd(clip_norm=0.01, noise=0.5, batch_size=4):
     return DpSgd(clip_norm, dict.fromkeys("abc", noise), Draws(b"secret"), batch_size)
 
 
-SETTINGS = LocalSettings(local_epochs=2, batch_size=4, learning_rate=1e-3)
+SETTINGS = LocalSettings(local_epochs=1, batch_size=4, learning_rate=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -101,15 +100,13 @@ def test_cores_between_frames_are_clipped_and_noised_as_they_travel():
     one, other = (trained(kind, SETTINGS, **kw) for kind in ("batched", "sequential"))
     assert difference(one, other) <= 1e-9
     assert all(t.shape[1] == t.shape[2] for t in one.tensors.values())
-    assert FedSB().round is not None
-    assert RunState({}).shared == {}
 
 
 @pytest.mark.parametrize("kind", ["batched", "sequential"])
 def test_all_examples_without_clipping_or_noise_is_plain_training(kind):
     """With q = 1 every step takes all, in any order: the mean of all gradients, as without it."""
     sizes = {"a": 6}
-    settings = LocalSettings(local_epochs=3, batch_size=6, learning_rate=1e-3)
+    settings = LocalSettings(local_epochs=3, batch_size=6, optimizer="sgd", learning_rate=0.1)
     private = dp_sgd(clip_norm=1e6, noise=1e-18, batch_size=6)
     kw = {"sizes": sizes, "dtype": torch.float64}
     assert (
@@ -117,10 +114,11 @@ def test_all_examples_without_clipping_or_noise_is_plain_training(kind):
             trained(kind, settings, private=private, **kw),
             trained(kind, settings, private=None, **kw),
         )
-        <= 1e-6
+        <= 1e-9
     )
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of vmap's, on a few images
 def test_gradients_of_examples_are_vmaps():
     """Per-example gradients, clipped and summed, by torch.func on the sequential model."""
     sizes, clip = {"a": 6}, 0.02
@@ -180,4 +178,3 @@ def test_one_example_more_changes_the_sum_by_the_norm_at_most():
         steps.append({n: (state[n] - t[0]) * 4 for n, t in ended.items()})
     moved = torch.cat([(steps[0][n] - steps[1][n]).flatten() for n in steps[0]])
     assert 1e-6 < moved.norm() <= clip * (1 + 1e-9)
-    assert VISION

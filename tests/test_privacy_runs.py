@@ -253,7 +253,7 @@ def test_strategies_that_read_single_updates_are_refused_before_the_run(tmp_path
         ({"model": {"lora": {"use_dora": True}}}, "use_dora"),
         (
             {"model": {"lora": {"enabled": False}}, "federation": {"strategy": "fedavg"}},
-            "full fine",
+            "noise grows with the number",
         ),
         ({"data": {"accumulation_steps": 2}}, "one random batch"),
         ({"engine": {"name": "mine.py:Mine"}}, "not known to keep privacy"),
@@ -286,6 +286,7 @@ def test_what_cannot_be_promised_is_an_error_of_the_configuration(change, words)
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:.*does not use the text tower")
 def test_what_only_the_data_and_model_show_is_refused_before_the_run(tmp_path, change, words):
     with pytest.raises(UsageError, match=words):
         fedclip.run(with_(**change), output=tmp_path / "run")

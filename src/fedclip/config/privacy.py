@@ -17,7 +17,7 @@ class PrivacyConfig(Section):
         description="Whose presence the run hides: one `example` of a client (DP-SGD), or a whole "
         "`client` (a noisy mean); `null` promises nothing. There is no usual one.",
     )
-    target_epsilon: Annotated[float, Field(ge=1e-4, le=1000)] | None = Field(
+    target_epsilon: Annotated[float, Field(ge=1e-4, le=100)] | None = Field(
         None,
         description="The run's epsilon, which it stays below; the noise follows from it. This or "
         "`noise_multiplier`.",

@@ -129,13 +129,13 @@ class RunPrivacy(Openness):
         return shown | self.record()
 
     def result(self, result: RoundResult) -> RoundResult:
-        """A round's result as it may be told: where clients are hidden, not who took part."""
+        """The round as it may be counted: with the bytes of those expected to take part."""
         if self.mechanism is None:
             return result
         down, news = result.bytes_up, result.state.news
         if news is not None:
             down = self.mechanism.expected * sum(tensor.nbytes for tensor in news.values())
-        return replace(result, reports=(), bytes_down=down)
+        return replace(result, bytes_down=down)
 
     def promise(self) -> dict[str, Any]:
         """What the run promises, for its summary and its card."""

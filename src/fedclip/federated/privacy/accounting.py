@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -60,11 +61,12 @@ def largest(parties: Iterable[Spent], delta: float) -> Epsilon:
     return Epsilon(*(max(values) for values in zip(Epsilon(0.0, 0.0), *found, strict=True)))
 
 
+@lru_cache(maxsize=10_000)
 def noise_for(target: float, delta: float, sampling_rate: float, steps: int) -> float:
     """A noise multiplier whose epsilon is at most `target`, and at most 2 % below it.
 
-    RDP's epsilon, which is quick, gives the upper end; between the ends the logarithm of epsilon
-    is interpolated over that of the noise.
+    RDP at whole orders, which is quick, gives the upper end; between the ends the logarithm of
+    epsilon is interpolated over that of the noise.
     """
 
     def reached(noise: float) -> float:
@@ -86,9 +88,13 @@ def noise_for(target: float, delta: float, sampling_rate: float, steps: int) -> 
 
 
 def _enough_by_rdp(target: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """A noise multiplier, to a hundredth, at which RDP's epsilon is at most the target."""
+    """A noise multiplier, to a twentieth, at which RDP's epsilon is at most the target."""
+
+    def too_little(noise: float) -> bool:
+        return _rdp(sampling_rate, noise, steps, delta, whole=True) > target
+
     low, high = 0.0, 0.5
-    while _rdp(sampling_rate, high, steps, delta) > target:
+    while too_little(high):
         low, high = high, 2 * high
         if high > MOST_NOISE:
             raise UsageError(
@@ -96,36 +102,70 @@ def _enough_by_rdp(target: float, delta: float, sampling_rate: float, steps: int
                 f"takes noise of more than {MOST_NOISE:g} times privacy.clip_norm; raise one of "
                 "the two, or train for fewer rounds"
             )
-    while high - low > 0.01 * high:
+    while high - low > 0.05 * high:
         middle = (low + high) / 2
-        if _rdp(sampling_rate, middle, steps, delta) > target:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if too_little(middle) else (low, middle)
     return high
 
 
 @lru_cache(maxsize=10_000)
 def _epsilon(sampling_rate: float, noise: float, steps: int, delta: float) -> Epsilon:
     rdp = _rdp(sampling_rate, noise, steps, delta)
-    if rdp > HOPELESS:
-        return Epsilon(rdp, rdp)
+    return Epsilon(
+        rdp if rdp > HOPELESS else min(rdp, _prv(sampling_rate, noise, steps, delta)), rdp
+    )
+
+
+def _prv(sampling_rate: float, noise: float, steps: int, delta: float) -> float:
+    """Opacus' `PRVAccountant.get_epsilon`, but for Renyi divergences that are computed once."""
     from opacus.accountants import PRVAccountant
+    from opacus.accountants.analysis.prv import Domain
 
-    return Epsilon(min(rdp, _by(PRVAccountant(), sampling_rate, noise, steps, delta)), rdp)
+    class Accountant(PRVAccountant):  # type: ignore[misc]
+        def _get_domain(self, *, eps_error: float, delta_error: float, **_: Any) -> Domain:
+            ends = (
+                _rdp(sampling_rate, noise, steps, delta_error / 4),
+                _rdp(sampling_rate, noise, 1, delta_error / (8 * steps)),
+                eps_error,
+            )
+            mesh = eps_error / np.sqrt(steps * np.log(12 / delta_error) / 2)
+            return Domain.create_aligned(-max(ends) - 3, max(ends) + 3, mesh)
 
-
-def _rdp(sampling_rate: float, noise: float, steps: int, delta: float) -> float:
-    from opacus.accountants import RDPAccountant
-
-    return _by(RDPAccountant(), sampling_rate, noise, steps, delta)
-
-
-def _by(accountant: Any, sampling_rate: float, noise: float, steps: int, delta: float) -> float:
+    accountant = Accountant()
     accountant.history = [(noise, sampling_rate, steps)]
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        # Of a logarithm of 0 where every example is taken, and of orders at the end of their grid:
-        # both leave an upper bound.
-        warnings.simplefilter("ignore")
+    with _quiet():
         found = float(accountant.get_epsilon(delta))
     return found if found >= 0 else math.inf  # NaN is no bound
+
+
+def _rdp(
+    sampling_rate: float, noise: float, steps: int, delta: float, whole: bool = False
+) -> float:
+    """Opacus' `RDPAccountant.get_epsilon`; at whole orders alone a looser bound."""
+    from opacus.accountants.analysis.rdp import get_privacy_spent
+
+    orders, divergences = _divergences(sampling_rate, noise, whole)
+    with _quiet():
+        found = get_privacy_spent(orders=orders, rdp=divergences * steps, delta=delta)
+    return float(found[0]) if found[0] >= 0 else math.inf
+
+
+@lru_cache(maxsize=10_000)
+def _divergences(sampling_rate: float, noise: float, whole: bool) -> tuple[list[float], Any]:
+    """Orders, and a step's Renyi divergence of each."""
+    from opacus.accountants import RDPAccountant
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    orders = [order for order in RDPAccountant.DEFAULT_ALPHAS if not whole or order == int(order)]
+    with _quiet():
+        return orders, compute_rdp(q=sampling_rate, noise_multiplier=noise, steps=1, orders=orders)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Passes over warnings of a logarithm of 0, where every example is taken, and of an order at
+    the end of the grid: both leave an upper bound.
+    """
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield

@@ -97,7 +97,9 @@ class Ledger:
         if books.run != run:
             raise UsageError(f"{path}: privacy books of another run; {mend}")
         if books.key_sha256 != key_sha256:
-            raise UsageError(f"{path}: the key is not the one that these books began with; {mend}")
+            raise UsageError(
+                f"{path}: privacy.key is not the one that these books began with; {mend}"
+            )
         return cls(path, books)
 
     def charge(self, request: TrainRequest, steps: Mapping[str, int]) -> None:
