@@ -267,7 +267,7 @@ def test_books_of_another_run_or_key_are_refused(tmp_path):
     Ledger.create(tmp_path / "books", books())
     with pytest.raises(UsageError, match="another run"):
         Ledger.read(tmp_path / "books", run="other", key_sha256=fingerprint(KEY))
-    with pytest.raises(UsageError, match=r"privacy\.key is not the one"):
+    with pytest.raises(UsageError, match=r"noise\.key is not the one"):
         Ledger.read(tmp_path / "books", run="this", key_sha256=fingerprint(bytes(32)))
 
 

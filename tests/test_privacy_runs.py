@@ -36,7 +36,7 @@ COMPARED = (
     "config.yaml",
     "checkpoint.safetensors",
     "adapter/adapter_model.safetensors",
-    "privacy.json",
+    "ledger.json",
 )
 
 
@@ -58,7 +58,7 @@ def private(tmp_path_factory):
 
 
 def test_epsilon_is_that_of_the_largest_client_and_of_the_rounds_that_it_took_part_in(private):
-    books = json.loads((private.folder / "privacy.json").read_text())
+    books = json.loads((private.folder / "ledger.json").read_text())
     partition = json.loads((private.folder / "partition.json").read_text())
     sizes = {c["client_id"]: c["train"]["num_examples"] for c in partition["clients"]}
     steps = dict.fromkeys(sizes, 0)
@@ -96,7 +96,7 @@ def test_nothing_tells_of_single_clients_but_the_file_that_was_asked_for(private
 
 
 def test_a_finished_run_has_no_key_left_and_can_be_evaluated(private):
-    assert not (private.folder / "privacy.key").exists()
+    assert not (private.folder / "noise.key").exists()
     assert evaluate(private.folder)["accuracy"] == private.summary["accuracy"]
 
 
@@ -112,14 +112,14 @@ def test_the_card_promises_what_was_spent(private):
 def test_an_interrupted_run_goes_on_to_the_bytes_of_its_own_key(tmp_path, stop):
     with pytest.raises(KeyboardInterrupt):
         experiment.run(CONFIG, output=tmp_path / "run", listener=StopAfter(stop))
-    assert stat.S_IMODE((tmp_path / "run" / "privacy.key").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "run" / "noise.key").stat().st_mode) == 0o600
     shutil.copytree(tmp_path / "run", tmp_path / "twin")
     one = experiment.resume(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         experiment.resume(tmp_path / "twin", listener=StopAfter(stop + 1))
     two = experiment.resume(tmp_path / "twin")
     assert contents(one.folder) == contents(two.folder)
-    entries = json.loads((one.folder / "privacy.json").read_text())["entries"]
+    entries = json.loads((one.folder / "ledger.json").read_text())["entries"]
     assert [entry["server_round"] for entry in entries] == [1, 2, 3]
 
 
@@ -134,10 +134,10 @@ def test_a_round_that_was_noted_and_killed_is_not_counted_twice(tmp_path, monkey
     with pytest.raises(TrainingFailed):
         experiment.run(CONFIG, output=tmp_path / "run")
     monkeypatch.setattr(experiment.Checkpoint, "save", kept)
-    noted = json.loads((tmp_path / "run" / "privacy.json").read_text())["entries"]
+    noted = json.loads((tmp_path / "run" / "ledger.json").read_text())["entries"]
     assert [entry["server_round"] for entry in noted] == [1, 2]
     run = experiment.resume(tmp_path / "run")
-    after = json.loads((run.folder / "privacy.json").read_text())["entries"]
+    after = json.loads((run.folder / "ledger.json").read_text())["entries"]
     assert after[:2] == noted
     assert [entry["server_round"] for entry in after] == [1, 2, 3]
 
@@ -159,7 +159,7 @@ def test_a_reproducible_run_repeats_and_promises_nothing(tmp_path):
     one = fedclip.run(config, output=tmp_path / "one", listener=Heard(99))
     two = fedclip.run(config, output=tmp_path / "two")
     assert contents(one.folder) == contents(two.folder)
-    assert not (one.folder / "privacy.key").exists()
+    assert not (one.folder / "noise.key").exists()
     assert one.summary["privacy"]["guarantee"] is False
     assert "**No guarantee of privacy**" in run_card(one.folder)
     assert any("no guarantee" in text for text in said)
@@ -172,7 +172,7 @@ def test_a_target_is_met_from_below_by_every_client_for_itself(tmp_path):
         federation={"clients_per_round": None, "rounds": 2},
     )
     run = fedclip.run(config, output=tmp_path / "run")
-    books = json.loads((run.folder / "privacy.json").read_text())
+    books = json.loads((run.folder / "ledger.json").read_text())
     noises = {m["noise_multiplier"] for m in books["mechanisms"].values()}
     assert len(noises) == 3
     for client_id, m in books["mechanisms"].items():
@@ -315,7 +315,7 @@ def test_a_federation_over_machines_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["privacy.key", "privacy.json"])
+@pytest.mark.parametrize("name", ["noise.key", "ledger.json"])
 @pytest.mark.parametrize("damage", ["gone", "cut", "foreign"])
 def test_a_run_does_not_go_on_without_its_own_key_and_books(tmp_path, name, damage):
     with pytest.raises(KeyboardInterrupt):

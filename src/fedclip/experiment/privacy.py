@@ -32,7 +32,7 @@ from fedclip.federated.updates import Updates
 from fedclip.records import ClientReport, TrainRequest
 from fedclip.reports.listener import Listener
 
-KEY, LEDGER = "privacy.key", "privacy.json"
+KEY, LEDGER = "noise.key", "ledger.json"
 MEAN = "mean over clients"
 PUBLIC = frozenset(
     {"server_round", "bytes_up", "bytes_down", "accuracy", "test_loss", "test_examples"}

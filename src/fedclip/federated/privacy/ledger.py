@@ -98,7 +98,7 @@ class Ledger:
             raise UsageError(f"{path}: privacy books of another run; {mend}")
         if books.key_sha256 != key_sha256:
             raise UsageError(
-                f"{path}: privacy.key is not the one that these books began with; {mend}"
+                f"{path}: noise.key is not the one that these books began with; {mend}"
             )
         return cls(path, books)
 
