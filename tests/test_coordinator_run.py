@@ -58,6 +58,14 @@ def test_it_is_not_gone_on_with_as_a_simulation(shared: Run, tmp_path: Path) -> 
             resume(begun)
 
 
+@pytest.mark.parametrize("text", ["[", '{"north": "x"}', '{"north": -1}', '{"north": 1.5}', "3"])
+def test_a_damaged_list_of_sites_is_named(shared: Run, tmp_path: Path, text: str) -> None:
+    copied = Path(shutil.copytree(shared.folder, tmp_path / "copied"))
+    (copied / "deploy" / "sites.json").write_text(text)
+    with pytest.raises(UsageError, match=r"sites\.json is damaged"):
+        evaluate(copied)
+
+
 def test_its_adapter_predicts(shared: Run) -> None:
     (image, *_) = sorted((shared.folder.parent / "images" / "test").rglob("*.png"))
     (found,) = predict(shared.folder, [image])

@@ -13,11 +13,21 @@ from __future__ import annotations
 import json
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fedclip import files
 from fedclip.errors import FedclipError, UsageError, harmless
 from fedclip.experiment.folder import DEPLOY
+
+_SHAPES: dict[str, TypeAdapter[Any]] = {
+    "run.json": TypeAdapter(Annotated[dict[Literal["run"], str], Field(min_length=1)]),
+    "sites.json": TypeAdapter(dict[str, Annotated[int, Field(ge=0)]]),
+    "failure.json": TypeAdapter(
+        Annotated[dict[Literal["message", "usage"], str | bool], Field(min_length=2)]
+    ),
+}
 
 
 class DeployFiles:
@@ -44,7 +54,7 @@ class DeployFiles:
     def sites(self) -> dict[str, int]:
         """The sites that have come so far; empty at first."""
         path = self.folder / "sites.json"
-        return {str(k): int(v) for k, v in self._read(path.name).items()} if path.exists() else {}
+        return self._read(path.name) if path.exists() else {}
 
     def keep_sites(self, sites: dict[str, int]) -> None:
         """Writes the sites that have come."""
@@ -71,7 +81,7 @@ class DeployFiles:
         if not (self.folder / "failure.json").exists():
             return None
         found = self._read("failure.json")
-        return (UsageError if found["usage"] else FedclipError)(found["message"])
+        return (UsageError if found["usage"] else FedclipError)(str(found["message"]))
 
     def forget_failure(self) -> None:
         """A new attempt begins."""
@@ -81,4 +91,11 @@ class DeployFiles:
         files.replace_file(self.folder / name, (json.dumps(value) + "\n").encode())
 
     def _read(self, name: str) -> Any:
-        return files.read_json(self.folder / name)
+        path = self.folder / name
+        found = files.read_json(path)
+        try:
+            return _SHAPES[name].validate_python(found, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UsageError(f"{path} is damaged: {where}: {first['msg']}; put it back") from None
