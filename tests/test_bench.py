@@ -484,6 +484,11 @@ def test_classes_that_nothing_is_chosen_by_or_tested_on_are_named(
     err = capsys.readouterr().err
     assert "warning: 1 classes have no test image: emu (in prox seed 0 lr" in err
     assert "warning: 2 classes have no validation image: cat, dog (in plain tuning seed 8 lr" in err
+    for ended, told in ((None, False), ("evaluation.patience: no better", True)):
+        gaps = {"classes_not_validated": ["cat"], "stopped_by": ended}
+        stub = Stub(lambda c, gaps=gaps: finished(c, **({} if c.tuning else gaps)))
+        bench(written(tmp_path), tmp_path / str(told), stub)
+        assert ("no validation image: cat (in prox seed" in capsys.readouterr().err) == told
 
 
 def test_json_and_exit_code_after_a_failure(

@@ -23,6 +23,7 @@ from fedclip.experiment.build import load_data
 from fedclip.models.pretrained import advice_on_size
 from fedclip.reports.listener import Listener
 from tests.conftest import Command
+from tests.machines_help import FakeMail, coordinate_here, trainer, tree, write_images
 
 CONFIG = """
 model: {model_name: tiny}
@@ -107,6 +108,18 @@ def test_a_site_learns_the_size_of_its_images(small: Path, tmp_path: Path) -> No
     data = {"path": str(small)}
     site = SiteConfig.model_validate({"name": "oslo", "data": data, "state": str(tmp_path / "s")})
     assert preflight(site)["median_image"] == "240 x 240"
+
+
+def test_a_sites_log_says_it(tmp_path: Path) -> None:
+    images, said = write_images(tmp_path / "images", {"north": 10}), list[str]()
+    for file in (images / "sites").glob("*/*/*.png"):
+        Image.open(file).resize((240, 240)).save(file)
+    site = trainer(images, tmp_path, "north")
+    site._say = said.append
+    sections = {"federation": {"rounds": 1, "num_clients": 1}}
+    config = config_from_dict(tree(images, **sections))
+    coordinate_here(config, tmp_path / "run", FakeMail({"north": site.answer}))
+    assert sum(SHRUNK in line and line.startswith("note: ") for line in said) == 1
 
 
 @pytest.mark.parametrize(("side", "told"), [(128, False), (129, True)])

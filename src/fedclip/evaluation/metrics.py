@@ -82,21 +82,61 @@ METRICS: Mapping[str, Metric] = {
 
 
 RESERVED = frozenset(
-    {"accuracy", "accuracy_by_client", "accuracy_by_task", "adapter_folders", "adapter_sha256"}
-    | {"adapters"}
-    | {"bad_images", "base_accuracy", "base_parameters", "base_zero_shot_accuracy", "best"}
-    | {"bytes_down", "bytes_down_per_client_round", "bytes_up", "bytes_up_per_client_round"}
-    | {"classes_not_tested", "classes_not_validated"}
-    | {"client_accuracy", "clients", "clients_per_round", "data", "device", "engine"}
-    | {"epsilon", "epsilon_rdp", "privacy"}
-    | {"forgetting", "groups", "harmonic_mean", "initial_accuracy", "input_size", "loss"}
-    | {"macro_f1", "macro_f1_by_task", "majority_class_rate", "majority_class_rate_by_task"}
-    | {"metrics", "model"}
-    | {"new_accuracy", "new_zero_shot_accuracy", "num_examples", "personal", "precision"}
-    | {"retrieval"}
-    | {"rounds", "seconds", "seed", "server_round", "shrunk", "state_sha256", "stopped_by"}
-    | {"strategy"}
-    | {
+    [
+        "accuracy",
+        "accuracy_by_client",
+        "accuracy_by_task",
+        "adapter_folders",
+        "adapter_sha256",
+        "adapters",
+        "bad_images",
+        "base_accuracy",
+        "base_parameters",
+        "base_zero_shot_accuracy",
+        "best",
+        "bytes_down",
+        "bytes_down_per_client_round",
+        "bytes_up",
+        "bytes_up_per_client_round",
+        "classes_not_tested",
+        "classes_not_validated",
+        "client_accuracy",
+        "clients",
+        "clients_per_round",
+        "data",
+        "device",
+        "engine",
+        "epsilon",
+        "epsilon_rdp",
+        "forgetting",
+        "groups",
+        "harmonic_mean",
+        "initial_accuracy",
+        "input_size",
+        "loss",
+        "macro_f1",
+        "macro_f1_by_task",
+        "majority_class_rate",
+        "majority_class_rate_by_task",
+        "metrics",
+        "model",
+        "new_accuracy",
+        "new_zero_shot_accuracy",
+        "num_examples",
+        "personal",
+        "precision",
+        "privacy",
+        "records_sha256",
+        "retrieval",
+        "rounds",
+        "seconds",
+        "seed",
+        "server_round",
+        "shrunk",
+        "state_sha256",
+        "stopped_by",
+        "strategy",
+        "summary_sha256",
         "task",
         "tasks",
         "test_examples",
@@ -104,11 +144,18 @@ RESERVED = frozenset(
         "test_loss",
         "total_parameters",
         "trainable_parameters",
-    }
-    | {"validation_accuracy", "validation_accuracy_by_task", "validation_loss"}
-    | {"versions", "worst_class", "worst_class_by_task"}
-    | {"zero_shot_accuracy", "zero_shot_harmonic_mean", "zero_shot_macro_f1"}
-    | {"zero_shot_retrieval", "zero_shot_worst_class"}
+        "validation_accuracy",
+        "validation_accuracy_by_task",
+        "validation_loss",
+        "versions",
+        "worst_class",
+        "worst_class_by_task",
+        "zero_shot_accuracy",
+        "zero_shot_harmonic_mean",
+        "zero_shot_macro_f1",
+        "zero_shot_retrieval",
+        "zero_shot_worst_class",
+    ]
 )
 """Keys of a run's records and summary that no metric may take, but for those of that name."""
 
