@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fedclip.adapters.load import finished, public_name, run_and_adapter, summary_of
-from fedclip.catalog import short_name, strategy_row
+from fedclip.catalog import short_name
 from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.errors import UsageError
@@ -58,7 +58,7 @@ def run_card(folder: str | Path, repo_id: str | None = None, *, best: bool = Fal
         f"{kind.title[0].upper()}{kind.title[1:]} for CLIP (`{base}`), trained "
         f"with fedclip {_origin(summary)}",
         *_section(
-            "Results", [*_accuracies(summary), *_recalls(summary), *_whose(run.path, config)]
+            "Results", [*_accuracies(summary), *_recalls(summary), *_whose(run.path, summary)]
         ),
         *_section(
             "Data",
@@ -186,10 +186,9 @@ def _recalls(summary: Mapping[str, Any]) -> list[str]:
     return ["", "| recall | zero-shot | trained |", "|---|---|---|", *lines]
 
 
-def _whose(run: Path, config: Config) -> list[str]:
+def _whose(run: Path, summary: Mapping[str, Any]) -> list[str]:
     """Whose models were measured, where it was not this adapter alone."""
-    personal = strategy_row(config.federation.strategy).personal  # at sites, where not here
-    if not (personal or config.federation.ditto_mu is not None or (run / "adapter_of").is_dir()):
+    if not (summary.get("personal") or (run / "adapter_of").is_dir()):
         return []
     return [
         "",

@@ -82,6 +82,12 @@ def held_in_memory(parts: Parts | TaskParts) -> str | None:
     return f"{what} holds a round's updates in memory, {megabytes:.1f} MB for {clients} clients"
 
 
+def is_personal(config: Config) -> bool:
+    """Whether accuracy is that of each client's own model on its own test images."""
+    flags = load_strategy(config.federation.strategy)[1]
+    return flags.personal or config.federation.ditto_mu is not None
+
+
 def check_composition(config: Config, flags: StrategyEntry) -> None:
     """Refuses what does not go with a strategy; of a class from elsewhere only its flags say it."""
     problems = strategy_problems(config.model_dump(), config.federation.strategy, flags)

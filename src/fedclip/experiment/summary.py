@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from fedclip.config import Config
 from fedclip.evaluation.metrics import CLASS_FIGURES, chosen
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import Parts, TaskParts
 from fedclip.experiment.coverage import Coverage
 from fedclip.experiment.evaluate import evaluate_matrix, evaluate_unseen
 from fedclip.experiment.round_records import ZERO_SHOT
-from fedclip.federated.strategies import load_strategy
+from fedclip.experiment.strategy import is_personal
 from fedclip.models.clip import adapter_sha256
 from fedclip.records import RunState, State
 
@@ -55,7 +54,7 @@ def summarise(
         "zero_shot_accuracy": metrics[0]["zero_shot_accuracy"],
         "initial_accuracy": metrics[0]["accuracy"],
         "accuracy": last["accuracy"],
-        "personal": _is_personal(config),
+        "personal": is_personal(config),
         "validation_accuracy": last.get("validation_accuracy"),
         "validation_loss": last.get("validation_loss"),  # not in lines of older versions
         "client_accuracy": last.get("client_accuracy"),
@@ -105,7 +104,7 @@ def as_of_best(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]])
     keys = ("accuracy", *chosen_names)
     keys = (*keys, *(f"{place}_{key}" for place in ("validation", "client") for key in keys))
     found = {key: value for key, value in summary.items() if key not in _OF_THE_LAST}
-    for key in (*keys, *CLASS_FIGURES, "retrieval"):
+    for key in (*keys, *CLASS_FIGURES, "retrieval", "validation_loss"):
         if key in found:
             found[key] = line.get(key)
     tasks = {}
@@ -121,12 +120,6 @@ def _class_figures(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     before = {f"zero_shot_{name}": first.get(f"zero_shot_{name}") for name in ZERO_SHOT}
     found = {name: last[name] for name in CLASS_FIGURES if name in last}
     return (before | found) if found else {}
-
-
-def _is_personal(config: Config) -> bool:
-    """Whether accuracy is that of each client's own model on its own test images."""
-    flags = load_strategy(config.federation.strategy)[1]
-    return flags.personal or config.federation.ditto_mu is not None
 
 
 def _further_metrics(parts: Parts | TaskParts, metrics: list[dict[str, Any]]) -> dict[str, Any]:

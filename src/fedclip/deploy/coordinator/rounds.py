@@ -32,9 +32,8 @@ from fedclip.evaluation.per_client import told_by_clients
 from fedclip.experiment.coverage import check_measurable
 from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.run import Run, carry_out
-from fedclip.experiment.strategy import choose_strategy
+from fedclip.experiment.strategy import choose_strategy, is_personal
 from fedclip.federated.rounds import RoundResult
-from fedclip.federated.strategies import load_strategy
 from fedclip.models.summary import base_sha256
 from fedclip.reports.progress import PlainProgress
 
@@ -119,8 +118,7 @@ def _rounds(
     wanted, count = expected_sites(config, keyed)
     examples = dict.fromkeys(sorted(wanted or ()), 0) | files.sites
     parts = coordinator_parts(config, listener, examples)
-    personal = load_strategy(config.federation.strategy)[1].personal
-    check_measurable(parts, personal or config.federation.ditto_mu is not None)
+    check_measurable(parts, is_personal(config))
     job = make_job(config, parts.data.class_names, parts.data.templates)
     largest = int(deploy.largest_message_mb * 1e6)
     roster = Roster(
