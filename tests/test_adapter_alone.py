@@ -16,10 +16,10 @@ from tests.conftest import Command
 
 TINY = {
     "model": {"model_name": "tiny", "lora": {"r": 2, "lora_alpha": 4}},
-    "data": {"name": "digits"},
+    "data": {"name": "digits", "max_train_examples": 48},
     "federation": {"num_clients": 3, "rounds": 1},
     "client": {"learning_rate": 5e-3},
-    "evaluation": {"max_examples": 20},
+    "evaluation": {"max_examples": 5},
     "device": "cpu",
 }
 KINDS = {
