@@ -240,6 +240,7 @@ def _killed(case: Case, moment: str, rng: random.Random, seconds: float) -> bool
     wanted = rng.randint(1, wanted)
     before, seen = looked(case), 0
     while child.poll() is None and seen < wanted:
+        time.sleep(0.0002)  # the child may need this core
         with suppress(FileNotFoundError):  # it was renamed meanwhile
             now = looked(case)
             if now != before:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fedclip import base_folder, create_clip_model
 from fedclip.errors import UsageError
+from fedclip.models.pretrained import load_tokens
 
 
 @pytest.fixture
@@ -124,6 +125,13 @@ def test_what_is_not_understood_is_refused_by_name(
     edit(folder / file, change)
     with pytest.raises(UsageError, match=says):
         model_of(folder)
+
+
+@pytest.mark.parametrize("length", ["12", [1], {}, 1e400, -5])
+def test_a_tokenizers_own_idea_of_length_decides_nothing(folder: Path, length: Any) -> None:
+    edit(folder / "tokenizer_config.json", {"model_max_length": length})
+    texts = ["a cat", "a cat " * 30]
+    assert load_tokens(str(folder)).encode(texts) == load_tokens("tiny").encode(texts)
 
 
 @pytest.mark.parametrize(

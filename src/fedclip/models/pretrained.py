@@ -186,7 +186,8 @@ def _load_tokens(model_name: str, config: CLIPConfig) -> Tokens:
         )
     with quiet(), _told(model_name):
         reader = tokenizer_class(get_tokenizer_config(source_of(model_name)), model_name)
-        tokenizer = reader.from_pretrained(source_of(model_name))
+        longest = text.max_position_embeddings  # whatever the folder says
+        tokenizer = reader.from_pretrained(source_of(model_name), model_max_length=longest)
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     last = max(len(tokenizer), (begin or 0) + 1, (end or 0) + 1) - 1
     pooled = last if text.eos_token_id == LEGACY_END else text.eos_token_id
@@ -199,8 +200,9 @@ def _load_tokens(model_name: str, config: CLIPConfig) -> Tokens:
 
     def encode_plain(texts: list[str]) -> list[list[int]]:
         # Split: a name such as "<|endoftext|>" is a text, and does not end one.
-        found = tokenizer(texts, add_special_tokens=False, verbose=False, split_special_tokens=True)
-        return found["input_ids"]
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        with _told(model_name):
+            return tokenizer(texts, **options)["input_ids"]
 
     return Tokens(encode_plain, begin=begin, end=end, max_length=text.max_position_embeddings)
 
