@@ -29,7 +29,7 @@ class Experiment(types.ModuleType):
         self.calls.append(("resume", folder))
         return self._work(folder)
 
-    def info(self, target: Path, overrides: list[str]) -> dict[str, Any]:
+    def info(self, target: Path, overrides: list[str], best: bool = False) -> dict[str, Any]:
         self.calls.append(("info", target, overrides))
         return {
             "base_parameters": 151277313,
@@ -39,7 +39,7 @@ class Experiment(types.ModuleType):
         }
 
     def evaluate(
-        self, folder: Path, listener: object = None, detail: bool = False
+        self, folder: Path, listener: object = None, detail: bool = False, best: bool = False
     ) -> dict[str, Any]:
         self.calls.append(("evaluate", folder))
         return {"accuracy": 0.5}

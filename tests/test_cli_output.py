@@ -42,7 +42,7 @@ def test_advice_is_one_line(fedclip: Command, config: Path) -> None:
 def test_other_warnings_stay_as_they_are(
     fedclip: Command, experiment: Experiment, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluate(folder: Path, listener: object = None, detail: bool = False) -> dict[str, Any]:
+    def evaluate(folder: Path, **options: object) -> dict[str, Any]:
         warnings.warn("ours", FedclipWarning, stacklevel=2)
         warnings.warn("ours", FedclipWarning, stacklevel=2)
         return {}

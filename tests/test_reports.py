@@ -27,7 +27,9 @@ def test_plain_progress_prints_a_line_per_round():
         progress.round(RECORD)
     before, first = text.getvalue().splitlines()
     assert before == "before training  accuracy 0.200"
-    assert first.startswith("round 1/2  loss 1.500  accuracy 0.250  clients 0.10-0.40  0 s left")
+    assert first.startswith(
+        "round 1/2  loss 1.500  accuracy 0.250  clients 0.10-0.40  0 s, 0 s left"
+    )
 
 
 def test_live_progress_shows_rounds_and_clients():
@@ -38,9 +40,11 @@ def test_live_progress_shows_rounds_and_clients():
         progress.rounds(0, 1, 2)
         progress.client(ClientReport("site-7", 10, 0.5, 1, 0.1))
         progress._progress.refresh()
+        progress.round({"server_round": 0, "accuracy": 0.2})
         progress.round(RECORD)
     assert "site-7: loss 0.500" in text.getvalue()
-    assert "accuracy 0.250" in text.getvalue()
+    assert "before training  accuracy 0.200" in text.getvalue()  # lines of their own, which stay
+    assert "round 1/1  loss 1.500  accuracy 0.250" in text.getvalue()
 
 
 def test_the_display_suits_the_console():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 def new_run(config: Config, stem: str, output: Path | None) -> None:
     """Run a configuration into a new folder, with progress on standard error."""
+    if is_first() and "torch" not in sys.modules:
+        say(f"run of {stem}: loading libraries")  # which takes seconds
     from fedclip.experiment.folder import next_folder
 
     folder = output or next_folder(stem)

@@ -23,7 +23,7 @@ class PlainProgress(Listener):
         """Writes to the console, by default standard error."""
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._total = 0
-        self._left: _TimeLeft | None = None
+        self._clock: _Clock | None = None
 
     def message(self, text: str) -> None:
         """Prints the text."""
@@ -36,23 +36,23 @@ class PlainProgress(Listener):
     def rounds(self, finished: int, total: int, clients_per_round: int) -> None:
         """Remembers how much lies ahead, for the estimate of the time left."""
         self._total = total
-        self._left = _TimeLeft(total - finished)
+        self._clock = _Clock(total - finished)
 
     def round(self, record: Mapping[str, Any]) -> None:
-        """Prints the round's figures and the time left, and who was left out."""
+        """Prints the round's figures, the time passed and left, and who was left out."""
         for fault in record.get("left_out", ()):
             self.message(left_out(record["server_round"], fault))
-        left = self._left.after_one_more() if self._left and record["server_round"] else ""
+        times = self._clock.after_one_more() if self._clock and record["server_round"] else ""
         number = (
             f"round {record['server_round']}/{self._total}"
             if record["server_round"]
             else "before training"
         )
-        self._console.print(message(f"{number}  {figures(record)}{left}"))
+        self._console.print(message(f"{number}  {figures(record)}{times}"))
 
 
 class LiveProgress(PlainProgress):
-    """Bars that move: images decoded, rounds and the clients of the current round."""
+    """The same lines, which stay, and bars below them that go when they are full."""
 
     def __init__(self, console: Console | None = None) -> None:
         """Draws on the console, by default standard error."""
@@ -64,6 +64,7 @@ class LiveProgress(PlainProgress):
             TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
             console=self._console,
+            transient=True,
         )
         self._tasks: dict[str, Any] = {}
 
@@ -78,7 +79,7 @@ class LiveProgress(PlainProgress):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stops drawing and leaves the last state on the screen."""
+        """Stops drawing; the lines stay on the screen."""
         self._progress.stop()
 
     def images(self, done: int, total: int) -> None:
@@ -97,24 +98,21 @@ class LiveProgress(PlainProgress):
         self._progress.update(self._tasks["clients"], advance=1, note=note)
 
     def round(self, record: Mapping[str, Any]) -> None:
-        """Moves the bar of rounds and starts the next round's clients."""
-        if record["server_round"] == 0:
-            self._console.print(message(f"before training  {figures(record)}"))
-            return
-        for fault in record.get("left_out", ()):
-            self.message(left_out(record["server_round"], fault))
-        self._move("rounds", record["server_round"], self._total, note=figures(record))
-        last = record["server_round"] == self._total
-        self._progress.update(self._tasks["clients"], visible=not last, completed=0, note="")
+        """Prints the round's line, moves the bar of rounds, and starts the next round's clients."""
+        super().round(record)
+        if record["server_round"]:
+            self._move("rounds", record["server_round"], self._total)
+            last = record["server_round"] == self._total
+            self._progress.update(self._tasks["clients"], visible=not last, completed=0, note="")
 
-    def _move(self, name: str, done: int, total: int, note: str = "") -> None:
+    def _move(self, name: str, done: int, total: int) -> None:
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, note="")
-        self._progress.update(self._tasks[name], completed=done, total=total, note=note)
+        self._progress.update(self._tasks[name], completed=done, total=total, visible=done < total)
 
 
-class _TimeLeft:
-    """Estimates the time left from the mean time of the rounds so far."""
+class _Clock:
+    """The time passed, and the time left by the mean of the rounds so far."""
 
     def __init__(self, rounds_left: int) -> None:
         self._started = time.monotonic()
@@ -122,11 +120,22 @@ class _TimeLeft:
         self._done = 0
 
     def after_one_more(self) -> str:
-        """The estimate as text, after one more round has finished."""
+        """Both as text, after one more round has finished."""
         self._done += 1
         self._left -= 1
-        seconds = (time.monotonic() - self._started) / self._done * self._left
-        return f"  {seconds:.0f} s left" if self._left else ""
+        passed = time.monotonic() - self._started
+        words = f"  {duration(passed)}"
+        return words + (
+            f", {duration(passed / self._done * self._left)} left" if self._left else ""
+        )
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if hours >= 2:
+        return f"{hours:.1f} h"
+    return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
 
 
 def left_out(server_round: int, fault: Mapping[str, Any]) -> str:

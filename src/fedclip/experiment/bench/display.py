@@ -11,6 +11,7 @@ from fedclip.experiment.bench.plan import Cell, short
 from fedclip.experiment.bench.runner import Finished, Outcome
 from fedclip.experiment.bench.schedule import Watcher
 from fedclip.experiment.bench.tuning import Choice, Knob
+from fedclip.reports.progress import duration
 from fedclip.reports.text import message
 
 
@@ -101,11 +102,3 @@ def remark(knob: Knob) -> str:
     if knob.ties:
         words += f"; {', '.join(f'{value:g}' for value in knob.ties)} not told apart from it"
     return words
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
-    minutes, hours = seconds / 60, seconds / 3600
-    if hours >= 2:
-        return f"{hours:.1f} h"
-    return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
