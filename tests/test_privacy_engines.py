@@ -6,7 +6,9 @@ import torch
 
 from fedclip.device import product_dtype
 from fedclip.federated.client import LocalSettings
+from fedclip.federated.engines import private
 from fedclip.federated.engines.batched import BatchedEngine
+from fedclip.federated.engines.memory import ROW_BYTES, choose_group_size
 from fedclip.federated.engines.sequential import SequentialEngine
 from fedclip.federated.engines.threads import SideBySide
 from fedclip.federated.privacy.charging import with_digest
@@ -75,6 +77,37 @@ def test_engines_agree_with_other_settings(change):
     one = trained("batched", settings, private=dp_sgd())
     other = trained("sequential", settings, private=dp_sgd())
     assert difference(one, other) <= (0.05 if "precision" in change else 1e-4)
+
+
+def test_passes_of_few_rows_change_nothing(monkeypatch):
+    whole = trained("batched", SETTINGS, private=dp_sgd(), dtype=torch.float64)
+    monkeypatch.setattr(private, "PASS_BYTES", 1)
+    assert (
+        difference(trained("batched", SETTINGS, private=dp_sgd(), dtype=torch.float64), whole)
+        < 1e-9
+    )
+
+
+def test_a_group_is_as_large_as_its_examples_leave_room_for():
+    model = build()
+    stacked, state = StackedClients(model), model.get_parameters()
+    numbers = sum(tensor.numel() for tensor in state.values())
+
+    def size(batch_size, by_example, memory_gb=0.2):
+        return choose_group_size(
+            stacked,
+            state,
+            image_size=32,
+            batch_size=batch_size,
+            clients=10**6,
+            memory_gb=memory_gb,
+            device=CPU,
+            by_example=by_example,
+        )
+
+    assert 1 <= size(8, True) < size(8, False)
+    assert size(8, True) * 8 * ROW_BYTES * numbers < 0.2e9
+    assert size(16, True) == pytest.approx(size(8, True) / 2, rel=0.1)
 
 
 def test_threads_change_nothing():

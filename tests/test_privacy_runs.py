@@ -14,6 +14,7 @@ from fedclip.deploy.coordinator.coordinate import coordinate
 from fedclip.errors import FedclipWarning, TrainingFailed, UsageError
 from fedclip.experiment import privacy_checks
 from fedclip.experiment import run as experiment
+from fedclip.experiment.bench.plan import make_plan
 from fedclip.federated.privacy.accounting import Spent, epsilon
 from fedclip.federated.strategies.averaging import FedAvg
 from tests.runs_help import StopAfter
@@ -339,3 +340,21 @@ def test_a_run_does_not_go_on_without_its_own_key_and_books(tmp_path, name, dama
     path.write_bytes(whole)
     path.chmod(0o600)
     assert experiment.resume(tmp_path / "run").summary["rounds"] == 3
+
+
+def test_private_arms_are_not_tuned_by_the_clients_images(tmp_path):
+    (tmp_path / "run.yaml").write_text(json.dumps(CONFIG))
+    grid = {
+        "config": "run.yaml",
+        "overrides": ["data.test_seed=7"],
+        "seeds": [0, 1],
+        "reference": "tuned",
+        "arms": {
+            "tuned": {"tune": {"client.learning_rate": [0.01, 0.02]}},
+            "fixed": {"tune": {"client.learning_rate": [0.01]}},
+        },
+    }
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    plan = make_plan(tmp_path / "grid.yaml")
+    assert "would choose by validation images" in plan.problem("tuned")
+    assert plan.problem("fixed") is None

@@ -111,6 +111,7 @@ def _group_size(parts: Parts, engine: EngineConfig) -> int:
         clients=parts.clients_per_round,
         memory_gb=engine.memory_gb,
         device=parts.device,
+        by_example=parts.config.privacy.unit == "example",
     )
 
 

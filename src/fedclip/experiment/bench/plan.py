@@ -104,9 +104,15 @@ class Plan:
         values = self.arms[arm].first_values if values is None else values
         for cell in (self.tuning_cells(arm, values)[0], self.cells(arm, values)[0]):
             try:
-                self.configuration(cell)
+                config = self.configuration(cell)
             except UsageError as error:
                 return str(error)
+            if config.privacy.unit is not None and self.arms[arm].tuned:
+                return (
+                    f"privacy.unit: tuning {short(self.arms[arm].tuned[0])} would choose by "
+                    "validation images of the clients, which the promise does not cover; give one "
+                    "value, tuned on other data"
+                )
         return None
 
     def configuration(self, cell: Cell) -> Config:

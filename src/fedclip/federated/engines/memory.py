@@ -14,6 +14,8 @@ from fedclip.federated.engines.protocols import Stacked
 # A backward pass holds gradients beside what the forward pass kept, and libraries their buffers.
 HEADROOM = 1.5
 DEFAULT_SHARE = 0.25
+ROW_BYTES = 12
+"""Of an example that is a client of its own: a copy of each number, its gradient, and it again."""
 _ADAMW_BYTES = 16  # a parameter, its gradient and two moments, in fp32
 
 
@@ -26,16 +28,21 @@ def choose_group_size(
     clients: int,
     memory_gb: float | None,
     device: torch.device,
+    by_example: bool = False,
 ) -> int:
     """As many clients as the budget allows, at least one and at most `clients`.
 
     `state` is one client's trainable tensors. The budget is `memory_gb` (10^9 bytes), by default
-    a quarter of the device's memory.
+    a quarter of the device's memory. With `by_example` every example is a client of its own.
     """
+    numbers = sum(tensor.numel() for tensor in state.values())
+    rows = 1 if by_example else batch_size
     activations = activation_bytes(
-        model, state, image_size=image_size, batch_size=batch_size, device=device
+        model, state, image_size=image_size, batch_size=rows, device=device
     )
-    optimizer = _ADAMW_BYTES * sum(tensor.numel() for tensor in state.values())
+    if by_example:
+        activations = batch_size * (activations + ROW_BYTES * numbers)
+    optimizer = _ADAMW_BYTES * numbers
     budget = memory_budget(memory_gb, device)
     return max(1, min(clients, int(budget / (HEADROOM * activations + optimizer))))
 

@@ -6,7 +6,7 @@ of single examples. The readable twin is `privacy.dp_sgd.example_gradients`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedclip.device import at_least_fp32, float64_home
+from fedclip.federated.engines.memory import ROW_BYTES
 from fedclip.federated.engines.protocols import Stacked
 from fedclip.federated.engines.work import Work
 from fedclip.federated.privacy.dp_sgd import clip_rows
@@ -21,6 +22,10 @@ from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+PASS_BYTES = 10**9
+"""About so much may the copies and gradients of one pass take; more rows take several."""
 
 
 class Rows(NamedTuple):
@@ -40,6 +45,12 @@ class Rows(NamedTuple):
         names = [f"example {index}" for index in indices]
         return cls(indices, owner, names, [work.seeds[k] for k in owner])
 
+    def split(self, size: int) -> Iterator[Rows]:
+        """The same rows in parts of at most so many; none of no rows."""
+        for first in range(0, len(self.indices), size):
+            part = slice(first, first + size)
+            yield Rows(self.indices[part], self.owner[part], self.names[part], self.seeds[part])
+
 
 def add_private_gradients(
     model: Stacked,
@@ -54,21 +65,20 @@ def add_private_gradients(
     """
     assert work.private is not None
     parameters, active = work.group.parameters, len(work.active(step))
-    grads, rows = parameters.grads[:active], Rows.of(work, step)
+    grads, clip_norm = parameters.grads[:active], work.private[0].whole.clip_norm
     sums = torch.zeros(active, dtype=torch.float64, device=float64_home(grads.device))
-    if len(rows.indices):
+    for rows in Rows.of(work, step).split(max(1, PASS_BYTES // (ROW_BYTES * grads.shape[1]))):
         owner = torch.from_numpy(rows.owner).to(grads.device)
         leaves, state = work.group.rows(owner)
-        keys = [
-            seed_for(s, "dropout", step, n) for s, n in zip(rows.seeds, rows.names, strict=True)
-        ]
+        named = zip(rows.seeds, rows.names, strict=True)
+        keys = [seed_for(seed, "dropout", step, name) for seed, name in named]
         scores = at_least_fp32(model.logits(state, show(rows, step), [1] * len(owner), keys))
         targets = torch.from_numpy(labels[rows.indices]).to(scores.device)
         losses = cross_entropy(scores, targets, reduction="none")
         sums.index_add_(0, owner.to(sums.device), losses.detach().to(sums))
         found = torch.autograd.grad(losses.sum(), list(leaves.values()))
         flat = torch.cat([gradient.flatten(1) for gradient in found], dim=1)  # [rows, numbers]
-        grads.index_add_(0, owner, clip_rows(flat, work.private[0].whole.clip_norm))
+        grads.index_add_(0, owner, clip_rows(flat, clip_norm))
     for client, own in enumerate(work.private[:active]):
         of_client = {name: t[client] for name, t in parameters.views(grads).items()}
         for name, tensor in own.private(of_client, step).items():
