@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from benchmarks.attacks import Attacked, sign_flip
-from fedclip.config.loading import config_from_dict
+from fedclip.config.loading import config_from_dict, load_config
 from fedclip.errors import FedclipWarning, TrainingFailed, UsageError
 from fedclip.experiment import run as experiment
+from fedclip.experiment.identity import code_sha256
 from fedclip.federated.robust import Robust, RobustPlan
 from fedclip.federated.rounds import run_rounds
 from fedclip.federated.strategies import Setting, create_strategy
@@ -176,6 +177,40 @@ def test_a_users_rule_must_give_weights(weights):
     own = RobustPlan("own.py:rule", Rule(lambda gram, f: weights), 1)
     with pytest.raises(UsageError, match=r"robust.rule: .*own.py:rule"):
         played(Robust(create_strategy("ffa", SETTING), own))
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("def rule(gram, f): return [1 / len(gram)] * len(gram)", None),
+        ("def rule(gram): return gram", r"own.py:rule: TypeError: "),
+        ("rule = 3", r"own.py:rule must be a function \(gram, f\) of weights"),
+        ("import nothing_there", "own.py cannot be loaded"),
+    ],
+)
+def test_a_rule_in_a_users_file(tmp_path, monkeypatch, code, why):
+    """It is kept by its full path, and its digest is part of what a run is."""
+    (tmp_path / "own.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    values = {
+        "model": {"model_name": "tiny", "lora": {"r": 2, "last_layers": 1}},
+        "data": {"name": "digits", "max_train_examples": 60, "partition": {"name": "iid"}},
+        "federation": {"strategy": "ffa", "num_clients": 3, "rounds": 1},
+        "evaluation": {"max_examples": 5},
+        "robust": {"rule": "own.py:rule", "attackers": 1},
+        "device": "cpu",
+    }
+    config = config_from_dict(values)
+    if why is not None:
+        with pytest.raises(UsageError, match=f"robust.rule: .*{why}"):
+            experiment.run(config, output="run")
+        return
+    done = experiment.run(config, output="run")
+    kept = load_config(tmp_path / "run" / "config.yaml")
+    assert kept.robust.rule == f"{tmp_path / 'own.py'}:rule"
+    assert list(code_sha256(kept)) == [str(tmp_path / "own.py")]
+    weights = json.loads((done.folder / "metrics.jsonl").read_text().splitlines()[-1])["weights"]
+    assert list(weights.values()) == pytest.approx([1 / 3] * 3)
 
 
 def test_a_cap_is_on_the_weight_and_says_so():

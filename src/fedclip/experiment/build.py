@@ -217,6 +217,7 @@ def with_absolute_paths(config: Config) -> Config:
         model = model.model_copy(update={"model_name": f"{start}{Path(name).resolve()}"})
     strategy = absolute_name(config.federation.strategy)
     engine = absolute_name(config.engine.name)
+    rule = config.robust.rule and absolute_name(config.robust.rule)
     measured = {
         key: tuple(map(absolute_name, getattr(config.evaluation, key)))
         for key in ("other_data", "metrics")
@@ -230,6 +231,7 @@ def with_absolute_paths(config: Config) -> Config:
             "tasks": tasks,
             "model": model,
             "federation": config.federation.model_copy(update={"strategy": strategy}),
+            "robust": config.robust.model_copy(update={"rule": rule}),
             "engine": config.engine.model_copy(update={"name": engine}),
             "evaluation": config.evaluation.model_copy(update=measured),
             "deploy": deploy,

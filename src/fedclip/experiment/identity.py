@@ -133,7 +133,7 @@ def code_sha256(config: Config) -> dict[str, str]:
     """Digests of the users' files of code that a configuration names, by path."""
     sections = [config.data, *config.tasks.values()]
     names = [config.federation.strategy, config.engine.name, *(data.name for data in sections)]
-    names += [*config.evaluation.other_data, *config.evaluation.metrics]
+    names += [*config.evaluation.other_data, *config.evaluation.metrics, config.robust.rule or ""]
     files = sorted({name.rpartition(":")[0] for name in names if in_file(name)})
     # Of one that is not there, importing it will say so.
     return {file: file_sha256(Path(file)) if Path(file).is_file() else "" for file in files}

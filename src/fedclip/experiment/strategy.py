@@ -65,6 +65,8 @@ def _robust(strategy: Strategy, parts: Parts | TaskParts) -> Strategy:
     if text is not None:
         raise UsageError(text)
     found = load("robust_rules", robust.chosen)
+    if not (isinstance(found, Rule) or callable(found)):
+        raise UsageError(f"robust.rule: {robust.chosen} must be a function (gram, f) of weights")
     rule = found if isinstance(found, Rule) else Rule(found)
     limit = parts.config.deploy.largest_update
     plan = RobustPlan(robust.chosen, rule, robust.attackers, robust.mixing, limit)

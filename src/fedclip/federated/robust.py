@@ -176,7 +176,10 @@ def weights_of(plan: RobustPlan, gram: Any, attackers: int) -> Any:
     """The weights `[n]` by which the changes are summed, at most 1 together."""
     rule = RULES["rfa"] if plan.rule.coordinates else plan.rule
     mixed = mixing(gram, attackers) if plan.mixing else np.eye(len(gram))
-    found = np.asarray(rule.apply(mixed @ gram @ mixed.T, attackers), dtype=np.float64)
+    try:
+        found = np.asarray(rule.apply(mixed @ gram @ mixed.T, attackers), dtype=np.float64)
+    except Exception as error:  # of a user's rule; those of fedclip raise nothing
+        raise UsageError(f"robust.rule: {plan.name}: {type(error).__name__}: {error}") from error
     if found.shape != (len(gram),) or not (np.isfinite(found).all() and (found >= 0).all()):
         raise UsageError(f"robust.rule: {plan.name} must give {len(gram)} weights, none below 0")
     if not 0 < found.sum() <= 1 + 1e-9:
