@@ -138,6 +138,17 @@ def test_one_adapter_for_all_knows_the_classes_of_all(tmp_path):
     assert len(notes.class_names) == 19
 
 
+def test_a_task_of_smaller_batches_takes_more_steps_and_is_not_left_out(tmp_path):
+    values = config(rounds=1)
+    values["tasks"] = {name: dict(own) for name, own in TASKS.items()}
+    values["tasks"]["numeri"]["batch_size"] = 4
+    run = fedclip.run(values, output=tmp_path / "run")
+    (record,) = RunFolder(run.folder).read_metrics()[1:]
+    assert "left_out" not in record
+    assert len(record["clients"]) == 5
+    assert record["clients"]["numeri/client-00"]["steps"] > 3
+
+
 def test_strategies_that_change_frozen_weights_do_so_for_each_task(tmp_path):
     """FedEx's residuals of one task must not reach another, nor what is saved of it."""
     run = fedclip.run(config(strategy="fedex"), output=tmp_path / "run")

@@ -155,6 +155,18 @@ def local_settings(config: Config, precision: str) -> LocalSettings:
     )
 
 
+def step_settings(parts: Parts | TaskParts) -> LocalSettings:
+    """The settings by which clients' steps are counted; of several tasks those of most steps."""
+    found = local_settings(parts.config, parts.precision)
+    tasks = parts.tasks.values() if isinstance(parts, TaskParts) else (parts,)
+    own = [task.config.data for task in tasks]
+    return replace(
+        found,
+        batch_size=min(data.batch_size for data in own),
+        accumulation_steps=min(data.accumulation_steps for data in own),
+    )
+
+
 def create_engine(parts: Parts | TaskParts, private: DpSgd | None = None) -> Engine:
     """The engine that the configuration names, for this process's share of the clients.
 

@@ -24,7 +24,7 @@ from fedclip.experiment.build import (
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import Parts, TaskParts
 from fedclip.experiment.coverage import Coverage, check_measurable
-from fedclip.experiment.engine import create_engine, local_settings
+from fedclip.experiment.engine import create_engine, step_settings
 from fedclip.experiment.evaluate import evaluate_merged
 from fedclip.experiment.folder import CONFIG, RunFolder, next_folder
 from fedclip.experiment.identity import check_config, take_up
@@ -238,7 +238,7 @@ def _rounds(
         on_client=privacy.hears(listener),
         combine=parts.processes.combine,
         quorum=Quorum(config.deploy.quorum, config.robust.least),
-        settings=local_settings(config, parts.precision),
+        settings=step_settings(parts),
         sample=privacy.sample,
     )
     return map(privacy.result, found)
