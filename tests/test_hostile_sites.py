@@ -198,7 +198,15 @@ def told(record: dict[str, Any], client: str = "north") -> dict[str, Any]:
 def test_every_hostile_answer_is_refused_by_name_and_the_rounds_go_on(
     images: Path, tmp_path: Path
 ) -> None:
-    cases = {n: (attack, "range|finite") for n, attack in NUMBERS.items()} | TENSORS | HEADERS
+    # NaN and infinity are no JSON: such a message is not read at all.
+    cases = (
+        {
+            n: (attack, "message" if n.endswith(("nan", "inf")) else "range")
+            for n, attack in NUMBERS.items()
+        }
+        | TENSORS
+        | HEADERS
+    )
     cases["num_examples 23"] = (NUMBERS["num_examples 23"], "examples")
     assert len(cases) >= 80
     records, said = attacked(images, tmp_path, [attack for attack, _ in cases.values()])
@@ -215,11 +223,11 @@ def test_every_hostile_answer_is_refused_by_name_and_the_rounds_go_on(
 NEEDED = {
     "scaffold": (
         {"federation": {"scaffold": True}, "optimizer": {"name": "sgd"}},
-        [{"rate_sum": v} for v in (None, math.nan, 1e-300, 1e-12, 1e300, 1.0, -5e-3, HUGE)],
+        [{"rate_sum": v} for v in (None, 1e-300, 1e-12, 1e300, 1.0, -5e-3, HUGE)],
     ),
     "qfedavg": (
         {"federation": {"strategy": "qfedavg"}},
-        [{"start_loss": value} for value in (None, math.nan, 1e300, -1, HUGE)],
+        [{"start_loss": value} for value in (None, 1e300, -1, HUGE)],
     ),
 }
 
