@@ -118,6 +118,8 @@ def test_they_stand_in_the_last_lines_and_the_card(fedclip: Command, finished_ru
 def test_a_name_takes_one_line_and_an_older_run_has_none() -> None:
     summary = {"accuracy": 0.5, "zero_shot_accuracy": 0.25, "rounds": 2, "best": None}
     assert closing_lines(summary) == ["accuracy 0.500 (zero-shot 0.250) after 2 rounds"]
+    chosen_then = {"metrics": ["macro_f1"], "macro_f1": 0.5, "initial_macro_f1": 0.25}
+    assert closing_lines(summary | chosen_then)[:-1] == ["macro_f1 0.500 (0.250 before)"]
     worst = {"name": "a\nrun folder: /", "recall": 0.0}
     found = {"majority_class_rate": 0.5, "macro_f1": 0.5, "worst_class": worst}
     assert all("\n" not in line for line in closing_lines(summary | found))

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from fedclip.adapters.card_figures import accuracies, recalls, whose
 from fedclip.adapters.load import finished, public_name, run_and_adapter, summary_of
 from fedclip.catalog import short_name
 from fedclip.config import Config
@@ -20,8 +21,7 @@ from fedclip.models.adapter_card import code, loading, markdown
 from fedclip.models.adapter_folder import read_adapter
 from fedclip.models.adapter_notes import AdapterNotes
 from fedclip.models.pretrained import EMBEDDED, RANDOM
-from fedclip.reports.closing import number, recall_of
-from fedclip.reports.tables import retrieval_rows
+from fedclip.reports.closing import number
 
 
 def run_card(folder: str | Path, repo_id: str | None = None, *, best: bool = False) -> str:
@@ -57,9 +57,7 @@ def run_card(folder: str | Path, repo_id: str | None = None, *, best: bool = Fal
         f"# {name.split('/')[-1]}",
         f"{kind.title[0].upper()}{kind.title[1:]} for CLIP (`{base}`), trained "
         f"with fedclip {_origin(summary)}",
-        *_section(
-            "Results", [*_accuracies(summary), *_recalls(summary), *_whose(run.path, summary)]
-        ),
+        *_section("Results", [*accuracies(summary), *recalls(summary), *whose(run.path, summary)]),
         *_section(
             "Data",
             [*_data(config, summary, run.read_json(PARTITION), notes), *_sizes(summary)],
@@ -136,64 +134,6 @@ def _results(config: Config, summary: Mapping[str, Any]) -> list[EvalResult]:
         )
         for name, value in values.items()
         if value is not None
-    ]
-
-
-def _accuracies(summary: Mapping[str, Any]) -> list[str]:
-    what = "image-to-text recall@1" if "retrieval" in summary else "accuracy"
-    lines = [
-        f"| {what} | |",
-        "|---|---|",
-        f"| before training (zero-shot) | {number(summary['zero_shot_accuracy'])} |",
-        f"| trained | {number(summary['accuracy'])} |",
-    ]
-    for key, words in (("mean", "mean over clients"), ("min", "lowest client"), ("max", "highest")):
-        if summary["client_accuracy"]:
-            lines.append(f"| {words} | {number(summary['client_accuracy'][key])} |")
-    lines += _by_class(summary)
-    for name in summary.get("metrics", ()):
-        change = f"{number(summary[f'zero_shot_{name}'])} before, {number(summary[name])} after"
-        lines.append(f"| {name} | {change} |")
-    for data, found in (summary.get("forgetting") or {}).items():
-        change = f"{number(found['zero_shot'])} before, {number(found['accuracy'])} after"
-        lines.append(f"| {data}, not trained | {change} |")
-    return lines
-
-
-def _by_class(summary: Mapping[str, Any]) -> list[str]:
-    """Rows of the figures by class; none of a run on captions or of an older version."""
-    if summary.get("macro_f1") is None:
-        return []
-    macro = f"{number(summary['zero_shot_macro_f1'])} before, {number(summary['macro_f1'])} after"
-    worst = [summary[key] for key in ("zero_shot_worst_class", "worst_class")]
-    before, after = (markdown(recall_of(own)) for own in worst)
-    return [
-        f"| majority-class rate | {number(summary['majority_class_rate'])} |",
-        f"| macro-F1 | {macro} |",
-        f"| worst class | before: {before}; after: {after} |",
-    ]
-
-
-def _recalls(summary: Mapping[str, Any]) -> list[str]:
-    """All recalls of a run on captions, before and after; nothing of another run."""
-    rows = retrieval_rows(summary)
-    if not rows:
-        return []
-    lines = [
-        f"| {row['recall']} | {number(row['zero_shot'])} | {number(row['trained'])} |"
-        for row in rows
-    ]
-    return ["", "| recall | zero-shot | trained |", "|---|---|---|", *lines]
-
-
-def _whose(run: Path, summary: Mapping[str, Any]) -> list[str]:
-    """Whose models were measured, where it was not this adapter alone."""
-    if not (summary.get("personal") or (run / "adapter_of").is_dir()):
-        return []
-    return [
-        "",
-        "Measured with the clients' own adapters (or their groups'), each on its own images. This "
-        "adapter is what they share, or their merge; by itself it may do worse.",
     ]
 
 

@@ -120,12 +120,12 @@ def evaluate(
             f"--full: {folder} has learned from captions, and these figures are about classes; "
             "leave it out for the recalls"
         )
+    check_split_rule(run_folder)  # before anything slow
     check_measured(config, run_folder)
     config = without_files(config, "evaluate")
     with listener or Listener() as listener:
         if detail and config.tasks:
             raise UsageError(f"{folder} has several tasks; figures in detail are for runs on one")
-        check_split_rule(run_folder)  # before anything slow
         parts = _assembled(config, run_folder, listener)
         check_partition(parts, run_folder)
         figures = (

@@ -25,7 +25,7 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
 
 def _by_class(summary: Mapping[str, Any]) -> list[str]:
     """The figures that accuracy alone hides; none of a run on captions or without test images."""
-    if summary.get("macro_f1") is None:
+    if summary.get("worst_class") is None:
         return []
     return [
         f"majority-class rate {number(summary['majority_class_rate'])}: the accuracy of always "
