@@ -17,6 +17,7 @@ from fedclip.cli import adapters as cli_adapters
 from fedclip.cli import deploy as cli_deploy
 from fedclip.cli import inference as cli_use
 from fedclip.cli import keys as cli_keys
+from fedclip.cli.audit import audit
 from fedclip.cli.options import AsJson, Best, Overrides, only, sorted_out
 from fedclip.errors import UsageError
 
@@ -169,6 +170,7 @@ def info(
 
 for _command in (cli_use.evaluate, cli_use.predict, cli_use.serve, cli_use.card, cli_use.push):
     app.command()(_command)
+app.command()(audit)
 
 
 @app.command()
