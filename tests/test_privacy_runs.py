@@ -143,6 +143,16 @@ def test_a_round_that_was_noted_and_killed_is_not_counted_twice(tmp_path, monkey
     assert [entry["server_round"] for entry in after] == [1, 2, 3]
 
 
+def test_a_run_killed_after_its_key_is_gone_still_comes_to_its_end(tmp_path, monkeypatch):
+    whole = experiment.write_summary
+    monkeypatch.setattr(experiment, "write_summary", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        experiment.run(CONFIG, output=tmp_path / "run")
+    assert not (tmp_path / "run" / "noise.key").exists()
+    monkeypatch.setattr(experiment, "write_summary", whole)
+    assert experiment.resume(tmp_path / "run").summary["privacy"]["epsilon"] > 0
+
+
 def test_who_knows_the_configuration_cannot_make_the_same_run(private, tmp_path):
     again = fedclip.run(with_(privacy={"tell": True}), output=tmp_path / "run")
     assert again.summary["adapter_sha256"] != private.summary["adapter_sha256"]

@@ -125,7 +125,8 @@ class RunPrivacy(Openness):
         shown = self.shown(record)
         if self.config.tell:
             mark = {"server_round": record["server_round"], "outside_the_guarantee": True}
-            folder.append_told(mark | {k: v for k, v in record.items() if k not in shown})
+            rest = {k: v for k, v in record.items() if k not in (*shown, "seconds_by_client")}
+            folder.append_told(mark | rest)
         return shown | self.record()
 
     def result(self, result: RoundResult) -> RoundResult:
@@ -172,23 +173,31 @@ def begin_privacy(
     config, run, finished = parts.config, checkpoint.identity["run"], checkpoint.finished_rounds
     if config.privacy.unit is None:
         return Openness()
-    path = folder.path / LEDGER
+    path, total = folder.path / LEDGER, config.federation.rounds
     if config.privacy.reproducible:
         key = reproducible_key(config.seed)
+    elif not (folder.path / KEY).exists() and path.exists() and finished >= total:
+        key = None  # deleted after the last round, and no longer needed
     elif (folder.path / KEY).exists() or path.exists() or finished > 0:
         key = read_key(folder.path / KEY)
     else:
         key = create_key(folder.path / KEY)
     if path.exists():
-        ledger = Ledger.read(path, run=run, key_sha256=fingerprint(key))
-    elif finished > 0:
+        ledger = Ledger.read(path, run=run, key_sha256=None if key is None else fingerprint(key))
+    elif key is None or finished > 0:
         raise UsageError(
             f"{path} is missing, and what it says counts as spent: put it back, or start a new run"
         )
     else:
         ledger = Ledger.create(path, _books(parts, run, key))
     listener.message(_in_words(config.privacy))
-    return _running(parts, ledger, Draws(key, "run", run))
+    names = parts.model.trainable()
+    if config.privacy.unit == "example" and any("text_model" in name for name in names):
+        listener.message(
+            "the text tower is trained: each example costs a pass of all prompts; adapters in "
+            "model.lora.target_modules.vision_encoder alone cost none"
+        )
+    return _running(parts, ledger, Draws(key or b"", "run", run))
 
 
 def _in_words(privacy: PrivacyConfig) -> str:

@@ -271,6 +271,5 @@ def _finish_run(
         summary["adapters"]["merged"] = evaluate_merged(parts, folder.path / "adapter")
     summary["adapter_folders"] = adapter_digests(folder)
     summary["seconds"] = sum(line["seconds"] for line in folder.read_timing()) + clock.lap()
-    run = Run(folder.path, write_summary(folder, summary))
     privacy.end(folder, summary)
-    return run
+    return Run(folder.path, write_summary(folder, summary))

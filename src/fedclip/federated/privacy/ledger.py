@@ -76,10 +76,10 @@ class Ledger:
         return ledger
 
     @classmethod
-    def read(cls, path: Path, *, run: str, key_sha256: str) -> Ledger:
+    def read(cls, path: Path, *, run: str, key_sha256: str | None) -> Ledger:
         """Read the books of a run; `UsageError` where they are damaged or another run's.
 
-        Nothing is spent out of books that cannot be read.
+        Nothing is spent out of books that cannot be read. Without `key_sha256` any key's are taken.
         """
         mend = "what they say counts as spent: put the file back, or start a new run"
         values = read_json(path)
@@ -96,7 +96,7 @@ class Ledger:
             raise UsageError(f"{path}: privacy books are damaged; {mend}")
         if books.run != run:
             raise UsageError(f"{path}: privacy books of another run; {mend}")
-        if books.key_sha256 != key_sha256:
+        if key_sha256 is not None and books.key_sha256 != key_sha256:
             raise UsageError(
                 f"{path}: noise.key is not the one that these books began with; {mend}"
             )
