@@ -80,7 +80,6 @@ class Stopped:
     """A run stopped before its last round: its folder, its parts, and what may be taken from it."""
 
     folder: Path
-    end: Mapping[str, bytes]
     parts: Parts | TaskParts
     known: frozenset[str]  # digests of its checkpoints
     metrics: bytes
@@ -144,7 +143,7 @@ def read_checkpoint_case(case: Case) -> None:
     if case.whole or case.forged:
         ended = resume(folder.path).folder
         if not case.forged:
-            _same(ended, run.end)
+            _same(ended, finished(case.run))
 
 
 def make_run(rng: random.Random, place: Path) -> Case:
@@ -240,14 +239,11 @@ def stopped(name: str) -> Stopped:
         warnings.simplefilter("ignore")
         with suppress(KeyboardInterrupt):
             fedclip.run(config, output=place / name, listener=Stop(2))
-        shutil.copytree(place / name, place / f"{name}-whole")
-        end = resume(place / f"{name}-whole").folder
         parts = assemble_run(load_config(place / name / CONFIG), Listener())
     folder = RunFolder(place / name)
     known = {_digest(Checkpoint._read(folder.path / file)) for file in (CHECKPOINT, PREVIOUS)}
     return Stopped(
         folder.path,
-        {file: (end / file).read_bytes() for file in END},
         parts,
         frozenset(known),
         (folder.path / METRICS).read_bytes(),
@@ -259,8 +255,10 @@ def finished(name: str) -> Path:
     """A finished run; made once."""
     if name == OLD:
         return ROOT / "tests" / "data" / "run_b6f3d3e"
-    stopped(name)
-    return workplace() / f"{name}-whole"
+    folder = Path(shutil.copytree(stopped(name).folder, workplace() / f"{name}-whole"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return resume(folder).folder
 
 
 @cache
@@ -307,7 +305,7 @@ def _digest(checkpoint: Checkpoint) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _same(folder: Path, end: Mapping[str, bytes]) -> None:
-    for name, data in end.items():
-        if (folder / name).read_bytes() != data:
+def _same(folder: Path, whole: Path) -> None:
+    for name in END:
+        if (folder / name).read_bytes() != (whole / name).read_bytes():
             raise Damaged(f"a resumed run ends with another {name}")

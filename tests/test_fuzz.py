@@ -29,12 +29,12 @@ from fedclip.files import file_sha256, parse_json
 from fedclip.models.clip import create_clip_model
 from tests.runs_help import CONFIG, StopAfter
 
-SAMPLE = {"configs": 150, "checkpoints": 16, "adapters": 50, "caches": 50, "runs": 25}
+SAMPLE = {"configs": 100, "checkpoints": 8, "adapters": 30, "runs": 10}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sample_of_damaged_inputs(kind: str) -> None:
-    tally = fuzz(kind, SAMPLE.get(kind, 100), seed=1)  # the command's is 0: other cases
+    tally = fuzz(kind, SAMPLE.get(kind, 60), seed=1)  # the command's is 0: other cases
     assert set(tally.outcomes) <= {"refused", "accepted"}, tally.signatures
     assert len(tally.outcomes) == 2 or kind == "caches"  # some are taken, some refused
 
