@@ -12,7 +12,7 @@ from fedclip.federated.engines.memory import ROW_BYTES, choose_group_size
 from fedclip.federated.engines.sequential import SequentialEngine
 from fedclip.federated.engines.threads import SideBySide
 from fedclip.federated.privacy.charging import with_digest
-from fedclip.federated.privacy.dp_sgd import DpSgd
+from fedclip.federated.privacy.dp_sgd import DpSgd, clip_rows
 from fedclip.federated.privacy.secret import Draws
 from fedclip.federated.updates import Updates
 from fedclip.models.stacked.clients import StackedClients
@@ -108,6 +108,21 @@ def test_a_group_is_as_large_as_its_examples_leave_room_for():
     assert 1 <= size(8, True) < size(8, False)
     assert size(8, True) * 8 * ROW_BYTES * numbers < 0.2e9
     assert size(16, True) == pytest.approx(size(8, True) / 2, rel=0.1)
+
+
+def test_sums_of_clipped_rows_are_those_of_the_reference():
+    generator = torch.Generator().manual_seed(0)
+    gradients = {"a": torch.randn(7, 2, 3, generator=generator), "b": torch.randn(7, 4)}
+    gradients["b"][3, 1] = torch.inf
+    gradients["a"][5] = torch.nan
+    gradients["a"][6] *= 1e-3
+    gradients["b"][6] *= 1e-3
+    owner = torch.tensor([0, 0, 1, 1, 3, 3, 3])
+    sums = {"a": torch.ones(4, 2, 3), "b": torch.ones(4, 4)}
+    private._add_clipped(sums, gradients, owner, 0.5)
+    rows = clip_rows(torch.cat([g.flatten(1) for g in gradients.values()], dim=1), 0.5)
+    expected = torch.ones(4, 10).index_add(0, owner, rows)
+    assert torch.allclose(torch.cat([s.flatten(1) for s in sums.values()], dim=1), expected)
 
 
 def test_threads_change_nothing():

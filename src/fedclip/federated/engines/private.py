@@ -17,7 +17,8 @@ from fedclip.device import at_least_fp32, float64_home
 from fedclip.federated.engines.memory import ROW_BYTES
 from fedclip.federated.engines.protocols import Stacked
 from fedclip.federated.engines.work import Work
-from fedclip.federated.privacy.dp_sgd import clip_rows
+from fedclip.federated.privacy.dp_sgd import clip_factors
+from fedclip.records import State
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -77,10 +78,34 @@ def add_private_gradients(
         losses = cross_entropy(scores, targets, reduction="none")
         sums.index_add_(0, owner.to(sums.device), losses.detach().to(sums))
         found = torch.autograd.grad(losses.sum(), list(leaves.values()))
-        flat = torch.cat([gradient.flatten(1) for gradient in found], dim=1)  # [rows, numbers]
-        grads.index_add_(0, owner, clip_rows(flat, clip_norm))
+        _add_clipped(
+            parameters.views(grads), dict(zip(leaves, found, strict=True)), owner, clip_norm
+        )
     for client, own in enumerate(work.private[:active]):
         of_client = {name: t[client] for name, t in parameters.views(grads).items()}
         for name, tensor in own.private(of_client, step).items():
             of_client[name].copy_(tensor)
     return sums
+
+
+@torch.no_grad()
+def _add_clipped(sums: State, gradients: State, owner: torch.Tensor, clip_norm: float) -> None:
+    """Add gradients `[rows, ...]`, clipped jointly, to their clients' sums `[clients, ...]`.
+
+    As `clip_rows` does it, in one product a tensor.
+    """
+    squares = sum(
+        torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64).square()
+        for gradient in gradients.values()
+    )
+    norms = torch.as_tensor(squares).sqrt()
+    finite = norms.isfinite()
+    for name, gradient in gradients.items():
+        flat = gradient.flatten(1)
+        if not bool(finite.all()):
+            flat = torch.where(finite[:, None], flat, 0.0)
+        weights = flat.new_zeros(len(sums[name]), len(flat))
+        weights[owner, torch.arange(len(flat), device=flat.device)] = torch.where(
+            finite, clip_factors(norms, clip_norm), 0.0
+        ).to(flat)
+        sums[name].add_((weights @ flat).view(-1, *gradient.shape[1:]))

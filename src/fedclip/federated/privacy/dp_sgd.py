@@ -92,8 +92,13 @@ def clip_rows(flat: torch.Tensor, clip_norm: float) -> torch.Tensor:
     One that is not finite becomes zero: no example may change the sum by more than the norm.
     """
     norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True, dtype=torch.float64)
-    factors = (clip_norm / (norms * _ROUNDING).clamp(min=1e-30)).clamp(max=1.0).to(flat.dtype)
+    factors = clip_factors(norms, clip_norm).to(flat.dtype)
     return torch.where(norms.isfinite(), flat * factors, 0.0)
+
+
+def clip_factors(norms: torch.Tensor, clip_norm: float) -> torch.Tensor:
+    """What brings gradients of these norms to one of at most `clip_norm`."""
+    return (clip_norm / (norms * _ROUNDING).clamp(min=1e-30)).clamp(max=1.0)
 
 
 def example_gradients(
