@@ -285,7 +285,7 @@ def _forged(rng: random.Random, path: Path) -> bytes:
         case 2:
             tensors[name] = tensors[name].int()
         case 3:
-            tensors[name] = tensors[name][..., :-1].clone()
+            tensors[name] = tensors[name].flatten()[:-1].clone()
         case 4:
             tensors[name] = tensors[name] * float(rng.choice(["nan", "inf", "1e30", "0"]))
     return checkpoint_bytes(tensors, facts)
