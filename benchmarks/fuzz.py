@@ -31,6 +31,7 @@ from benchmarks import fuzz_adapters, fuzz_configs, fuzz_data, fuzz_images, fuzz
 from benchmarks.common import write_result
 from benchmarks.fuzz_damage import Damaged
 from fedclip.errors import FedclipError, UsageError
+from fedclip.experiment.bench.result import commit
 
 SECONDS = 60.0
 """Longest time for one case; most take milliseconds, also on a busy machine."""
@@ -155,7 +156,8 @@ def main(arguments: list[str] | None = None) -> int:
         _tell(name, tally)
         if options.result:
             seconds = time.perf_counter() - started
-            _write(name, tally, {"seed": options.seed, "seconds": seconds}, options.result)
+            facts = {"seed": options.seed, "seconds": seconds, "commit": commit()}
+            _write(name, tally, facts, options.result)
     return 1 if faults else 0
 
 
