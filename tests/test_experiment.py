@@ -58,6 +58,7 @@ def test_the_best_adapter_is_the_best_by_validation(undisturbed):
     assert undisturbed.summary["best"] == {
         "server_round": best["server_round"],
         "validation_accuracy": best["validation_accuracy"],
+        "accuracy": best["accuracy"],
     }
 
 

@@ -51,13 +51,18 @@ def test_one_client_is_centralised_training_with_the_optimizer_reset_each_round(
     clients = {"only": np.arange(60)}
     oracle, total = Toy(), 3
     for server_round in range(1, total + 1):
-        optimizer = torch.optim.AdamW(oracle.parameters(), lr=0.05, weight_decay=0.01)
+        groups = [  # a bias does not decay
+            {"params": [p for p in oracle.parameters() if p.dim() > 1], "weight_decay": 0.01},
+            {"params": [p for p in oracle.parameters() if p.dim() == 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=0.05)
         seed = seed_for(5, "client", server_round, "only")
         order = np.random.default_rng(seed_for(seed, "order", 0)).permutation(60)
         steps = [order[i : i + 8] for i in range(0, 60, 8)]
         for step, batch in enumerate(steps):
             share = (server_round - 1 + step / len(steps)) / total
-            optimizer.param_groups[0]["lr"] = 0.05 * 0.5 * (1 + np.cos(np.pi * share))
+            for group in optimizer.param_groups:
+                group["lr"] = 0.05 * 0.5 * (1 + np.cos(np.pi * share))
             optimizer.zero_grad()
             cross_entropy(
                 oracle(torch.from_numpy(pixels[batch])), torch.from_numpy(labels[batch])
