@@ -39,7 +39,12 @@ def test_one_client_is_centralised_training(tmp_path, head, targets):
     model.train()
     for server_round in range(1, ROUNDS + 1):
         # The documented default: every round starts with a fresh optimizer.
-        optimizer = torch.optim.AdamW(model.trainable().values(), lr=RATE, weight_decay=0.01)
+        trained = list(model.trainable().values())
+        groups = [  # a bias does not decay
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": 0.01},
+            {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=RATE)
         seed = seed_for(config.seed, "client", server_round, client.client_id)
         step = 0
         for epoch in range(EPOCHS):

@@ -342,9 +342,10 @@ def test_a_caption_column_of_the_hub(tmp_path, offline):
     assert source.images.path_of(2).endswith("[2]")
 
 
-def test_of_several_captions_the_first_counts(tmp_path, offline):
+def test_each_of_several_captions_makes_a_pair(tmp_path, offline):
     hub_table(caption=[["a dog", "a hound"], ["a cat"]]).save_to_disk(tmp_path / "set")
-    assert load_source("hub", path=str(tmp_path / "set")).class_names == ("a dog", "a cat")
+    source = load_source("hub", path=str(tmp_path / "set"))
+    assert source.class_names == ("a dog", "a hound", "a cat")
 
 
 def test_labels_come_before_captions_unless_they_are_asked_for(tmp_path, offline):

@@ -327,8 +327,8 @@ def test_in_a_simulation_too_one_client_is_left_out(
     cases = SIMULATED | {"diverged": (diverged, "finite")}
 
     class Hostile:
-        def __init__(self, parts: Any) -> None:
-            self.inner = make(parts)
+        def __init__(self, parts: Any, private: Any = None) -> None:
+            self.inner = make(parts, private)
 
         def train(self, request: Any) -> Any:
             attack = [change for change, _ in cases.values()][request.server_round - 1]

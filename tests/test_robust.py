@@ -308,7 +308,7 @@ def test_one_of_five_that_flips_its_sign_is_borne(tmp_path, monkeypatch):
             patch.setattr(
                 experiment,
                 "create_engine",
-                lambda parts: Attacked(make(parts), ["client-00"], sign_flip(8)),
+                lambda *parts: Attacked(make(*parts), ["client-00"], sign_flip(8)),
             )
             done = experiment.run(config, output=tmp_path / name)
         found[name] = done.summary
