@@ -217,7 +217,7 @@ def test_a_signal_stops_a_real_process_which_can_go_on(
 ) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-c", AT_A_TERMINAL, "run"]
-    arguments = [str(config), "federation.rounds=30", "--output", str(run)]
+    arguments = [str(config), "federation.rounds=12", "--output", str(run)]
     process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
     try:
         patience = time.monotonic() + 300
@@ -233,9 +233,11 @@ def test_a_signal_stops_a_real_process_which_can_go_on(
     assert f"fedclip run --resume {run}" in err
     assert "Traceback" not in err
     assert not (run / "summary.json").exists()
+    if name != "SIGTERM":  # going on is the same after all of them
+        return
     done = subprocess.run([*command, "--resume", str(run)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(RunFolder.open(run).read_metrics()) == 31
+    assert len(RunFolder.open(run).read_metrics()) == 13
 
 
 def _text_of(path: Path) -> str:
