@@ -7,13 +7,14 @@ STAMP := $(VENV)/.installed
 # One thread per test process: two of them share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo federation test check format clean
+.PHONY: help install demo federation test quick check format clean
 
 help:
 	@echo "make install  make .venv with everything pinned in constraints.txt"
 	@echo "make demo     train the quickstart federation (about a minute)"
 	@echo "make federation  a coordinator and three sites as processes, with TLS and keys"
 	@echo "make test     run the tests"
+	@echo "make quick    the tests that take less than a minute together"
 	@echo "make check    style, types, import rules, generated pages"
 	@echo "make format   put the style right"
 	@echo "make clean    remove .venv and caches; runs/ stays"
@@ -38,6 +39,9 @@ federation: install
 
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+quick: install
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow and not federation"
 
 check: install
 	$(BIN)/ruff check .

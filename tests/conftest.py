@@ -12,6 +12,26 @@ import pytest
 from fedclip.cli import main as cli
 from tests.runs_help import CONFIG
 
+# Files that take seconds: `make quick` leaves them out.
+SLOW = """
+adapter_alone bad_input bench bench_tuning best_round captions centralised coordinator_run
+data_federation data_fixed_test data_holdout detail docs doors engines_agree
+engines_side_by_side engines_static engines_strategies examples experiment export
+extending fuzz guide hostile_sites inspection kills linear_probe listeners machines merge
+model_folders models_adapter models_clip models_layers patience privacy_engines
+privacy_runs processes resume resume_strategies robust run_checks serve_process
+strategies_peft supervised tasks_run tiny_model
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of files that take long."""
+    files = {f"test_{name}.py" for name in SLOW.split()}
+    for item in items:
+        if item.path.name in files:
+            item.add_marker("slow")
+
+
 Command = Callable[..., tuple[int, str, str]]
 
 

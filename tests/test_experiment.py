@@ -1,7 +1,6 @@
 """Whole runs on random weights: what they leave behind, and that no kill changes it."""
 
 import json
-import multiprocessing
 import random
 import shutil
 from dataclasses import replace
@@ -83,34 +82,6 @@ def test_a_run_that_only_has_its_configuration_starts_at_the_first_round(undistu
     folder.mkdir()
     (folder / "config.yaml").write_bytes((undisturbed.folder / "config.yaml").read_bytes())
     assert contents(experiment.resume(folder).folder) == contents(undisturbed.folder)
-
-
-def test_ten_kills_at_random_moments_change_nothing(undisturbed, tmp_path):
-    """SIGKILL, which no handler sees: in rounds, between files, in the middle of a line."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "config.yaml").write_bytes((undisturbed.folder / "config.yaml").read_bytes())
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedclip.experiment.run", "fedclip.adapters.inspect"])
-    moments, kills = random.Random(0), 0
-    whole = undisturbed.summary["seconds"]
-    for attempt in range(200):
-        process = context.Process(target=experiment.resume, args=(folder,))
-        process.start()
-        # Early kills at first; later ones have to reach the rounds ahead.
-        process.join(moments.uniform(0.05, whole) * (0.6 + 0.1 * attempt) if kills < 10 else 120)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            kills += 1
-        if (folder / "summary.json").exists():
-            if kills >= 10:
-                break
-            # Finished too early to be killed ten times: take the end away and go on killing.
-            for name in ("summary.json", "checkpoint.safetensors"):
-                (folder / name).unlink()
-    assert kills == 10
-    assert contents(folder) == contents(undisturbed.folder)
 
 
 def test_resuming_a_finished_run_changes_nothing(undisturbed):
