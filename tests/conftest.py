@@ -8,19 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from fedclip.cli import main as cli
 from tests.runs_help import CONFIG
 
 # Files that take seconds: `make quick` leaves them out.
 SLOW = """
-adapter_alone bad_input bench bench_tuning best_round captions centralised coordinator_run
-data_federation data_fixed_test data_holdout detail docs doors engines_agree
-engines_side_by_side engines_static engines_strategies examples experiment export
-extending fuzz guide hostile_sites inspection kills linear_probe listeners machines merge
-model_folders models_adapter models_clip models_layers patience privacy_engines
-privacy_runs processes resume resume_strategies robust run_checks serve_process
-strategies_peft supervised tasks_run tiny_model
+adapter_alone adapter_digests bad_input bench bench_tuning best_round captions catalog
+centralised coordinator_run data_federation data_fixed_test data_holdout detail docs doors
+engines_agree engines_side_by_side engines_static engines_strategies examples experiment
+export extending forgetting fuzz guide hostile_sites inspection kills linear_probe
+listeners machines merge model_folders models_adapter models_clip models_layers
+models_lora patience photographs pictures privacy_accounting privacy_engines privacy_runs
+processes resume resume_strategies robust run_checks serve serve_process strategies_peft
+supervised tasks_run tiny_model your_images
 """
 
 
@@ -31,6 +33,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.name in files:
             item.add_marker("slow")
 
+
+# The same examples each time; `--hypothesis-profile=default` draws others.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.load_profile("fixed")
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedclip.config.loading import load_config
@@ -112,6 +112,8 @@ TREES = st.recursive(
 
 
 @given(TREES)
+@example({"\x85": "a\u2028b\u2029 \x85"})
+@example(["\n", " \n a\r\n\t", "\ufeff", "\x00\x7f"])
 def test_what_is_written_is_read_back(tree: Any) -> None:
     again = parse_yaml(dump_yaml({"tree": tree}))["tree"]
     assert repr(again) == repr(tree)  # by its text, as NaN is not itself

@@ -126,8 +126,10 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_text(self, data: str) -> yaml.Node:
-        plain = isinstance(plain_value(data[:MAX_DIGITS]), str)
-        return self.represent_scalar(_TEXT, data, style=None if plain else "'")
+        style = None if isinstance(plain_value(data[:MAX_DIGITS]), str) else "'"
+        # Line breaks to YAML, which between any other marks are read back as spaces.
+        style = '"' if set(data) & set("\x85\u2028\u2029") else style
+        return self.represent_scalar(_TEXT, data, style=style)
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
