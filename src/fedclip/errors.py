@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class FedclipError(Exception):
@@ -53,6 +57,12 @@ def out_of_memory(who: str) -> TrainingFailed:
         f"{who}: does not fit into the GPU's memory; lower data.batch_size "
         "(data.accumulation_steps makes up for it), or set model.gradient_checkpointing: true"
     )
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that does not fit a record's shape: where it stands, and what is wrong."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def shortened(text: object, longest: int = 60) -> str:

@@ -39,7 +39,7 @@ def evaluate_federation(
     examples are classified correctly: a bit each, in the data set's order, in hexadecimal.
     """
     test, by_client = measured(data, max_examples, seed)
-    validation = at_most(data.validation, max_examples, seed_for(seed, "evaluation", "validation"))
+    validation = validated(data, max_examples, seed)
     sets = [test, validation, *by_client.values()]
     found = classify(
         model,
@@ -68,6 +68,11 @@ def measured(
         for c in data.clients
     }
     return test, by_client
+
+
+def validated(data: FederatedData, max_examples: int | None, seed: int) -> NDArray[np.int64]:
+    """The examples of the central validation set that count."""
+    return at_most(data.validation, max_examples, seed_for(seed, "evaluation", "validation"))
 
 
 def evaluate_personal(

@@ -14,9 +14,8 @@ import torch
 
 from fedclip.data.federated_data import FederatedData
 from fedclip.device import at_least_fp32, autocast
-from fedclip.evaluation.per_client import at_most, figures, measured
+from fedclip.evaluation.per_client import figures, measured, validated
 from fedclip.evaluation.predictions import Images
-from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -235,7 +234,7 @@ def evaluate_pairs(
     recalls on the central test set.
     """
     test, by_client = measured(data, max_examples, seed)
-    validation = at_most(data.validation, max_examples, seed_for(seed, "evaluation", "validation"))
+    validation = validated(data, max_examples, seed)
     every = np.concatenate([test, validation, *by_client.values()])
     embedded = Embedded.of(model, images, data, every, **how)
     return _figures(

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedclip.errors import DamagedFile, FedclipWarning, UsageError
+from fedclip.errors import DamagedFile, FedclipWarning, UsageError, first_fault
 from fedclip.experiment.checkpoint_file import read_checkpoint
 from fedclip.experiment.folder import CHECKPOINT, PREVIOUS, RunFolder
 from fedclip.federated.rounds import RoundResult
@@ -113,9 +113,7 @@ class Checkpoint:
             state = RunState.from_flat(now)
             best_state = RunState.from_flat(best) if best else None
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UsageError(f"{path} is no checkpoint: {where}: {first['msg']}") from None
+            raise UsageError(f"{path} is no checkpoint: {first_fault(error)}") from None
         except KeyError as error:
             raise UsageError(f"{path} is no checkpoint: it has a tensor in {error}") from None
         return cls(

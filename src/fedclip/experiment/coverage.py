@@ -14,9 +14,8 @@ from fedclip.data.federated_data import FederatedData
 from fedclip.data.source import some
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.evaluation.metrics import chosen
-from fedclip.evaluation.per_client import at_most, measured
+from fedclip.evaluation.per_client import measured, validated
 from fedclip.experiment.context import Parts, TaskParts
-from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,13 +58,12 @@ class Coverage:
         if data.captioned:
             return cls(0, (), ())
         tests, by_client = measured(data, max_examples, seed)
-        drawn = seed_for(seed, "evaluation", "validation")
-        validated = at_most(data.validation, max_examples, drawn)
+        chosen_by = validated(data, max_examples, seed)
         if personal and data.clients:
             tests = np.concatenate(list(by_client.values()))
-            validated = np.concatenate([client.validation for client in data.clients])
+            chosen_by = np.concatenate([client.validation for client in data.clients])
         pool = _pool(data)
-        missing = [_missing(data, pool, measured_rows) for measured_rows in (tests, validated)]
+        missing = [_missing(data, pool, measured_rows) for measured_rows in (tests, chosen_by)]
         return cls(len(pool), *missing)
 
     def record(self) -> dict[str, list[str]]:

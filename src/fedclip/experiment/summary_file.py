@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedclip.errors import DamagedFile, FedclipWarning, UsageError, shortened
+from fedclip.errors import DamagedFile, FedclipWarning, UsageError, first_fault, shortened
 from fedclip.experiment.folder import CONFIG, METRICS, PARTITION, SUMMARY, RunFolder
 from fedclip.files import file_sha256
 from fedclip.records import plain_json
@@ -71,9 +71,7 @@ def read_summary(folder: RunFolder) -> dict[str, Any]:
     try:
         _Summary.model_validate(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{path} is damaged: {where}: {first['msg']}; put it back") from None
+        raise UsageError(f"{path} is damaged: {first_fault(error)}; put it back") from None
     for name, digest in found.get(_RECORDS, {}).items():
         record = folder.path / name
         if not record.is_file() or file_sha256(record) == digest:

@@ -76,6 +76,10 @@ class LocalSettings:
     rate_pattern: Mapping[str, float] = field(default_factory=dict)
     smallest_batch: int = 1
 
+    def rate(self, progress: float) -> float:
+        """The learning rate when a share of the run, in [0, 1), lies behind."""
+        return self.learning_rate * schedule_factor(self.schedule, progress)
+
 
 @dataclass(frozen=True)
 class LocalResult:
@@ -163,9 +167,7 @@ def local_train(
             return objective(model, inputs, targets)
 
     for step, micro_batches in enumerate(steps):
-        rate = settings.learning_rate * schedule_factor(
-            settings.schedule, progress + round_share * step / len(steps)
-        )
+        rate = settings.rate(progress + round_share * step / len(steps))
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         step_examples = sum(len(batch) for batch in micro_batches)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedclip.errors import UsageError
-from fedclip.federated.client import LocalSettings, schedule_factor
+from fedclip.federated.client import LocalSettings
 from fedclip.federated.running_mean import Combine
 from fedclip.federated.strategies.base import Strategy, Train
 from fedclip.federated.update_checks import require_finite
@@ -71,8 +71,7 @@ class RoundPlan:
 
     def rate(self, share: float) -> float:
         """The learning rate when a share of the round's steps is done."""
-        progress = self.progress + self.round_share * share
-        return self.settings.learning_rate * schedule_factor(self.settings.schedule, progress)
+        return self.settings.rate(self.progress + self.round_share * share)
 
 
 def run_rounds(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedclip.errors import DamagedFile, UsageError
+from fedclip.errors import DamagedFile, UsageError, first_fault
 from fedclip.models.protocols import Trainable
 from fedclip.models.state import adapter_sha256
 from fedclip.models.trainable import KINDS
@@ -91,10 +91,8 @@ def read_notes(
     try:
         found = _Notes.model_validate(about)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
         raise UsageError(
-            f"the adapter in {folder}: fedclip.json: {where}: {first['msg']}; put the file back as "
+            f"the adapter in {folder}: fedclip.json: {first_fault(error)}; put the file back as "
             "fedclip wrote it"
         ) from None
     own = {key: value for key, value in about.items() if key != _DIGEST}

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fedclip import files
-from fedclip.errors import FedclipError, UsageError, harmless
+from fedclip.errors import FedclipError, UsageError, first_fault, harmless
 from fedclip.experiment.folder import DEPLOY
 
 _SHAPES: dict[str, TypeAdapter[Any]] = {
@@ -96,6 +96,4 @@ class DeployFiles:
         try:
             return _SHAPES[name].validate_python(found, strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UsageError(f"{path} is damaged: {where}: {first['msg']}; put it back") from None
+            raise UsageError(f"{path} is damaged: {first_fault(error)}; put it back") from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fedclip.federated.client import LocalSettings, plan_steps, schedule_factor
+from fedclip.federated.client import LocalSettings, plan_steps
 from fedclip.federated.engines.protocols import Stacked
 from fedclip.federated.engines.stack import Group
 from fedclip.federated.privacy.dp_sgd import ClientDpSgd, DpSgd
@@ -116,13 +116,10 @@ def _rates(
     """By step the learning rates of those clients, of so many steps each, that take it."""
     found = []
     for step in range(lengths[0]):
-        shares = [
-            request.progress + request.round_share * step / total
+        rates = [
+            settings.rate(request.progress + request.round_share * step / total)
             for total in lengths
             if total > step
-        ]
-        rates = [
-            settings.learning_rate * schedule_factor(settings.schedule, share) for share in shares
         ]
         found.append(torch.tensor(rates, dtype=torch.float64))
     return found

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedclip.errors import FedclipError, UsageError
+from fedclip.errors import FedclipError, UsageError, first_fault
 from fedclip.federated.privacy.accounting import Epsilon, Spent, largest
 from fedclip.files import read_json, replace_file
 from fedclip.records import TrainRequest
@@ -87,11 +87,7 @@ class Ledger:
         try:
             books = Books.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UsageError(
-                f"{path} are no privacy books: {where}: {first['msg']}; {mend}"
-            ) from None
+            raise UsageError(f"{path} are no privacy books: {first_fault(error)}; {mend}") from None
         if digest != _sha256(books):
             raise UsageError(f"{path}: privacy books are damaged; {mend}")
         if books.run != run:

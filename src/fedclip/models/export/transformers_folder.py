@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
-from fedclip.errors import UsageError
+from fedclip.errors import UsageError, first_fault
 from fedclip.files import read_json
 from fedclip.models.pretrained import EMBEDDED, RANDOM, load_base, quiet, source_of
 from fedclip.models.state import checked_state
@@ -63,9 +63,7 @@ def open_plain(folder: Path) -> CLIPLoRAWrapper:
     try:
         told = _Classes.model_validate(about)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{folder / CLASSES} is damaged: {where}: {first['msg']}") from None
+        raise UsageError(f"{folder / CLASSES} is damaged: {first_fault(error)}") from None
     if not (folder / "config.json").is_file():
         raise UsageError(
             f"{folder} holds towers for other programs; to use the model with fedclip, name the "
