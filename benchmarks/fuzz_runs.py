@@ -254,7 +254,7 @@ def stopped(name: str) -> Stopped:
 def finished(name: str) -> Path:
     """A finished run; made once."""
     if name == OLD:
-        return ROOT / "tests" / "data" / "run_b6f3d3e"
+        return ROOT / "tests/support/files/run_b6f3d3e"
     folder = Path(shutil.copytree(stopped(name).folder, workplace() / f"{name}-whole"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

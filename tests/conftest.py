@@ -11,26 +11,39 @@ import pytest
 from hypothesis import settings
 
 from fedclip.cli import main as cli
-from tests.runs_help import CONFIG
+from tests.support.runs import CONFIG
 
-# Files that take seconds: `make quick` leaves them out.
-SLOW = """
-adapter_alone adapter_digests bad_input bench bench_tuning best_round captions catalog
-centralised coordinator_run data_federation data_fixed_test data_holdout detail docs doors
-engines_agree engines_side_by_side engines_static engines_strategies examples experiment
-export extending forgetting fuzz guide hostile_sites inspection kills linear_probe
-listeners machines merge model_folders models_adapter models_clip models_layers
-models_lora patience photographs pictures privacy_accounting privacy_engines privacy_runs
-processes resume resume_strategies robust run_checks serve serve_process strategies_peft
-supervised tasks_run tiny_model your_images
-"""
+# Files that take seconds, by room: `make quick` leaves them out.
+SLOW = {
+    "": "catalog",
+    "adapters": "export inspect load load_digests merge serve serve_process",
+    "data": "fixed_test loading picture_sizes picture_types splits",
+    "deploy": "coordinator_run flower_supervisor remote remote_hostile",
+    "evaluation": "breakdown unseen",
+    "experiment": "bench bench_tuning build checkpoint patience privacy run",
+    "federated": """
+        engines_agree engines_private engines_sharded engines_static engines_strategies
+        engines_threads privacy_accounting robust
+    """,
+    "models": "adapter_io clip linear_head lora_settings model_config peft_lora tiny",
+    "reports": "listener",
+    "system": """
+        bad_input best_round captions centralised docs doors examples extending fuzz guide kills
+        resume_strategies strategies_peft tasks your_images
+    """,
+}
+TESTS = Path(__file__).parent
+SLOW_FILES = {
+    TESTS / room / f"test_{name}.py" for room, names in SLOW.items() for name in names.split()
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests of files that take long."""
-    files = {f"test_{name}.py" for name in SLOW.split()}
+    if missing := [str(file) for file in SLOW_FILES if not file.is_file()]:
+        raise pytest.UsageError(f"tests/conftest.py lists files that are not there: {missing}")
     for item in items:
-        if item.path.name in files:
+        if item.path in SLOW_FILES:
             item.add_marker("slow")
 
 

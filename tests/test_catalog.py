@@ -17,7 +17,7 @@ from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.strategy import check_composition, options_of
 from fedclip.federated.strategies import FedAvg, Strategy, create_strategy, load_strategy
 from fedclip.federated.strategies.product_space import FlexLoRA
-from tests.runs_help import with_
+from tests.support.runs import with_
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -37,7 +37,7 @@ DROPPED = {
 }  # fmt: skip
 
 # Families known to share drawings (versions, forks, editions of one set): a group never straddles
-# the line, which tests/test_tiny_model.py checks. What is not known, `dedupe` finds by image hash.
+# the line, which tests/models/test_tiny.py checks. What is not known, `dedupe` finds by image hash.
 GROUPS = (
     ("material-symbols", "material-symbols-light", "ic", "mdi", "mdi-light", "zmdi", "line-md"),
     ("feather", "lucide", "lucide-lab", "meteor-icons"),

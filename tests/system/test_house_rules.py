@@ -1,0 +1,72 @@
+"""Rules of the house that a machine can check; import rules are in pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+HEAVY = ("torch", "transformers", "peft", "datasets", "matplotlib", "flwr", "sklearn")
+
+LOADED = """
+import contextlib, io, sys
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    {work}
+print(*sorted(set(sys.modules) & set({names!r})))
+"""
+
+
+def loaded(work: str, names: tuple[str, ...]) -> str:
+    program = LOADED.format(work=work, names=names)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_source_file(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+    # Weights are safetensors, records are JSON or YAML.
+    assert not re.search(r"\bpickle\b|\btorch\.(load|save)\(|\bdill\b|allow_pickle=True", text)
+    assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
+    assert "import *" not in text
+    assert text == "" or text.lstrip().startswith('"""')
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert loaded("import fedclip", (*HEAVY, "pydantic", "yaml", "rich")) == ""
+
+
+def test_help_loads_nothing_heavy() -> None:
+    work = "from fedclip.cli.main import main; sys.argv = ['fedclip', '--help']; main()"
+    assert loaded(work, (*HEAVY, "pydantic", "yaml")) == ""
+
+
+def test_validate_loads_no_torch() -> None:
+    work = (
+        "from fedclip.cli.main import main; "
+        "sys.argv = ['fedclip', 'validate', 'configs/quickstart.yaml']; main()"
+    )
+    assert loaded(work, HEAVY) == ""
+
+
+def test_the_reference_page_is_current() -> None:
+    script = ROOT / "scripts" / "reference_configuration.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_torchvision_is_no_dependency() -> None:
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert not re.search(r"(?m)^torchvision\b", pins)
+    assert "://" not in pins
+    assert re.search(r"(?m)^torch==\d", pins)
