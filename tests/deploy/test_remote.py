@@ -465,8 +465,9 @@ def test_clocks_and_adapters_beyond_the_limit_are_refused() -> None:
     [
         (None, "promises none"),
         (9.5, "promises 9.5"),
-        ("8", "promises 8"),
+        ("8", "promises '8'"),
         (True, "promises True"),
+        (-1.0, "promises -1.0"),
         (7.5, ""),
         (8, ""),
     ],

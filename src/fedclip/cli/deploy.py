@@ -46,20 +46,34 @@ def coordinate(
 def site(
     config: Annotated[Path, typer.Option("--config", help="The site's configuration file.")],
     changes: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", hidden=True)
+        list[str] | None, typer.Argument(metavar="[approve] [KEY=VALUE]...", hidden=True)
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Check everything, and do not join.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With approve: do not ask before approving.")
     ] = False,
 ) -> None:
     """Take part in a federation with a folder of images.
 
     The images stay here. It goes on until it is stopped, and joins again after whatever happens.
+    `fedclip site approve --config FILE` shows what the last run asked for, and approves it.
     """
     from fedclip.cli.console import say
     from fedclip.deploy.site.config import load_site
 
-    loaded = load_site(config, changes or ())
+    approving = "approve" in (changes := changes or [])
+    loaded = load_site(config, [text for text in changes if text != "approve"])
+    if approving:
+        from fedclip.cli.console import echo, show
+        from fedclip.deploy.site.approve import approve
+
+        agree = (lambda _: True) if yes else typer.confirm
+        echo(approve(loaded, lambda terms: show(terms, False), agree))
+        return
+    if yes:
+        raise UsageError("--yes is for `fedclip site approve`")
     if check:
         from fedclip.cli.console import show
         from fedclip.deploy.site.policy import preflight

@@ -9,6 +9,7 @@ from typing import Any
 from fedclip.catalog import short_name
 from fedclip.config import Config, DataConfig
 from fedclip.config.loading import config_from_dict
+from fedclip.deploy.app_code import installed_app
 from fedclip.errors import UsageError
 
 SECTIONS = ("seed", "precision", "model", "client", "optimizer")
@@ -25,6 +26,9 @@ DATA_KEYS = (
 EPSILON = "epsilon"
 """What a run promises of differential privacy; no run of this version promises any."""
 
+APP = "app"
+"""Digest of the code that the sites run for it (`app_code`)."""
+
 
 def make_job(
     config: Config, class_names: Sequence[str], templates: Sequence[str]
@@ -40,6 +44,8 @@ def make_job(
         | {"federation": {"strategy": "fedavg", "rounds": config.federation.rounds}},
         "strategy": whole_name(config),
         EPSILON: None,
+        APP: installed_app(),
+        "up": config.deploy.up,
         "class_names": list(class_names),
         "templates": list(templates),
     }

@@ -53,17 +53,19 @@ def assemble(
     listener: Listener,
     processes: Processes | None = None,
     data: FederatedData | None = None,
+    model: CLIPLoRAWrapper | None = None,
 ) -> Parts:
     """Loads the base model and the data set, and builds the model that both call for.
 
-    Of several `processes`, all assemble the same parts. `data` takes the data set's place.
+    Of several `processes`, all assemble the same parts. `data` takes the data set's place, and
+    `model` that of one that would be built for it.
     """
     assert not config.tasks
     for name in config.evaluation.other_data:
         load_source(name)  # one that is missing is reported before the training
     device = resolve_device(config.device)
     data = data or load_data(config, listener)
-    model = create_clip_model(
+    model = model or create_clip_model(
         model_config(config),
         class_names=None if data.captioned else data.class_names,
         templates=data.templates,

@@ -10,13 +10,11 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedclip.deploy.addresses import Address, check
+from fedclip.deploy.flower import private
 from fedclip.errors import FedclipError
-
-if TYPE_CHECKING:
-    from flwr.supercore.control import ControlHttpClient
 
 
 class ControlRefused(FedclipError):
@@ -45,14 +43,12 @@ class Control:
 
     def __init__(self, address: Address, authority: Path | None) -> None:
         check(address, authority)
-        from flwr.supercore.control import ControlHttpClient
-        from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
-
-        self._client: ControlHttpClient = ControlHttpClient.from_server_address(
+        version = private.load("RuntimeVersionHttpInterceptor")(component_name="flwr CLI")
+        self._client = private.load("ControlHttpClient").from_server_address(
             server_address=str(address),
             insecure=authority is None,
             root_certificates=None if authority is None else authority.read_bytes(),
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+            interceptors=[version],
         )
 
     def __enter__(self) -> Control:
@@ -63,9 +59,7 @@ class Control:
 
     def nodes(self) -> list[Node]:
         """All sites that are registered, and those that have been."""
-        from flwr.proto.control_pb2 import ListNodesRequest
-
-        answer = _ask(self._client.ListNodes, ListNodesRequest())
+        answer = _ask(self._client.ListNodes, private.load("ListNodesRequest")())
         return [
             Node(node.node_id, node.name, node.status, node.public_key)
             for node in answer.nodes_info
@@ -73,16 +67,13 @@ class Control:
 
     def register(self, public_key: bytes, name: str) -> int:
         """Admit a site by its public key in PEM; gives its node id."""
-        from flwr.proto.control_pb2 import RegisterNodeRequest
-
-        request = RegisterNodeRequest(public_key=public_key, name=name)
+        request = private.load("RegisterNodeRequest")(public_key=public_key, name=name)
         return int(_ask(self._client.RegisterNode, request).node_id)
 
     def unregister(self, node_id: int) -> None:
         """Take a site's admission away, also while it is online."""
-        from flwr.proto.control_pb2 import UnregisterNodeRequest
-
-        _ask(self._client.UnregisterNode, UnregisterNodeRequest(node_id=node_id))
+        request = private.load("UnregisterNodeRequest")(node_id=node_id)
+        _ask(self._client.UnregisterNode, request)
 
     def start_run(
         self, app: Path, settings: Mapping[str, bool | int | float | str] | None = None
@@ -91,17 +82,13 @@ class Control:
 
         `settings` replace values of the app's own configuration.
         """
-        from flwr.cli.build import build_fab_from_disk
-        from flwr.common.serde import fab_to_proto, user_config_to_proto
-        from flwr.proto.control_pb2 import StartRunRequest
-        from flwr.supercore.fab import Fab
-
         with warnings.catch_warnings():  # of libraries that Flower uses in an older way
             warnings.simplefilter("ignore", DeprecationWarning)
-            content = build_fab_from_disk(app)
-        bundle = Fab(hashlib.sha256(content).hexdigest(), content, {})
-        request = StartRunRequest(
-            fab=fab_to_proto(bundle), override_config=user_config_to_proto(dict(settings or {}))
+            content = private.load("build_fab_from_disk")(app)
+        bundle = private.load("Fab")(hashlib.sha256(content).hexdigest(), content, {})
+        request = private.load("StartRunRequest")(
+            fab=private.load("fab_to_proto")(bundle),
+            override_config=private.load("user_config_to_proto")(dict(settings or {})),
         )
         answer = _ask(self._client.StartRun, request)
         if not answer.HasField("run_id"):
@@ -110,9 +97,7 @@ class Control:
 
     def run_status(self, run: int) -> tuple[str, str, str]:
         """A run's status and, once it is finished, how it ended, and details."""
-        from flwr.proto.control_pb2 import ListRunsRequest
-
-        answer = _ask(self._client.ListRuns, ListRunsRequest(run_id=run))
+        answer = _ask(self._client.ListRuns, private.load("ListRunsRequest")(run_id=run))
         status = answer.run_dict[run].status
         return status.status, status.sub_status, status.details
 
@@ -129,9 +114,7 @@ def _ask(method: Callable[[Any], Any], request: Any) -> Any:
 
 
 def _reason(response: Any) -> str:
-    from flwr.supercore.error import FlowerError
-
-    error = FlowerError.from_json(response.text)
+    error = private.load("FlowerError").from_json(response.text)
     if error is None:
         return f"the coordinator refused: {response.text.strip() or response.status_code}"
     details = f" ({error.public_details})" if error.public_details else ""

@@ -17,6 +17,7 @@ from pathlib import Path
 from fedclip.config import Config
 from fedclip.config.loading import dump_config, load_config
 from fedclip.deploy.addresses import Address
+from fedclip.deploy.app_code import APP
 from fedclip.deploy.coordinator import registry
 from fedclip.deploy.coordinator.control import Control
 from fedclip.deploy.coordinator.run_files import DeployFiles
@@ -32,8 +33,6 @@ from fedclip.experiment.summary_file import read_summary
 LOOK_EVERY = 0.5
 FRUITLESS = 3
 """How many of Flower's runs may end without a finished round before the coordinator gives up."""
-
-APP = Path(__file__).parents[1] / "app"
 
 
 def coordinate(config: Config, folder: Path, say: Callable[[str], None]) -> Run:

@@ -15,6 +15,8 @@ import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from fedclip.deploy.flower import private
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -28,12 +30,11 @@ KEY_HEADER = b"flwr-public-key"
 
 def install() -> None:
     """Put the guard in front of the SuperLink that this process is going to run."""
-    from flwr.superlink import extensions
     from starlette.middleware import Middleware
 
     largest = int(os.environ["FEDCLIP_LARGEST_MESSAGE"])
-    others = extensions.get_middleware
-    extensions.get_middleware = lambda: (Middleware(Guard, largest=largest), *others())
+    others = private.load("get_middleware")
+    private.replace("get_middleware", lambda: (Middleware(Guard, largest=largest), *others()))
 
 
 def is_this_machine(scope: Scope) -> bool:

@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+from fedclip.deploy.flower import app_guard, guard, private
+
 LOOK_EVERY = 1.0
 GRACE = 8.0
 
@@ -22,16 +24,11 @@ def main() -> None:
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     sys.argv = [f"flower-{what}", *options]
     if what == "superlink":
-        from flwr.superlink.cli import flower_superlink
-
-        from fedclip.deploy.flower import guard
-
         guard.install()
-        flower_superlink()
+        private.load("flower_superlink")()
     else:
-        from flwr.supernode.cli import flower_supernode
-
-        flower_supernode()
+        app_guard.install()
+        private.load("flower_supernode")()
 
 
 def end_with(parent: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fedclip.config.data import DataConfig
 from fedclip.config.loading import load_as
@@ -21,6 +21,7 @@ from fedclip.config.section import (
     Text,
     Times,
 )
+from fedclip.deploy.site.requirements import parse_requirement
 
 
 class SiteDataConfig(Section):
@@ -36,6 +37,14 @@ class SiteDataConfig(Section):
     memory_gb: Space = Field(4.0, description="Decoded images above this go to a cache file.")
 
 
+def _requirement(text: str) -> str:
+    parse_requirement(text)
+    return text
+
+
+Requirement = Annotated[Text, AfterValidator(_requirement)]
+
+
 class PolicyConfig(Section):
     """What the site takes part in; it refuses everything else, and says why."""
 
@@ -49,6 +58,18 @@ class PolicyConfig(Section):
     most_local_epochs: Times | None = Field(None, description="Most epochs of a round.")
     tell_accuracy: bool = Field(
         True, description="Say at the end how many of its own test images are recognised."
+    )
+    approved: Text | None = Field(
+        None,
+        description="File of the runs that were approved here (`fedclip site approve`); all others "
+        "are refused before an image is read. `null`: the first job of a run is pinned.",
+    )
+    require: Annotated[tuple[Requirement, ...], AsTuple] = Field(
+        (),
+        description="What a run must promise: `masked`, `epsilon<=NUMBER`, `base_sha256=DIGEST`.",
+    )
+    when_refused: Literal["wait", "end"] = Field(
+        "wait", description="What the site does once it has refused a run: wait, or end (exit 2)."
     )
     largest_epsilon: OwnWeight | None = Field(
         None,
@@ -103,12 +124,15 @@ class SiteConfig(Section):
 def load_site(path: Path, overrides: Sequence[str] = ()) -> SiteConfig:
     """A site's configuration file, with `key=value` changes; its paths are relative to it."""
     config = load_as(SiteConfig, path, overrides)
-    here = path.parent.absolute()
+    here, policy = path.parent.absolute(), config.policy
     return config.model_copy(
         update={
             "keys": None if config.keys is None else str(here / config.keys),
             "state": str(here / config.state),
             "model": None if config.model is None else str(here / config.model),
+            "policy": policy.model_copy(update={"approved": str(here / approved)})
+            if (approved := policy.approved) is not None
+            else policy,
             "data": config.data.model_copy(update={"path": str(here / config.data.path)}),
         }
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import time
@@ -21,7 +20,8 @@ from fedclip.data.source import ImageSource
 from fedclip.data.sources.imagefolder import imagefolder
 from fedclip.deploy.job import EPSILON
 from fedclip.deploy.site.config import PolicyConfig, SiteConfig
-from fedclip.errors import UsageError
+from fedclip.deploy.site.requirements import promised
+from fedclip.errors import UsageError, shortened
 from fedclip.records import State
 
 CLOCKS_APART = 240.0
@@ -46,14 +46,11 @@ def check_job(policy: PolicyConfig, job: Mapping[str, Any], config: Config) -> N
     for what, asked, most in limits:
         if most is not None and asked > most:
             raise Against(f"its policy allows {most} {what}, the run has {asked}")
-    promised: Any = job.get(EPSILON)
-    largest, number = policy.largest_epsilon, math.inf
-    if type(promised) in (int, float):
-        number = promised
-    if largest is not None and not number <= largest:
+    largest, told = policy.largest_epsilon, job.get(EPSILON)
+    if largest is not None and not promised(job) <= largest:
         raise Against(
             f"its policy asks for differential privacy with an epsilon of at most {largest:g}, "
-            f"the run promises {'none' if promised is None else f'{promised}'}"
+            f"the run promises {'none' if told is None else shortened(told)}"
         )
 
 

@@ -12,10 +12,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from fedclip.deploy.addresses import Address, free_port
+from fedclip.deploy.flower.app_guard import APPROVED, RECORD
 from fedclip.deploy.flower.commands import Command, supernode
 from fedclip.deploy.flower.supervisor import FOR_NODES, START_PATIENCE, BackOff, Supervised, joined
 from fedclip.deploy.keys import folder as keys
 from fedclip.deploy.site.config import SiteConfig
+from fedclip.deploy.site.consent import RUNNING
 from fedclip.deploy.site.handover import SITE_FILE, SOCKET, TOKEN
 from fedclip.deploy.site.policy import preflight
 from fedclip.deploy.site.resident import READY
@@ -45,7 +47,9 @@ def run_site(
     with tempfile.TemporaryDirectory(prefix="fedclip-") as place:  # short, and its owner's alone
         file = Path(place) / "site.json"
         file.write_text(config.model_dump_json(), encoding="utf-8")
-        environment = {SITE_FILE: str(file)}
+        environment = {SITE_FILE: str(file), RECORD: str(state / RUNNING)}
+        if config.policy.approved is not None:
+            environment[APPROVED] = config.policy.approved
         if config.resident:
             environment |= {
                 SOCKET: str(Path(place) / "trainer"),

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedclip import files
+from fedclip.config import Config
+from fedclip.data.federated_data import FederatedData
 from fedclip.data.loading import load_federated
 from fedclip.data.picture_sizes import warn_if_shrunk
 from fedclip.data.sources.site import site_source
@@ -25,15 +27,19 @@ from fedclip.deploy.messages.requests import HELLO, RESULT, TRAIN, Ticket
 from fedclip.deploy.messages.results import Tested
 from fedclip.deploy.site import policy
 from fedclip.deploy.site.config import SiteConfig
+from fedclip.deploy.site.consent import Terms, require_base, require_consent
+from fedclip.deploy.site.exchange_limits import check_request
 from fedclip.deploy.site.private_state import PrivateState, drop_other_runs
+from fedclip.deploy.site.requirements import unmet
 from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError
-from fedclip.experiment.build import assemble
+from fedclip.experiment.build import assemble, model_config, model_seed
 from fedclip.experiment.context import Parts
 from fedclip.experiment.engine import create_engine
 from fedclip.experiment.evaluate import evaluate_parts
 from fedclip.experiment.save_adapters import save_adapter
 from fedclip.federated.rounds import Engine
 from fedclip.federated.update_checks import require_sound
+from fedclip.models.clip import create_clip_model
 from fedclip.models.pretrained import advice_on_size, load_pixels
 from fedclip.models.summary import base_sha256
 from fedclip.reports.listener import Listener
@@ -57,14 +63,7 @@ class Work:
     engine: Engine
     base: str
     num_examples: int
-
-    def check_base(self, ticket: Ticket) -> None:
-        """Raises Against where the coordinator has another base model."""
-        if self.base != ticket.base:
-            raise policy.Against(
-                f"it has another base model ({self.base[:12]}) than the coordinator "
-                f"({ticket.base[:12]})"
-            )
+    job: Mapping[str, Any]
 
 
 class SiteTrainer:
@@ -111,9 +110,8 @@ class SiteTrainer:
         theirs = envelope.header.get("time")
         if isinstance(theirs, int | float):
             policy.check_clock(theirs)
-        work = self._taken_up(job)
+        work = self._taken_up(job, ticket)
         folder = Path(self.config.state)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         files.replace_file(folder / JOB, json.dumps(job).encode(), mode=0o600)
         drop_other_runs(folder / "private", ticket.run)
         software = {name: version(name) for name in ("fedclip", "torch")}
@@ -121,9 +119,9 @@ class SiteTrainer:
         return replies.ready(own, self.config.name, work.num_examples, software)
 
     def _train(self, envelope: Envelope, ticket: Ticket) -> bytes:
-        work, site = self._known(ticket.job), self.config.name
-        work.check_base(ticket)
+        work, site = self._known(ticket), self.config.name
         request, exchange, form = requests.read_train(envelope, site)
+        check_request(work.job, request, exchange)
         folder = Path(self.config.state) / "private"
         private = PrivateState(folder, ticket.run, request.purpose, self._say)
         before = private.before(request.server_round)
@@ -149,8 +147,7 @@ class SiteTrainer:
 
     def _result(self, envelope: Envelope, ticket: Ticket) -> bytes:
         """Keeps the run's adapter, with the site's own factors in it, and tests it here."""
-        work, site = self._known(ticket.job), self.config.name
-        work.check_base(ticket)
+        work, site = self._known(ticket), self.config.name
         state, folder = results.read_result(envelope), Path(self.config.state)
         own: dict[str, torch.Tensor] = {}
         for purpose in PURPOSES:
@@ -169,29 +166,56 @@ class SiteTrainer:
         )
         return results.tested(ticket, site, found if self.config.policy.tell_accuracy else Tested())
 
-    def _known(self, digest: str) -> Work:
+    def _known(self, ticket: Ticket) -> Work:
         """The work of a job that was taken up, also by an earlier process."""
-        if self._work is not None and self._work.digest == digest:
-            return self._work
+        if self._work is not None and self._work.digest == ticket.job:
+            return self._taken_up(self._work.job, ticket)
         try:
             job = files.read_json(Path(self.config.state) / JOB)
         except UsageError:
             raise UnknownJob from None
-        if requests.job_digest(job) != digest:
+        if requests.job_digest(job) != ticket.job:
             raise UnknownJob
-        return self._taken_up(job)
+        return self._taken_up(job, ticket)
 
-    def _taken_up(self, job: Mapping[str, Any]) -> Work:
-        digest = requests.job_digest(job)
-        if self._work is None or self._work.digest != digest:
+    def _taken_up(self, job: Mapping[str, Any], ticket: Ticket) -> Work:
+        """The work of a job that the site agrees to: asked at every message, as it may not last."""
+        state = Path(self.config.state)
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if (reason := unmet(self.config.policy.require, job, ticket.base)) is not None:
+            raise policy.Against(reason)
+        asked = Terms.of(ticket, job, state)
+        agreed = require_consent(self.config, asked)
+        if self._work is None or self._work.digest != ticket.job:
+            self._say(agreed)
             self._work = None  # one model in memory at a time
-            self._work = self._begin(job, digest)
+            self._work = self._begin(asked, job, ticket.job)
+        require_base(asked, self._work.base)
         return self._work
 
-    def _begin(self, job: Mapping[str, Any], digest: str) -> Work:
+    def _begin(self, asked: Terms, job: Mapping[str, Any], digest: str) -> Work:
+        """Builds the model, and then reads the images: a model that was not agreed on sees none."""
         site = self.config
         config = job_config(job, site.device, site.as_data, site.model)
         policy.check_job(site.policy, job, config)
+        names, templates = tuple(job["class_names"]), tuple(job["templates"])
+        model = create_clip_model(
+            model_config(config), class_names=names, templates=templates, seed=model_seed(config)
+        )
+        policy.check_adapter(site.policy, model.trainable())
+        base = base_sha256(model)
+        require_base(asked, base)
+        data = replace(self._images(config, names), templates=templates)
+        (own,) = data.clients
+        if own.client_id != site.name:
+            raise UsageError("the site's images were divided, which they must not be")
+        parts = assemble(config, Listener(), data=data, model=model)
+        self._say(f"took up a run: {len(own.train)} training examples")
+        return Work(digest, parts, create_engine(parts), base, len(own.train), job)
+
+    def _images(self, config: Config, names: Sequence[str]) -> FederatedData:
+        """The site's images, all of them its own; what there is to say of them stays here."""
+        site = self.config
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", FedclipWarning)
             pixels = load_pixels(config.model.model_name)
@@ -201,23 +225,13 @@ class SiteTrainer:
                 seed=config.seed,
                 to_pixels=pixels.to_pixels,
                 pixels_key=pixels.key,
-                source=site_source(
-                    site.data.path, site.name, job["class_names"], site.data.classes
-                ),
+                source=site_source(site.data.path, site.name, names, site.data.classes),
                 needs_tests=False,  # a small site may hold out none, as in a simulation
             )
             warn_if_shrunk(data, pixels.image_size, advice_on_size(config.model.model_name))
         for warning in caught:
             self._say(f"note: {warning.message}")
-        (own,) = data.clients
-        if own.client_id != site.name:
-            raise UsageError("the site's images were divided, which they must not be")
-        data = replace(data, templates=tuple(job["templates"]))
-        parts = assemble(config, Listener(), data=data)
-        policy.check_adapter(site.policy, parts.model.trainable())
-        self._say(f"took up a run: {len(own.train)} training examples")
-        base = base_sha256(parts.model)
-        return Work(digest, parts, create_engine(parts), base, len(own.train))
+        return data
 
 
 class UnknownJob(Exception):
