@@ -28,7 +28,8 @@ from fedclip.adapters.merge_search import Validation, search_weights
 from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.experiment import run as experiment
-from fedclip.experiment.build import assemble_tasks, for_task
+from fedclip.experiment.build import build
+from fedclip.experiment.context import for_task
 from fedclip.experiment.evaluate import evaluate_merged
 from fedclip.experiment.folder import RunFolder
 from fedclip.lora.merge_methods import METHODS
@@ -129,7 +130,7 @@ def merged(run: Path, seed: int) -> tuple[dict[str, Row], dict[str, float]]:
     """
     listener = PlainProgress()
     config = load_config(run / "config.yaml")
-    parts = assemble_tasks(config, listener)
+    context = build(config, listener)
     adapters = [read_lora(run / "adapter_of" / task) for task in sorted(config.tasks)]
     validations = Validation.of_run(run, adapters[0], listener)
     recipes = {name: check_recipe(adapters, name, seed=seed) for name in METHODS}
@@ -145,7 +146,7 @@ def merged(run: Path, seed: int) -> tuple[dict[str, Row], dict[str, float]]:
     for name, recipe in recipes.items():
         folder = run.parent / f"merged-{name}-{seed}"
         write_lora(folder, combine(adapters, recipe)[0])
-        row = evaluate_merged(parts, folder)
+        row = evaluate_merged(context, folder)
         accuracy[f"merged: {name}"] = {t: v for t, v in row.items() if v is not None}
     return accuracy, {f"merged: {name}": value for name, value in judged.items()}
 

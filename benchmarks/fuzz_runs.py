@@ -35,10 +35,10 @@ from benchmarks.small_runs import RUNS
 from fedclip.adapters.card import run_card
 from fedclip.adapters.inspect import evaluate, info, load_run_model, predict
 from fedclip.config.loading import load_config
-from fedclip.experiment.build import assemble_run, check_split_rule
+from fedclip.experiment.build import build, check_split_rule
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.checkpoint_file import checkpoint_bytes, read_checkpoint
-from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import CHECKPOINT, CONFIG, METRICS, PREVIOUS, SUMMARY, RunFolder
 from fedclip.experiment.identity import check_config, take_up
 from fedclip.experiment.run import resume
@@ -77,10 +77,10 @@ class Stop(Listener):
 
 @dataclass(frozen=True)
 class Stopped:
-    """A run stopped before its last round: its folder, its parts, and what may be taken from it."""
+    """A run stopped before its last round: its folder, context, and what can be taken from it."""
 
     folder: Path
-    parts: Parts | TaskParts
+    context: RunContext
     known: frozenset[str]  # digests of its checkpoints
     metrics: bytes
 
@@ -133,7 +133,7 @@ def read_checkpoint_case(case: Case) -> None:
     folder = RunFolder.open(case.folder)
     check_split_rule(folder)
     check_config(load_config(folder.path / CONFIG), folder, Listener())
-    checkpoint = take_up(run.parts, folder)
+    checkpoint = take_up(run.context, folder)
     folder.truncate_metrics(checkpoint.finished_rounds, checkpoint.metrics_sha256)
     if not case.forged:
         if checkpoint.finished_rounds >= 0 and _digest(checkpoint) not in run.known:
@@ -239,12 +239,12 @@ def stopped(name: str) -> Stopped:
         warnings.simplefilter("ignore")
         with suppress(KeyboardInterrupt):
             fedclip.run(config, output=place / name, listener=Stop(2))
-        parts = assemble_run(load_config(place / name / CONFIG), Listener())
+        context = build(load_config(place / name / CONFIG), Listener())
     folder = RunFolder(place / name)
     known = {_digest(Checkpoint._read(folder.path / file)) for file in (CHECKPOINT, PREVIOUS)}
     return Stopped(
         folder.path,
-        parts,
+        context,
         frozenset(known),
         (folder.path / METRICS).read_bytes(),
     )

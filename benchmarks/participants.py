@@ -28,8 +28,8 @@ from benchmarks import attacks
 from benchmarks.common import write_result
 from fedclip.config import Config
 from fedclip.config.loading import dump_config, load_config
-from fedclip.experiment.build import assemble_run
-from fedclip.experiment.context import Parts
+from fedclip.experiment.build import build
+from fedclip.experiment.context import ONLY, RunContext
 from fedclip.experiment.engine import create_engine
 from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.run import carry_out
@@ -76,27 +76,29 @@ def accuracy(attack: str, rule: str, division: str, seed: int) -> dict[str, floa
     """The last accuracy of one run, and that before training."""
     config = config_of(rule, division, seed)
     with tempfile.TemporaryDirectory(prefix="fedclip-attack-") as place:
-        parts = assemble_run(config, Listener())
-        assert isinstance(parts, Parts)
+        context = build(config, Listener())
         hostile = sorted(
-            np.random.default_rng(seed).choice(sorted(parts.clients), ATTACKERS, False)
+            np.random.default_rng(seed).choice(sorted(context.clients), ATTACKERS, False)
         )
-        engine: Any = create_engine(_poisoned(parts, hostile) if attack == "label flip" else parts)
+        engine: Any = create_engine(
+            _poisoned(context, hostile) if attack == "label flip" else context
+        )
         if (change := ATTACKS[attack]) is not None:
             engine = attacks.Attacked(engine, hostile, change, seed)
-        folder = RunFolder.create(Path(place) / "run", dump_config(parts.config))
-        strategy, started = choose_strategy(parts), time.perf_counter()
-        found = carry_out(parts, strategy, folder, Listener(), started, engine).summary
+        folder = RunFolder.create(Path(place) / "run", dump_config(context.config))
+        strategy, started = choose_strategy(context), time.perf_counter()
+        found = carry_out(context, strategy, folder, Listener(), started, engine).summary
     return {"accuracy": found["accuracy"], "zero_shot": found["zero_shot_accuracy"]}
 
 
-def _poisoned(parts: Parts, hostile: list[str]) -> Parts:
-    """The same parts with flipped labels of the hostile clients' training examples."""
-    labels = parts.data.labels.copy()
+def _poisoned(context: RunContext, hostile: list[str]) -> RunContext:
+    """The same run with flipped labels of the hostile clients' training examples."""
+    labels = context.data.labels.copy()
     for client in hostile:
-        rows = parts.training[client]
-        labels[rows] = attacks.flipped(labels[rows], len(parts.data.class_names))
-    return replace(parts, data=replace(parts.data, labels=labels))
+        rows = context.training[client]
+        labels[rows] = attacks.flipped(labels[rows], len(context.data.class_names))
+    task = replace(context.tasks[ONLY], data=replace(context.data, labels=labels))
+    return replace(context, tasks={ONLY: task})
 
 
 def grid(divisions: list[str], seeds: int) -> Iterator[tuple[str, str, str, int]]:

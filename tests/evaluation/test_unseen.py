@@ -23,7 +23,7 @@ from fedclip.evaluation.unseen import (
     other_data,
 )
 from fedclip.experiment import run as experiment
-from fedclip.experiment.build import assemble
+from fedclip.experiment.build import build
 from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.reports.listener import Listener
 
@@ -189,7 +189,7 @@ def test_a_run_on_half_of_the_classes(tmp_path: Any) -> None:
     names = [str(name) for name in data.class_names]
     model = create_clip_model(config.model, class_names=names[:5], templates=data.templates, seed=0)
     assert model.class_names == tuple(names[:5])
-    federated = assemble(config, Listener()).data
+    federated = build(config, Listener()).data
     new = federated.new_classes
     assert new is not None
     assert new.class_names == tuple(names[5:])

@@ -20,7 +20,7 @@ from fedclip.adapters import inspect as inspection
 from fedclip.catalog import strategy_row
 from fedclip.config.loading import config_from_dict
 from fedclip.errors import UsageError
-from fedclip.experiment.build import assemble
+from fedclip.experiment.build import build
 from fedclip.experiment.run import resume
 from fedclip.experiment.strategy import setting_of
 from fedclip.federated.engines.sharded import Processes
@@ -214,5 +214,5 @@ def test_all_processes_take_the_ranks_that_the_first_found(tmp_path: Path) -> No
 
     federation = {"strategy": "flexlora", "client_memory_mb": {"default": 1000}}
     config = config_from_dict(small(federation=federation, engine={"name": "sequential"}))
-    ranks = setting_of(assemble(config, Listener(), Second()), strategy_row("flexlora")).ranks
+    ranks = setting_of(build(config, Listener(), Second()), strategy_row("flexlora")).ranks
     assert set(ranks.values()) == {1}

@@ -20,7 +20,7 @@ from fedclip.adapters.load import load_run_model
 from fedclip.adapters.merge import merge
 from fedclip.config.loading import config_from_dict
 from fedclip.errors import UsageError
-from fedclip.experiment.build import assemble
+from fedclip.experiment.build import build
 from fedclip.experiment.run import Run, resume
 from fedclip.federated.client import LocalSettings, local_train, plan_steps
 from fedclip.models.adapter_folder import read_adapter
@@ -112,12 +112,12 @@ def test_nothing_but_the_head_trains_and_travels(run: Run) -> None:
 
 
 def test_the_prefix_cache_holds_what_the_whole_tower_makes() -> None:
-    parts = assemble(config_from_dict(probe()), Listener())
-    assert parts.config.engine.prefix_cache == "memory"
+    context = build(config_from_dict(probe()), Listener())
+    assert context.config.engine.prefix_cache == "memory"
     rows = np.arange(3)
-    parts.images.prepare(rows)
-    embedded = parts.model.embed(torch.from_numpy(parts.data.pixels[rows]))
-    torch.testing.assert_close(parts.images.take(rows), embedded, rtol=1e-5, atol=1e-5)
+    context.images.prepare(rows)
+    embedded = context.model.embed(torch.from_numpy(context.data.pixels[rows]))
+    torch.testing.assert_close(context.images.take(rows), embedded, rtol=1e-5, atol=1e-5)
 
 
 def test_the_folder_holds_the_head_and_its_card_loads_it(

@@ -19,7 +19,7 @@ from fedclip.adapters.inspect import evaluate, info
 from fedclip.config.loading import config_from_dict
 from fedclip.errors import FedclipWarning
 from fedclip.evaluation.retrieval import before_match, find, recall
-from fedclip.experiment.build import assemble
+from fedclip.experiment.build import build
 from fedclip.experiment.run import resume
 from fedclip.federated.client import LocalSettings, batches_of
 from fedclip.federated.losses import contrastive_loss
@@ -245,8 +245,8 @@ def test_one_client_is_plain_contrastive_training(table, tmp_path):
     )
     federated = fedclip.run(config, output=tmp_path / "run")
 
-    parts = assemble(config, Listener())
-    model, data = parts.model, parts.data
+    context = build(config, Listener())
+    model, data = context.model, context.data
     (client,) = data.clients
     assert len(client.train) % batch_size == 1  # the last pair is not left alone
     tokenizer = AutoTokenizer.from_pretrained(base_folder("tiny"))
@@ -381,7 +381,7 @@ def test_a_run_on_images_of_several_captions(count, strategy, tmp_path):
         )
     )
     done = fedclip.run(config, output=tmp_path / "run")
-    data = assemble(config, Listener()).data
+    data = build(config, Listener()).data
     sides = [set(data.pictures[part]) for client in data.clients
              for part in (client.train, client.validation, client.test)]  # fmt: skip
     assert sum(map(len, sides)) == len(set().union(*sides)) == 32
@@ -395,7 +395,7 @@ def test_a_client_of_one_picture_has_nothing_to_learn(tmp_path):
     rows += [rows[0] | {"caption": f"take {i}", "site": "lonely"} for i in range(4)]
     config = config_from_dict(with_(data={"path": str(write_pairs(tmp_path, rows))}))
     with pytest.warns(FedclipWarning, match="single training pair or picture .*: lonely"):
-        data = assemble(config, Listener()).data
+        data = build(config, Listener()).data
     assert [client.client_id for client in data.clients] == ["site 0"]
 
 

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 import fedclip
 from fedclip.config.loading import config_from_dict
-from fedclip.experiment.build import assemble
+from fedclip.experiment.build import build
 from fedclip.reports.listener import Listener
 from fedclip.seeding import seed_for
 
@@ -33,8 +33,8 @@ def test_one_client_is_centralised_training(tmp_path, head, targets):
     )
     federated = fedclip.run(config, output=tmp_path / "run")
 
-    parts = assemble(config, Listener())
-    model, data = parts.model, parts.data
+    context = build(config, Listener())
+    model, data = context.model, context.data
     (client,) = data.clients
     model.train()
     for server_round in range(1, ROUNDS + 1):

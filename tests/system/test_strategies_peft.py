@@ -9,7 +9,7 @@ from transformers import CLIPModel
 from fedclip import base_folder
 from fedclip.catalog import STRATEGIES
 from fedclip.config.loading import config_from_dict
-from fedclip.experiment.build import assemble
+from fedclip.experiment.build import build
 from fedclip.experiment.engine import create_engine
 from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.save_adapters import save_adapters
@@ -29,7 +29,7 @@ EXTRAS = {
 }
 
 
-def build(federation):
+def built(federation):
     config = with_(
         model={
             "model_name": "tiny",
@@ -38,16 +38,16 @@ def build(federation):
         data={"max_train_examples": 60},
         federation={"rounds": 2, "clients_per_round": 3, **federation},
     )
-    return assemble(config_from_dict(config), Listener())
+    return build(config_from_dict(config), Listener())
 
 
-def train(parts):
-    strategy = choose_strategy(parts)
+def train(context):
+    strategy = choose_strategy(context)
     loop = run_rounds(
-        RunState(parts.model.get_parameters()),
-        create_engine(parts),
+        RunState(context.model.get_parameters()),
+        create_engine(context),
         strategy,
-        clients=parts.clients,
+        clients=context.clients,
         rounds=2,
         clients_per_round=3,
         seed=0,
@@ -56,39 +56,39 @@ def train(parts):
 
 
 @torch.no_grad()
-def logits_in_peft(folder, parts, pixels):
+def logits_in_peft(folder, context, pixels):
     tokens = load_base("tiny").tokens
-    prompts = [parts.model.templates[0].format(name) for name in parts.model.class_names]
+    prompts = [context.model.templates[0].format(name) for name in context.model.class_names]
     input_ids = tokens.pad(tokens.encode(prompts))
     peft = PeftModel.from_pretrained(CLIPModel.from_pretrained(base_folder("tiny")), folder)
-    return peft(input_ids=input_ids, pixel_values=parts.model.normalised(pixels)).logits_per_image
+    return peft(input_ids=input_ids, pixel_values=context.model.normalised(pixels)).logits_per_image
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("name", [*ALL, *EXTRAS])
 def test_saved_adapters_give_the_same_logits_in_peft(name, tmp_path):
-    parts = build(EXTRAS.get(name, {"strategy": name}))
-    parts.model.set_classes(parts.model.class_names, parts.model.templates[:1])
-    state, personal = train(parts)
+    context = built(EXTRAS.get(name, {"strategy": name}))
+    context.model.set_classes(context.model.class_names, context.model.templates[:1])
+    state, personal = train(context)
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 255, (3, 3, 32, 32), dtype=np.uint8))
-    parts.put(state)
+    context.put(state)
     client = next(iter(state.private), None) if personal else None
     if client is not None:
-        parts.model.set_parameters(state.of(client))
-    parts.model.eval()
+        context.model.set_parameters(state.of(client))
+    context.model.eval()
     with torch.no_grad():
-        ours = parts.model(pixels)
+        ours = context.model(pixels)
     folder = RunFolder(tmp_path)
-    save_adapters(parts, state, folder, "adapter")
+    save_adapters(context, state, folder, "adapter")
     path = tmp_path / "adapter" if client is None else tmp_path / "adapter_of" / client
-    theirs = logits_in_peft(path, parts, pixels)
+    theirs = logits_in_peft(path, context, pixels)
     largest = ours.abs().max()
     assert (theirs - ours).abs().max() <= 1e-5 * largest
     # The model is as it was, and fedclip itself reads what it wrote.
-    parts.put(state)
-    fresh = create_clip_model(parts.config.model, class_names=parts.model.class_names)
-    fresh.set_classes(parts.model.class_names, parts.model.templates)
+    context.put(state)
+    fresh = create_clip_model(context.config.model, class_names=context.model.class_names)
+    fresh.set_classes(context.model.class_names, context.model.templates)
     fresh.load_adapter(path)
     fresh.eval()
     with torch.no_grad():

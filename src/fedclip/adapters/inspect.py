@@ -19,30 +19,29 @@ from fedclip.catalog import STRATEGIES, in_file
 from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.data.datasets import load_source
-from fedclip.deploy.coordinator.context import coordinator_parts
+from fedclip.deploy.coordinator.context import coordinator_context
 from fedclip.deploy.coordinator.run_files import DeployFiles
 from fedclip.deploy.message_sizes import expected_messages
 from fedclip.errors import UsageError
 from fedclip.evaluation.breakdown import in_detail
 from fedclip.experiment.build import (
-    assemble_run,
+    build,
     check_partition,
     check_split_rule,
-    for_task,
     model_config,
     model_seed,
 )
 from fedclip.experiment.checkpoint import Checkpoint
-from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.context import RunContext, for_task
 from fedclip.experiment.evaluate import (
     evaluate_matrix,
     evaluate_merged,
-    evaluate_parts,
+    evaluate_model,
     evaluate_run,
     predict_all,
 )
 from fedclip.experiment.folder import CONFIG, METRICS, SUMMARY, RunFolder
-from fedclip.experiment.identity import check_measured, check_parts
+from fedclip.experiment.identity import check_built, check_measured
 from fedclip.experiment.round_records import ZERO_SHOT
 from fedclip.experiment.strategy import expected_traffic
 from fedclip.experiment.summary import FLOWER
@@ -126,25 +125,25 @@ def evaluate(
     with listener or Listener() as listener:
         if detail and config.tasks:
             raise UsageError(f"{folder} has several tasks; figures in detail are for runs on one")
-        parts = _assembled(config, run_folder, listener)
-        check_partition(parts, run_folder)
+        context = _assembled(config, run_folder, listener)
+        check_partition({name: task.data for name, task in context.tasks.items()}, run_folder)
         figures = (
-            _of_tasks(parts, run_folder, best)
-            if isinstance(parts, TaskParts)
-            else _of_one(parts, run_folder, detail, best)
+            _of_tasks(context, run_folder, best)
+            if context.several
+            else _of_one(context, run_folder, detail, best)
         )
     summary = read_summary(run_folder)
     names = [f"zero_shot_{name}" for name in ("accuracy", *summary.get("metrics", ()), *ZERO_SHOT)]
     return {name: summary[name] for name in names if name in summary} | figures
 
 
-def _assembled(config: Config, run_folder: RunFolder, listener: Listener) -> Parts | TaskParts:
-    """The run's parts; a coordinator has its own test images, and neither sites nor their models.
+def _assembled(config: Config, run_folder: RunFolder, listener: Listener) -> RunContext:
+    """The run's context; a coordinator has its own test images, and neither sites nor their models.
 
     Refuses a coordinator's run whose figures cannot be had from its folder.
     """
     if read_summary(run_folder)["engine"] != FLOWER:
-        return assemble_run(config, listener)
+        return build(config, listener)
     why = "deploy.test_data is false, so it has no test images"
     if config.deploy.test_data:
         why = "every site has a model of its own, and those and the test images are at the sites"
@@ -153,27 +152,27 @@ def _assembled(config: Config, run_folder: RunFolder, listener: Listener) -> Par
             f"{run_folder.path} is a coordinator's run, which cannot be evaluated here: {why}; the "
             f"sites tested what they got at the end, and told it (accuracy_by_client in {METRICS})"
         )
-    return coordinator_parts(config, listener, DeployFiles(run_folder.path).sites)
+    return coordinator_context(config, listener, DeployFiles(run_folder.path).sites)
 
 
-def _of_one(parts: Parts, run_folder: RunFolder, detail: bool, best: bool) -> dict[str, Any]:
+def _of_one(context: RunContext, run_folder: RunFolder, detail: bool, best: bool) -> dict[str, Any]:
     personal = None
-    if _is_personal(parts.config, run_folder):
+    if _is_personal(context.config, run_folder):
         personal = _state(run_folder, best)
-        check_parts(run_folder, parts)
+        check_built(run_folder, context)
     else:
-        parts.model.load_adapter(run_and_adapter(run_folder.path, best)[1])
-    figures = evaluate_parts(parts, personal=personal)
-    return figures | ({"detail": _detail(parts, personal)} if detail else {})
+        context.model.load_adapter(run_and_adapter(run_folder.path, best)[1])
+    figures = evaluate_model(context, personal=personal)
+    return figures | ({"detail": _detail(context, personal)} if detail else {})
 
 
-def _of_tasks(parts: TaskParts, run_folder: RunFolder, best: bool) -> dict[str, Any]:
+def _of_tasks(context: RunContext, run_folder: RunFolder, best: bool) -> dict[str, Any]:
     state = _state(run_folder, best)
-    check_parts(run_folder, parts)
-    figures = evaluate_run(parts, state, personal=_is_personal(parts.config, run_folder))
-    adapters = evaluate_matrix(parts, state)
+    check_built(run_folder, context)
+    figures = evaluate_run(context, state, personal=_is_personal(context.config, run_folder))
+    adapters = evaluate_matrix(context, state)
     if state.groups:
-        adapters["merged"] = evaluate_merged(parts, run_and_adapter(run_folder.path, best)[1])
+        adapters["merged"] = evaluate_merged(context, run_and_adapter(run_folder.path, best)[1])
     return {**figures, "adapters": adapters}
 
 
@@ -210,11 +209,11 @@ def _state(run_folder: RunFolder, best: bool = False) -> RunState:
     return checkpoint.best_state
 
 
-def _detail(parts: Parts, personal: RunState | None) -> dict[str, Any]:
-    trained, by_client = predict_all(parts, personal=personal)
-    base, base_by_client = predict_all(parts, base=True, personal=personal)
+def _detail(context: RunContext, personal: RunState | None) -> dict[str, Any]:
+    trained, by_client = predict_all(context, personal=personal)
+    base, base_by_client = predict_all(context, base=True, personal=personal)
     sites = {name: (found, base_by_client[name]) for name, found in by_client.items()}
-    return in_detail(trained, base, sites, parts.data.class_names)
+    return in_detail(trained, base, sites, context.data.class_names)
 
 
 def _class_names(config: Config, closed: bool) -> tuple[str, ...] | None:

@@ -20,8 +20,8 @@ from fedclip.errors import UsageError
 from fedclip.evaluation import metrics
 from fedclip.evaluation.per_client import at_most
 from fedclip.evaluation.predictions import classify
-from fedclip.experiment.build import check_partition, for_task, load_data, load_tasks, model_seed
-from fedclip.experiment.context import TaskRecord
+from fedclip.experiment.build import check_partition, load_tasks, model_seed
+from fedclip.experiment.context import for_task
 from fedclip.experiment.coverage import Coverage
 from fedclip.experiment.folder import CONFIG
 from fedclip.models.adapter_folder import check_base
@@ -68,14 +68,10 @@ class Validation:
             raise UsageError(
                 f"{run} has learned from captions; weights are searched by the accuracy on classes"
             )
-        if not config.tasks:
-            data = load_data(config, listener)
-            check_partition(data, folder)
-            return [cls.of(str(run), config, data, adapter)]
         tasks = load_tasks(config, listener)
-        check_partition(TaskRecord(tasks), folder)
+        check_partition(tasks, folder)
         return [
-            cls.of(f"{run}: {name}", for_task(config, name), data, adapter)
+            cls.of(f"{run}: {name}" if name else str(run), for_task(config, name), data, adapter)
             for name, data in tasks.items()
         ]
 

@@ -16,8 +16,8 @@ from fedclip.config.loading import dump_config
 from fedclip.data.federated_data import FederatedData
 from fedclip.errors import UsageError
 from fedclip.evaluation.predictions import classify
-from fedclip.experiment.build import assemble, load_data, with_absolute_paths
-from fedclip.experiment.context import Parts
+from fedclip.experiment.build import build, load_data, with_absolute_paths
+from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.privacy_checks import check_privacy
 from fedclip.experiment.run import carry_out
@@ -46,12 +46,12 @@ def audit(config: Config, canaries: int, *, listener: Listener | None = None) ->
     with listener or Listener() as heard, tempfile.TemporaryDirectory() as place:
         started = time.perf_counter()
         data, planted, inside = plant(load_data(config, heard), canaries, config.seed)
-        parts = assemble(config, heard, data=data)
-        check_privacy(parts, choose_strategy)
-        before = _losses(parts, planted)
-        folder = RunFolder.create(Path(place) / "run", dump_config(parts.config))
-        run = carry_out(parts, choose_strategy(parts), folder, heard, started)
-        scores = before - _losses(parts, planted)
+        context = build(config, heard, data=data)
+        check_privacy(context, choose_strategy)
+        before = _losses(context, planted)
+        folder = RunFolder.create(Path(place) / "run", dump_config(context.config))
+        run = carry_out(context, choose_strategy(context), folder, heard, started)
+        scores = before - _losses(context, planted)
     return _figures(scores, inside, run.summary)
 
 
@@ -96,10 +96,10 @@ def _refuse(config: Config, canaries: int) -> None:
             )
 
 
-def _losses(parts: Parts, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def _losses(context: RunContext, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """The model's loss on each row."""
-    images = PixelInputs(parts.data.pixels, parts.device)
-    found = classify(parts.model, images, parts.data.labels, rows, device=parts.device)
+    images = PixelInputs(context.data.pixels, context.device)
+    found = classify(context.model, images, context.data.labels, rows, device=context.device)
     return found.losses
 
 

@@ -1,10 +1,11 @@
-"""From a configuration to the parts of a run."""
+"""Build the context of a run from its configuration."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from fedclip.catalog import in_file
 from fedclip.config import Config, DataConfig, ModelConfig
@@ -16,8 +17,8 @@ from fedclip.data.picture_sizes import warn_if_shrunk
 from fedclip.data.splits import SPLIT_RULE
 from fedclip.device import product_dtype, resolve_device, resolve_precision
 from fedclip.errors import UsageError
-from fedclip.experiment.context import Parts, TaskParts
-from fedclip.experiment.engine import settle_engine, settle_task_engines
+from fedclip.experiment.context import ONLY, RunContext, Task, for_task, partition_record
+from fedclip.experiment.engine import settle_engine
 from fedclip.experiment.folder import PARTITION, RunFolder
 from fedclip.experiment.strategy import settle_ranks
 from fedclip.federated.engines.sharded import Processes
@@ -32,118 +33,71 @@ from fedclip.seeding import seed_for
 Data = TypeVar("Data", bound=DataConfig)
 
 
-class Recorded(Protocol):
-    """What a partition was made of, or is."""
-
-    def partition_record(self) -> dict[str, Any]:
-        """What `partition.json` holds."""
-        ...
-
-
-def assemble_run(
-    config: Config, listener: Listener, processes: Processes | None = None
-) -> Parts | TaskParts:
-    """The parts of a run, of one task or several."""
-    put_together = assemble_tasks if config.tasks else assemble
-    return put_together(config, listener, processes)
-
-
-def assemble(
+def build(
     config: Config,
     listener: Listener,
     processes: Processes | None = None,
     data: FederatedData | None = None,
     model: CLIPLoRAWrapper | None = None,
-) -> Parts:
-    """Loads the base model and the data set, and builds the model that both call for.
+) -> RunContext:
+    """Build the context of a run: base model, data of each task, and the model that all call for.
 
-    Of several `processes`, all assemble the same parts. `data` takes the data set's place, and
-    `model` that of one that would be built for it.
+    With several tasks the model knows the classes of all of them until one is set. Of several
+    `processes`, all build the same. `data` takes the place of a single data set, and `model` that
+    of one that would be built for it.
     """
-    assert not config.tasks
     for name in config.evaluation.other_data:
         load_source(name)  # one that is missing is reported before the training
     device = resolve_device(config.device)
-    data = data or load_data(config, listener)
-    model = model or create_clip_model(
-        model_config(config),
-        class_names=None if data.captioned else data.class_names,
-        templates=data.templates,
-        seed=model_seed(config),
-    )
+    loaded = load_tasks(config, listener) if data is None else {ONLY: data}
+    model = model or _model(config, loaded)
     model.to(device)
     precision = resolve_precision(config.precision, device)
-    parts = Parts(
+    captioned = any(own.captioned for own in loaded.values())
+    context = RunContext(
         config=config,
         model=model,
-        data=data,
         device=device,
         precision=precision,
-        images=PixelInputs(data.pixels, device),
-        stacked=None if data.captioned else _stacked(config, model, precision),
+        tasks={n: Task(own, PixelInputs(own.pixels, device)) for n, own in loaded.items()},
+        stacked=None if captioned else _stacked(config, model, precision),
         processes=processes or Processes(),
     )
-    return settle_ranks(settle_engine(parts, listener))
-
-
-def assemble_tasks(
-    config: Config, listener: Listener, processes: Processes | None = None
-) -> TaskParts:
-    """The same for several tasks: the data of each, and one model for all.
-
-    Without a task set, the model knows the classes of all tasks.
-    """
-    device = resolve_device(config.device)
-    data = load_tasks(config, listener)
-    model = create_clip_model(
-        config.model,
-        class_names=each_class_once(own.class_names for own in data.values()),
-        templates=each_once(own.templates for own in data.values()),
-        seed=model_seed(config),
-    )
-    for name, own in data.items():
-        model.add_task(name, own.class_names, own.templates)
-    model.to(device)
-    precision = resolve_precision(config.precision, device)
-    common: dict[str, Any] = {
-        "model": model,
-        "device": device,
-        "precision": precision,
-        "stacked": _stacked(config, model, precision),
-        "processes": processes or Processes(),
-    }
-    tasks = {
-        name: Parts(
-            config=for_task(config, name),
-            data=own,
-            images=PixelInputs(own.pixels, device),
-            **common,
-        )
-        for name, own in data.items()
-    }
-    together = TaskParts(config=config, tasks=tasks, **common)
-    return settle_ranks(settle_task_engines(together, listener))
+    return settle_ranks(settle_engine(context, listener))
 
 
 def load_tasks(config: Config, listener: Listener) -> dict[str, FederatedData]:
     """Loads the data set of each task, with the task's name before those of its clients."""
+    if not config.tasks:
+        return {ONLY: load_data(config, listener)}
     return {
         name: _of_task(load_data(for_task(config, name), listener), name) for name in config.tasks
     }
 
 
-def for_task(config: Config, name: str) -> Config:
-    """The configuration of one task of a run, as if it were the only one."""
-    data, federation = config.tasks[name], config.federation
-    clients = data.num_clients or federation.num_clients
-    alone = federation.sharing.model_copy(update={"mode": "shared", "shared_rank": None})
-    federation = federation.model_copy(update={"num_clients": clients, "sharing": alone})
-    return config.model_copy(update={"data": data, "federation": federation, "tasks": {}})
-
-
 def _of_task(data: FederatedData, task: str) -> FederatedData:
     clients = (replace(c, client_id=f"{task}/{c.client_id}") for c in data.clients)
     return replace(data, clients=tuple(clients))
+
+
+def _model(config: Config, loaded: Mapping[str, FederatedData]) -> CLIPLoRAWrapper:
+    """The model with the classes of its data; of several tasks with those of all, and by task."""
+    seed, several = model_seed(config), loaded.values()
+    if not config.tasks:
+        (data,) = several
+        names = None if data.captioned else data.class_names
+        return create_clip_model(
+            model_config(config), class_names=names, templates=data.templates, seed=seed
+        )
+    model = create_clip_model(
+        config.model,
+        class_names=each_class_once(own.class_names for own in several),
+        templates=each_once(own.templates for own in several),
+        seed=seed,
+    )
+    for name, own in loaded.items():
+        model.add_task(name, own.class_names, own.templates)
+    return model
 
 
 def _stacked(config: Config, model: CLIPLoRAWrapper, precision: str) -> StackedClients | None:
@@ -171,10 +125,10 @@ def load_data(config: Config, listener: Listener) -> FederatedData:
     return data
 
 
-def check_partition(data: Recorded, folder: RunFolder) -> None:
-    """Refuses data that is no longer what the run began with."""
+def check_partition(data: Mapping[str, FederatedData], folder: RunFolder) -> None:
+    """Refuses data, by task, that is no longer what the run began with."""
     check_split_rule(folder)
-    found, now = folder.read_json(PARTITION), data.partition_record()
+    found, now = folder.read_json(PARTITION), partition_record(data)
     if found != (private_record(now) if found.get(PRIVATE) is True else now):
         raise UsageError(
             f"{folder.path / PARTITION}: the data or its partition has changed since the run "

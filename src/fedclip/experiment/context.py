@@ -1,10 +1,9 @@
-"""The parts of a run, once they are built."""
+"""The context of a run: its model, its tasks with their data, and where it is computed."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,28 +23,73 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+ONLY = ""
+"""Name of the task of a run whose configuration names none."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set that a run learns, and its images as the model takes them."""
+
+    data: FederatedData
+    images: Images
+
 
 @dataclass(frozen=True, kw_only=True)
-class Shared(ABC):
-    """What the parts of a run have in common, whether it has one task or several.
+class RunContext:
+    """All that a run works with, once it is built.
 
-    `stacked` is the model as many clients share it, where its kind can be stacked.
-    `sites` are the clients where they are on other machines, with their numbers of training
-    examples; their models of their own are there too.
+    `tasks` are the data sets by name: those of the configuration's `tasks`, or the one of `data`.
+    `stacked` is the model as many clients share it, where its kind can be stacked. `sites` are the
+    clients where they are on other machines, with their numbers of training examples; their
+    personalised models are there too.
     """
 
     config: Config
     model: CLIPLoRAWrapper
     device: torch.device
     precision: str
+    tasks: Mapping[str, Task]
     stacked: StackedClients | None = None
     processes: Processes = field(default_factory=Processes)
     sites: dict[str, int] | None = None
 
     @property
-    @abstractmethod
+    def several(self) -> bool:
+        """Whether the configuration names tasks, be it a single one."""
+        return ONLY not in self.tasks
+
+    def by_task(self) -> dict[str, RunContext]:
+        """A context for each task, in which it is the only one."""
+        return {name: self.alone(name) for name in self.tasks}
+
+    def alone(self, name: str) -> RunContext:
+        """The context of one task, as if it were the only one."""
+        if not self.several:
+            return self
+        return replace(self, config=for_task(self.config, name), tasks={ONLY: self.tasks[name]})
+
+    @property
+    def data(self) -> FederatedData:
+        """The data of a run on one data set."""
+        return self.tasks[ONLY].data
+
+    @property
+    def images(self) -> Images:
+        """The images of a run on one data set."""
+        return self.tasks[ONLY].images
+
+    @property
     def training(self) -> dict[str, NDArray[np.int64]]:
-        """Each client's training examples, as indices into its data."""
+        """Each client's training examples, as indices into its task's data.
+
+        Centralised training has one client with all.
+        """
+        clients = [client for task in self.tasks.values() for client in task.data.clients]
+        own = {client.client_id: client.train for client in clients}
+        if self.several or not strategy_row(self.config.federation.strategy).pools:
+            return own
+        return {"all": np.concatenate(list(own.values()))}
 
     @property
     def clients(self) -> dict[str, int]:
@@ -54,14 +98,10 @@ class Shared(ABC):
             return self.sites
         return {client_id: len(indices) for client_id, indices in self.training.items()}
 
-    def put(self, state: RunState) -> None:
-        """Puts a state's tensors in the model."""
-        self.model.set_parameters(state.shared)
-        self.shift(state.shift)
-
-    def shift(self, shift: State) -> None:
-        """Changes frozen weights, by layer; see `RunState`."""
-        (self.model if self.stacked is None else self.stacked).set_shift(shift)
+    @property
+    def task_of(self) -> dict[str, str]:
+        """Every client's task."""
+        return {c.client_id: name for name, task in self.tasks.items() for c in task.data.clients}
 
     @property
     def clients_per_round(self) -> int:
@@ -73,96 +113,64 @@ class Shared(ABC):
             return min(share, all_clients)
         return max(1, round(share * all_clients))
 
-
-@dataclass(frozen=True, kw_only=True)
-class Parts(Shared):
-    """What a run on one data set is made of, or a task of a run that has several."""
-
-    data: FederatedData
-    images: Images
-
-    @property
-    def training(self) -> dict[str, NDArray[np.int64]]:
-        """Each client's training examples; centralised training has one client with all."""
-        own = {c.client_id: c.train for c in self.data.clients}
-        if not strategy_row(self.config.federation.strategy).pools:
-            return own
-        return {"all": np.concatenate(list(own.values()))}
-
     @property
     def bad_images(self) -> int:
         """Images that could not be read."""
-        return len(self.data.bad_images)
+        return sum(len(task.data.bad_images) for task in self.tasks.values())
 
     @property
     def shrunk(self) -> float | None:
-        """How many times smaller the images become for the model; see `data.picture_sizes`."""
-        return shrunk(self.data.median_size, self.model.image_size)
+        """How many times smaller the images become for the model, those of the worst task.
 
-    @property
-    def has_validation(self) -> bool:
-        """Whether there are validation examples."""
-        return len(self.data.validation) > 0
-
-    @property
-    def has_client_tests(self) -> bool:
-        """Whether any client has test examples of its own."""
-        return any(len(client.test) for client in self.data.clients)
-
-    def partition_record(self) -> dict[str, Any]:
-        """What `partition.json` holds."""
-        return self.data.partition_record()
-
-
-@dataclass(frozen=True)
-class TaskRecord:
-    """The data of several tasks, as `partition.json` has them."""
-
-    tasks: Mapping[str, FederatedData]
-
-    def partition_record(self) -> dict[str, Any]:
-        """The record of each task."""
-        tasks = {name: data.partition_record() for name, data in self.tasks.items()}
-        return {"split": SPLIT_RULE, "tasks": tasks}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskParts(Shared):
-    """What a run of several tasks is made of: the parts of each, on one model."""
-
-    tasks: Mapping[str, Parts]
-
-    @property
-    def training(self) -> dict[str, NDArray[np.int64]]:
-        """Each client's training examples, as indices into its task's data."""
-        return {c: rows for task in self.tasks.values() for c, rows in task.training.items()}
-
-    @property
-    def task_of(self) -> dict[str, str]:
-        """Every client's task."""
-        return {c: name for name, task in self.tasks.items() for c in task.training}
-
-    @property
-    def bad_images(self) -> int:
-        """Images that could not be read."""
-        return sum(task.bad_images for task in self.tasks.values())
-
-    @property
-    def shrunk(self) -> float | None:
-        """How many times smaller the images become, those of the task with the largest ones."""
-        known = [task.shrunk for task in self.tasks.values()]
+        See `data.picture_sizes`.
+        """
+        size = self.model.image_size
+        known = [shrunk(task.data.median_size, size) for task in self.tasks.values()]
         return max((factor for factor in known if factor is not None), default=None)
 
     @property
     def has_validation(self) -> bool:
         """Whether every task has validation examples."""
-        return all(task.has_validation for task in self.tasks.values())
+        return all(len(task.data.validation) for task in self.tasks.values())
 
     @property
     def has_client_tests(self) -> bool:
-        """Whether in every task any client has test examples of its own."""
-        return all(task.has_client_tests for task in self.tasks.values())
+        """Whether in every task any client holds a local test set."""
+        return all(any(len(c.test) for c in task.data.clients) for task in self.tasks.values())
 
     def partition_record(self) -> dict[str, Any]:
-        """What `partition.json` holds: the record of each task."""
-        return TaskRecord({name: task.data for name, task in self.tasks.items()}).partition_record()
+        """What `partition.json` holds."""
+        return partition_record({name: task.data for name, task in self.tasks.items()})
+
+    def put(self, state: RunState) -> None:
+        """Puts a state's tensors in the model."""
+        self.model.set_parameters(state.shared)
+        self.shift(state.shift)
+
+    def shift(self, shift: State) -> None:
+        """Changes frozen weights, by layer; see `RunState`."""
+        (self.model if self.stacked is None else self.stacked).set_shift(shift)
+
+    def turn_to(self, task: str | None) -> None:
+        """Has the model name the classes of a task; with None, or another name, those of all."""
+        if self.several:
+            self.model.set_task(task if task in self.tasks else None)
+
+
+def partition_record(data: Mapping[str, FederatedData]) -> dict[str, Any]:
+    """What `partition.json` holds of the data of each task."""
+    if ONLY in data:
+        return data[ONLY].partition_record()
+    tasks = {name: own.partition_record() for name, own in data.items()}
+    return {"split": SPLIT_RULE, "tasks": tasks}
+
+
+def for_task(config: Config, name: str) -> Config:
+    """The configuration of one task of a run, as if it were the only one."""
+    if name == ONLY:
+        return config
+    data, federation = config.tasks[name], config.federation
+    clients = data.num_clients or federation.num_clients
+    alone = federation.sharing.model_copy(update={"mode": "shared", "shared_rank": None})
+    federation = federation.model_copy(update={"num_clients": clients, "sharing": alone})
+    return config.model_copy(update={"data": data, "federation": federation, "tasks": {}})

@@ -15,7 +15,7 @@ from fedclip.data.source import some
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.evaluation.metrics import chosen
 from fedclip.evaluation.per_client import measured, validated
-from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.context import RunContext
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,14 +35,14 @@ class Coverage:
     not_validated: tuple[str, ...]
 
     @classmethod
-    def of(cls, parts: Parts | TaskParts, personal: bool = False) -> Coverage:
+    def of(cls, context: RunContext, personal: bool = False) -> Coverage:
         """What the figures of a run cover; `personal` models are judged on the clients' tests."""
-        limit, seed = parts.config.evaluation.max_examples, parts.config.seed
-        if isinstance(parts, Parts):
-            return cls.of_data(parts.data, limit, seed, personal)
+        limit, seed = context.config.evaluation.max_examples, context.config.seed
+        if not context.several:
+            return cls.of_data(context.data, limit, seed, personal)
         found = {
-            name: cls.of_data(task.data, limit, task.config.seed, personal)
-            for name, task in parts.tasks.items()
+            name: cls.of_data(task.data, limit, seed, personal)
+            for name, task in context.tasks.items()
         }
         return cls(
             sum(own.classes for own in found.values()),
@@ -97,10 +97,10 @@ class Coverage:
             )
 
 
-def check_measurable(parts: Parts | TaskParts, personal: bool) -> None:
+def check_measurable(context: RunContext, personal: bool) -> None:
     """Refuse a run that cannot be judged as it is to be; `personal`: its clients' own models."""
-    chosen(parts.config.evaluation.metrics)
-    evaluation, remote = parts.config.evaluation, parts.sites is not None
+    chosen(context.config.evaluation.metrics)
+    evaluation, remote = context.config.evaluation, context.sites is not None
     for key, given, what in (
         ("keep_best", evaluation.keep_best, "chooses"),
         ("patience", evaluation.patience is not None, "ends a run"),
@@ -110,13 +110,13 @@ def check_measurable(parts: Parts | TaskParts, personal: bool) -> None:
                 f"evaluation.{key} {what} by validation accuracy, but the sites have models of "
                 "their own, which the coordinator does not see; leave it out"
             )
-        if given and not parts.has_validation:
+        if given and not context.has_validation:
             why = " (the coordinator's own, of a data set with a test split)" if remote else ""
             raise UsageError(
                 f"evaluation.{key} {what} by validation accuracy, but there are no validation "
                 f"examples{why}; raise data.validation_fraction, or use more data"
             )
-    if not remote and not parts.has_client_tests and personal:
+    if not remote and not context.has_client_tests and personal:
         raise UsageError(
             "federation.strategy: models of the clients' own are judged on their own test "
             "examples, and no client has any; raise data.test_fraction, leave out data.shots, or "

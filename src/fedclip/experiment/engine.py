@@ -1,8 +1,7 @@
-"""Which engine carries a run out, with how many clients at once, and on which inputs."""
+"""Choose the engine of a run, its group size and its prefix cache."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from fedclip.catalog import ENGINES, load
 from fedclip.config import Config, EngineConfig
 from fedclip.data.cache import cache_folder
-from fedclip.experiment.context import Parts, Shared, TaskParts
+from fedclip.experiment.context import RunContext, Task
 from fedclip.federated.client import LocalSettings
 from fedclip.federated.engines.batched import BatchedEngine
 from fedclip.federated.engines.memory import choose_group_size, memory_budget
@@ -38,96 +37,83 @@ def stacks(engine: EngineConfig) -> bool:
     return row.stacks if row else getattr(load("engines", engine.name), "stacks", False) is True
 
 
-def settle_engine(parts: Parts, listener: Listener) -> Parts:
-    """The parts with what `auto` and empty keys of the engine stand for, and its inputs."""
-    return _settled(parts, [parts], listener)[0]
+def settle_engine(context: RunContext, listener: Listener) -> RunContext:
+    """Resolve `auto` engine settings (name, group size, prefix cache) and attach model inputs.
 
-
-def settle_task_engines(parts: TaskParts, listener: Listener) -> TaskParts:
-    """The same for the tasks of a run: one setting, which suits all of them."""
-    names, tasks = list(parts.tasks), list(parts.tasks.values())
-    tasks = _settled(parts, tasks, listener, turn_to=lambda i: parts.model.set_task(names[i]))
-    config = parts.config.model_copy(update={"engine": tasks[0].config.engine})
-    return replace(parts, config=config, tasks=dict(zip(names, tasks, strict=True)))
-
-
-def _settled(
-    parts: Shared,
-    tasks: list[Parts],
-    listener: Listener,
-    turn_to: Callable[[int], None] = lambda index: None,
-) -> list[Parts]:
-    """The tasks with the engine's settings filled in; `turn_to` sets one of them in the model."""
-    trained = [path for name in parts.model.trainable() for path in owners(name)]
-    check_hits("optimizer.rate_pattern", parts.config.optimizer.rate_pattern, trained)
-    engine = parts.config.engine
+    Several tasks have one setting, which suits all of them.
+    """
+    trained = [path for name in context.model.trainable() for path in owners(name)]
+    check_hits("optimizer.rate_pattern", context.config.optimizer.rate_pattern, trained)
+    engine, tasks = context.config.engine, context.by_task()
     unstacked = (
-        "learning from captions" if any(task.data.captioned for task in tasks) else None,
-        parts.model.kind.unstacked,
-        "fp16, whose loss scale is each client's own," if parts.precision == "fp16" else None,
+        "learning from captions" if any(t.data.captioned for t in tasks.values()) else None,
+        context.model.kind.unstacked,
+        "fp16, whose loss scale is each client's own," if context.precision == "fp16" else None,
     )
     for what in unstacked:
         if what and stacks(engine):
             listener.message(f"{what} is not stacked: it runs on the sequential engine")
             engine = engine.model_copy(update={"name": "sequential"})
     if stacks(engine):
-        augmented = any(task.config.data.augment != "none" for task in tasks)
-        images = sum(len(task.data.pixels) for task in tasks)
-        cache = _PREFIX_CACHES.index(_prefix_cache(parts, engine, images, augmented, listener))
+        augmented = any(task.config.data.augment != "none" for task in tasks.values())
+        images = sum(len(task.data.pixels) for task in tasks.values())
+        cache = _PREFIX_CACHES.index(_prefix_cache(context, engine, images, augmented, listener))
         sizes = []
-        for index, task in enumerate(tasks):
-            turn_to(index)
+        for name, task in tasks.items():
+            context.turn_to(name)
             sizes.append(engine.group_size or _group_size(task, engine))
         # Machines may differ: what the first process finds is what all of them do.
-        group_size, cache = parts.processes.first_numbers([min(sizes), cache])
+        group_size, cache = context.processes.first_numbers([min(sizes), cache])
         engine = engine.model_copy(
             update={"group_size": group_size, "prefix_cache": _PREFIX_CACHES[cache]}
         )
-    return [_with_engine(task, engine) for task in tasks]
+    config = context.config.model_copy(update={"engine": engine})
+    inputs = {name: _inputs(context, task, engine) for name, task in context.tasks.items()}
+    return replace(context, config=config, tasks=inputs)
 
 
-def _with_engine(parts: Parts, engine: EngineConfig) -> Parts:
-    parts = replace(parts, config=parts.config.model_copy(update={"engine": engine}))
-    if stacks(engine) and engine.prefix_cache != "off":
-        assert parts.stacked is not None
-        inputs = FrozenInputs(
-            parts.stacked.frozen,
-            parts.data.pixels,
-            device=parts.device,
-            dtype=_DTYPES[engine.prefix_dtype],
-            folder=cache_folder() if engine.prefix_cache == "disk" else None,
-        )
-        parts = replace(parts, images=inputs)
-    return parts
+def _inputs(context: RunContext, task: Task, engine: EngineConfig) -> Task:
+    """The task with the frozen layers' cached output as its images, where that is kept."""
+    if not stacks(engine) or engine.prefix_cache == "off":
+        return task
+    assert context.stacked is not None
+    images = FrozenInputs(
+        context.stacked.frozen,
+        task.data.pixels,
+        device=context.device,
+        dtype=_DTYPES[engine.prefix_dtype],
+        folder=cache_folder() if engine.prefix_cache == "disk" else None,
+    )
+    return replace(task, images=images)
 
 
-def _group_size(parts: Parts, engine: EngineConfig) -> int:
-    assert parts.stacked is not None
+def _group_size(context: RunContext, engine: EngineConfig) -> int:
+    assert context.stacked is not None
     return choose_group_size(
-        parts.stacked,
-        parts.model.get_parameters(),
-        image_size=parts.model.image_size,
-        batch_size=parts.config.data.batch_size,
-        clients=parts.clients_per_round,
+        context.stacked,
+        context.model.get_parameters(),
+        image_size=context.model.image_size,
+        batch_size=context.config.data.batch_size,
+        clients=context.clients_per_round,
         memory_gb=engine.memory_gb,
-        device=parts.device,
-        by_example=parts.config.privacy.unit == "example",
+        device=context.device,
+        by_example=context.config.privacy.unit == "example",
     )
 
 
 def _prefix_cache(
-    parts: Shared, engine: EngineConfig, images: int, augmented: bool, listener: Listener
+    context: RunContext, engine: EngineConfig, images: int, augmented: bool, listener: Listener
 ) -> str:
     """Where the frozen layers' output is kept; `off` where there is none, or it always differs."""
-    stacked = parts.stacked
+    stacked = context.stacked
     assert stacked is not None
     if stacked.frozen_layers == 0 or augmented:
         return "off"
     if engine.prefix_cache != "auto":
         return engine.prefix_cache
-    numbers = frozen_numbers(stacked.frozen, parts.model.image_size, parts.device)
+    numbers = frozen_numbers(stacked.frozen, context.model.image_size, context.device)
     needed = numbers * _DTYPES[engine.prefix_dtype].itemsize * images
-    if needed <= memory_budget(engine.memory_gb, parts.device):
+    if needed <= memory_budget(engine.memory_gb, context.device):
         return "memory"
     listener.message(
         f"the frozen layers' output would take {needed / 1e9:.1f} GB and is computed again each "
@@ -155,11 +141,10 @@ def local_settings(config: Config, precision: str) -> LocalSettings:
     )
 
 
-def step_settings(parts: Parts | TaskParts) -> LocalSettings:
+def step_settings(context: RunContext) -> LocalSettings:
     """The settings by which clients' steps are counted; of several tasks those of most steps."""
-    found = local_settings(parts.config, parts.precision)
-    tasks = parts.tasks.values() if isinstance(parts, TaskParts) else (parts,)
-    own = [task.config.data for task in tasks]
+    found = local_settings(context.config, context.precision)
+    own = [task.config.data for task in context.by_task().values()]
     return replace(
         found,
         batch_size=min(data.batch_size for data in own),
@@ -167,64 +152,64 @@ def step_settings(parts: Parts | TaskParts) -> LocalSettings:
     )
 
 
-def create_engine(parts: Parts | TaskParts, private: DpSgd | None = None) -> Engine:
+def create_engine(context: RunContext, private: DpSgd | None = None) -> Engine:
     """The engine that the configuration names, for this process's share of the clients.
 
     With `private` the clients train by DP-SGD.
     """
-    if isinstance(parts, TaskParts):
+    if context.several:
 
         def turn_to(task: str, shift: State) -> None:
-            parts.model.set_task(task)
-            parts.shift(shift)
+            context.turn_to(task)
+            context.shift(shift)
 
-        engines = {name: create_engine(task) for name, task in parts.tasks.items()}
-        return TaskEngine(engines, parts.task_of, turn_to)
-    common = _common(parts) | ({} if private is None else {"private": private})
-    engine = load("engines", parts.config.engine.name)(parts, **common)
-    if parts.processes.count == 1:
+        engines = {name: create_engine(task) for name, task in context.by_task().items()}
+        return TaskEngine(engines, context.task_of, turn_to)
+    common = _common(context) | ({} if private is None else {"private": private})
+    engine = load("engines", context.config.engine.name)(context, **common)
+    if context.processes.count == 1:
         return engine
-    return ShardedEngine(engine, parts.processes, parts.clients)
+    return ShardedEngine(engine, context.processes, context.clients)
 
 
-def sequential(parts: Parts, **common: Any) -> Engine:
+def sequential(context: RunContext, **common: Any) -> Engine:
     """The engine of that name."""
-    data = parts.data
+    data = context.data
     if not data.captioned:
-        return SequentialEngine(parts.model, **common, objective=classification)
+        return SequentialEngine(context.model, **common, objective=classification)
     if data.pictures is None:
         objective = Contrastive(data.class_names)
     else:  # pictures of several captions: a pair is known by its own number
         pairs = torch.from_numpy(np.stack([data.labels, data.pictures], axis=1))
         objective = Contrastive(data.class_names, pairs)
         common |= {"labels": np.arange(len(data.labels))}
-    return SequentialEngine(parts.model, **common, objective=objective)
+    return SequentialEngine(context.model, **common, objective=objective)
 
 
-def batched(parts: Parts, **common: Any) -> Engine:
+def batched(context: RunContext, **common: Any) -> Engine:
     """The engine of that name, on all threads of a CPU."""
-    engine = parts.config.engine
-    assert parts.stacked is not None
+    engine = context.config.engine
+    assert context.stacked is not None
     assert engine.group_size is not None  # settle_engine has chosen it
     return on_all_threads(
         BatchedEngine(
-            parts.stacked,
-            images=parts.images,
+            context.stacked,
+            images=context.images,
             group_size=engine.group_size,
-            padded=parts.device.type != "cpu",
-            static=parts.device.type == "cuda" and engine.graphs == "auto",
+            padded=context.device.type != "cpu",
+            static=context.device.type == "cuda" and engine.graphs == "auto",
             **common,
         )
     )
 
 
-def _common(parts: Parts) -> dict[str, Any]:
+def _common(context: RunContext) -> dict[str, Any]:
     """What every engine takes, by name."""
     return {
-        "pixels": parts.data.pixels,
-        "labels": parts.data.labels,
-        "clients": parts.training,
-        "settings": local_settings(parts.config, parts.precision),
-        "seed": parts.config.seed,
-        "device": parts.device,
+        "pixels": context.data.pixels,
+        "labels": context.data.labels,
+        "clients": context.training,
+        "settings": local_settings(context.config, context.precision),
+        "seed": context.config.seed,
+        "device": context.device,
     }

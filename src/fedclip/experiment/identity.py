@@ -18,7 +18,7 @@ from fedclip.catalog import in_file
 from fedclip.config import Config
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.checkpoint import Checkpoint
-from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
 from fedclip.files import file_sha256
 from fedclip.models.summary import base_sha256
@@ -48,12 +48,12 @@ _PARTS = {
 }
 
 
-def take_up(parts: Parts | TaskParts, folder: RunFolder) -> Checkpoint:
+def take_up(context: RunContext, folder: RunFolder) -> Checkpoint:
     """The last checkpoint that can be used, which must belong to this run; or a first one."""
-    identity = identity_of(parts)
+    identity = identity_of(context)
     found = Checkpoint.load_usable(folder)
     if found is None:
-        return Checkpoint(-1, RunState(parts.model.get_parameters()), identity=identity)
+        return Checkpoint(-1, RunState(context.model.get_parameters()), identity=identity)
     _check_config(found.identity["config"], identity["config"], folder)
     _check_digests(found.identity, identity, folder)
     _say_environment(found.identity["environment"], identity["environment"], folder)
@@ -97,24 +97,24 @@ def check_measured(config: Config, folder: RunFolder) -> None:
         _check_config(found, now, folder, may_change=_MAY_DIFFER)
 
 
-def check_parts(folder: RunFolder, parts: Parts | TaskParts) -> None:
+def check_built(folder: RunFolder, context: RunContext) -> None:
     """Refuse a finished run's checkpoint on another base, other data or another layout."""
     checkpoint = Checkpoint.load(folder)
     if checkpoint is not None:
-        now = identity_of(parts)
+        now = identity_of(context)
         _check_digests(checkpoint.identity, {key: now[key] for key in _PARTS}, folder)
 
 
-def identity_of(parts: Parts | TaskParts) -> dict[str, Any]:
+def identity_of(context: RunContext) -> dict[str, Any]:
     """What a run's checkpoints belong to, as JSON; `environment` may change, all else may not."""
-    config = parts.config
-    layout = {name: list(t.shape) for name, t in parts.model.get_parameters().items()}
-    tasks = parts.tasks.values() if isinstance(parts, TaskParts) else (parts,)
-    prompts = [[list(task.data.class_names), list(task.data.templates)] for task in tasks]
+    config = context.config
+    layout = {name: list(t.shape) for name, t in context.model.get_parameters().items()}
+    data = [task.data for task in context.tasks.values()]
+    prompts = [[list(own.class_names), list(own.templates)] for own in data]
     own = {
-        "config": _config_of(config, remote=parts.sites is not None),
-        "base_sha256": _sha256([base_sha256(parts.model), parts.model.preprocessing.facts]),
-        "data_sha256": _sha256([parts.partition_record(), prompts]),
+        "config": _config_of(config, remote=context.sites is not None),
+        "base_sha256": _sha256([base_sha256(context.model), context.model.preprocessing.facts]),
+        "data_sha256": _sha256([context.partition_record(), prompts]),
         "layout_sha256": _sha256(layout),
         "code": code_sha256(config),
         "training": TRAINING,
@@ -122,9 +122,9 @@ def identity_of(parts: Parts | TaskParts) -> dict[str, Any]:
     environment = {
         **{name: version(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
-        "processes": parts.processes.count,
-        "device": str(parts.device),
-        "precision": parts.precision,
+        "processes": context.processes.count,
+        "device": str(context.device),
+        "precision": context.precision,
     }
     return {"run": _sha256(own), **own, "environment": environment}
 

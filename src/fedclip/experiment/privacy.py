@@ -11,7 +11,7 @@ from fedclip.config import Config, PrivacyConfig
 from fedclip.errors import UsageError
 from fedclip.evaluation.metrics import chosen
 from fedclip.experiment.checkpoint import Checkpoint
-from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import RunFolder
 from fedclip.federated.privacy.accounting import noise_for
 from fedclip.federated.privacy.charging import ChargedEngine
@@ -167,10 +167,10 @@ class RunPrivacy(Openness):
 
 
 def begin_privacy(
-    parts: Parts | TaskParts, folder: RunFolder, checkpoint: Checkpoint, listener: Listener
+    context: RunContext, folder: RunFolder, checkpoint: Checkpoint, listener: Listener
 ) -> Openness:
     """Make or take up the key and the ledger of the run that a checkpoint belongs to."""
-    config, run, finished = parts.config, checkpoint.identity["run"], checkpoint.finished_rounds
+    config, run, finished = context.config, checkpoint.identity["run"], checkpoint.finished_rounds
     if config.privacy.unit is None:
         return Openness()
     path, total = folder.path / LEDGER, config.federation.rounds
@@ -189,15 +189,15 @@ def begin_privacy(
             f"{path} is missing, and what it says counts as spent: put it back, or start a new run"
         )
     else:
-        ledger = Ledger.create(path, _books(parts, run, key))
+        ledger = Ledger.create(path, _books(context, run, key))
     listener.message(_in_words(config.privacy))
-    names = parts.model.trainable()
+    names = context.model.trainable()
     if config.privacy.unit == "example" and any("text_model" in name for name in names):
         listener.message(
             "the text tower is trained: each example costs a pass of all prompts; adapters in "
             "model.lora.target_modules.vision_encoder alone cost none"
         )
-    return _running(parts, ledger, Draws(key or b"", "run", run))
+    return _running(context, ledger, Draws(key or b"", "run", run))
 
 
 def _in_words(privacy: PrivacyConfig) -> str:
@@ -211,19 +211,19 @@ def _in_words(privacy: PrivacyConfig) -> str:
     return f"privacy of {whom[privacy.unit or '']}: {amount}, delta {privacy.delta:g}{stamp}"
 
 
-def _books(parts: Parts | TaskParts, run: str, key: bytes) -> Books:
+def _books(context: RunContext, run: str, key: bytes) -> Books:
     """New books, with the noise that each mechanism needs."""
-    config = parts.config
+    config = context.config
     privacy = config.privacy
     assert privacy.delta is not None
     noise = partial(noise_of, privacy)
     rounds = config.federation.rounds
     if privacy.unit == "client":
-        rate = parts.clients_per_round / len(parts.clients)
+        rate = context.clients_per_round / len(context.clients)
         found = {MEAN: (rate, noise(rate, rounds))}
     else:
-        each, asked = _steps(config, parts.clients), _times_asked(parts)
-        rates = {c: config.data.batch_size / n for c, n in parts.clients.items()}
+        each, asked = _steps(config, context.clients), _times_asked(context)
+        rates = {c: config.data.batch_size / n for c, n in context.clients.items()}
         found = {c: (q, noise(q, max(1, asked[c]) * each[c])) for c, q in rates.items()}
     return Books(
         format=FORMAT,
@@ -247,15 +247,15 @@ def noise_of(privacy: PrivacyConfig, rate: float, steps: int) -> float:
     return noise_for(privacy.target_epsilon, privacy.delta, rate, steps)
 
 
-def _running(parts: Parts | TaskParts, ledger: Ledger, draws: Draws) -> RunPrivacy:
-    config, noises = parts.config, ledger.books.mechanisms
+def _running(context: RunContext, ledger: Ledger, draws: Draws) -> RunPrivacy:
+    config, noises = context.config, ledger.books.mechanisms
     private = RunPrivacy(config.privacy, config.evaluation.metrics, ledger)
     if config.privacy.unit == "client":
         mechanism = ClientMechanism(
             config.privacy.clip_norm,
             noises[MEAN].noise_multiplier,
-            len(parts.clients),
-            parts.clients_per_round,
+            len(context.clients),
+            context.clients_per_round,
             draws,
         )
         return replace(private, mechanism=mechanism, sample=mechanism.sample)
@@ -265,7 +265,7 @@ def _running(parts: Parts | TaskParts, ledger: Ledger, draws: Draws) -> RunPriva
         draws,
         config.data.batch_size,
     )
-    steps = _steps(config, parts.clients)
+    steps = _steps(config, context.clients)
     return replace(private, dp_sgd=dp_sgd, steps=steps)
 
 
@@ -275,11 +275,11 @@ def _steps(config: Config, clients: Mapping[str, int]) -> dict[str, int]:
     return {client_id: epochs * steps_of(n, size) for client_id, n in clients.items()}
 
 
-def _times_asked(parts: Parts | TaskParts) -> dict[str, int]:
+def _times_asked(context: RunContext) -> dict[str, int]:
     """In how many rounds each client takes part, which the seed decides."""
-    config, clients = parts.config, parts.clients
+    config, clients = context.config, context.clients
     times = dict.fromkeys(clients, 0)
     for server_round in range(1, config.federation.rounds + 1):
-        for c in sample_clients(clients, parts.clients_per_round, server_round, config.seed):
+        for c in sample_clients(clients, context.clients_per_round, server_round, config.seed):
             times[c] += 1
     return times

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 from fedclip.errors import FedclipWarning, UsageError
-from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.context import RunContext
 from fedclip.experiment.privacy import noise_of
 from fedclip.federated.privacy.accounting import require_accountant
 from fedclip.federated.privacy.charging import Refused, refuse
@@ -22,31 +22,29 @@ LOUD = 3.0
 """Ratio of a round's noise to the clip norm above which the mean is mostly noise."""
 
 
-def check_privacy(
-    parts: Parts | TaskParts, choose: Callable[[Parts | TaskParts], Strategy]
-) -> None:
+def check_privacy(context: RunContext, choose: Callable[[RunContext], Strategy]) -> None:
     """Refuse what cannot be promised, before anything is written.
 
     A strategy that `choose` makes is asked for a round without training, to learn what it reads.
     """
-    config = parts.config
+    config = context.config
     if config.privacy.unit is None:
         return
     require_accountant()
-    if texts := list(_misfits(parts)):
+    if texts := list(_misfits(context)):
         raise UsageError("; ".join(texts))
-    numbers = _dry_round(parts, choose(parts))
+    numbers = _dry_round(context, choose(context))
     if config.privacy.unit == "client":
-        _warn_of_noise(parts, numbers)
+        _warn_of_noise(context, numbers)
 
 
-def _misfits(parts: Parts | TaskParts) -> Iterator[str]:
-    """What only the parts of a run show."""
-    privacy, clients, size = parts.config.privacy, parts.clients, parts.config.data.batch_size
+def _misfits(context: RunContext) -> Iterator[str]:
+    """What only a built run shows."""
+    privacy, clients, size = context.config.privacy, context.clients, context.config.data.batch_size
     assert privacy.delta is not None
-    if parts.processes.count > 1:
+    if context.processes.count > 1:
         yield "privacy: a private run is one process; leave torchrun out"
-    if parts.sites is not None:
+    if context.sites is not None:
         yield "privacy: runs over several machines cannot be private yet; leave the section out"
     if privacy.unit == "client":
         if privacy.delta >= 1 / len(clients):
@@ -55,7 +53,7 @@ def _misfits(parts: Parts | TaskParts) -> Iterator[str]:
                 f"({1 / len(clients):.3g}), got {privacy.delta:g}"
             )
         return
-    if parts.precision == "fp16":
+    if context.precision == "fp16":
         yield "precision: fp16 does not go with privacy.unit: example; use fp32 or bf16"
     small = sorted(c for c, n in clients.items() if n < size)
     if small:
@@ -70,22 +68,22 @@ def _misfits(parts: Parts | TaskParts) -> Iterator[str]:
             f"privacy.delta must be less than one over a client's training examples, 1/"
             f"{clients[most]} ({1 / clients[most]:.3g}) for client {most}, got {privacy.delta:g}"
         )
-    names = set(parts.model.trainable())
-    if parts.stacked is not None and (idle := names - set(parts.stacked.trained)):
+    names = set(context.model.trainable())
+    if context.stacked is not None and (idle := names - set(context.stacked.trained)):
         yield (
             f"model.lora.target_modules: with a linear head {sorted(idle)[0]} gets no gradient, "
             "and noise would be all that it learns; leave text_encoder out"
         )
 
 
-def _dry_round(parts: Parts | TaskParts, strategy: Strategy) -> int:
+def _dry_round(context: RunContext, strategy: Strategy) -> int:
     """Raise what a strategy is refused for, by a round in which nobody trains.
 
     Returns how many numbers a client sends.
     """
-    state = parts.model.get_parameters()
-    ids = tuple(sorted(parts.clients))[:2]
-    hides_clients = parts.config.privacy.unit == "client"
+    state = context.model.get_parameters()
+    ids = tuple(sorted(context.clients))[:2]
+    hides_clients = context.config.privacy.unit == "client"
     numbers = [0]
 
     def train(request: TrainRequest) -> Updates:
@@ -113,11 +111,11 @@ def _dry_round(parts: Parts | TaskParts, strategy: Strategy) -> int:
     return max(numbers)
 
 
-def _warn_of_noise(parts: Parts | TaskParts, numbers: int) -> None:
+def _warn_of_noise(context: RunContext, numbers: int) -> None:
     """Say where so few clients, or so many numbers, leave little but noise."""
-    privacy, expected = parts.config.privacy, parts.clients_per_round
+    privacy, expected = context.config.privacy, context.clients_per_round
     assert privacy.delta is not None
-    rate, rounds = expected / len(parts.clients), parts.config.federation.rounds
+    rate, rounds = expected / len(context.clients), context.config.federation.rounds
     ratio = noise_of(privacy, rate, rounds) * math.sqrt(numbers) / expected
     if ratio > LOUD:
         warnings.warn(
@@ -127,9 +125,9 @@ def _warn_of_noise(parts: Parts | TaskParts, numbers: int) -> None:
             FedclipWarning,
             stacklevel=4,
         )
-    if len(parts.clients) < FEW_CLIENTS:
+    if len(context.clients) < FEW_CLIENTS:
         warnings.warn(
-            f"privacy.unit: client with {len(parts.clients)} clients: noise that hides one among "
+            f"privacy.unit: client with {len(context.clients)} clients: noise that hides one among "
             "so few drowns what they have in common; privacy.unit: example is made for that",
             FedclipWarning,
             stacklevel=4,

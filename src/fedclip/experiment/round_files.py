@@ -7,7 +7,7 @@ from typing import Any
 from fedclip.data.federated_data import private_record
 from fedclip.experiment.build import check_partition
 from fedclip.experiment.checkpoint import Checkpoint
-from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import PARTITION, RunFolder
 from fedclip.experiment.privacy import Openness
 from fedclip.experiment.stopwatch import Stopwatch
@@ -15,7 +15,7 @@ from fedclip.reports.listener import Listener
 
 
 def finish_round(
-    parts: Parts | TaskParts,
+    context: RunContext,
     folder: RunFolder,
     checkpoint: Checkpoint,
     clock: Stopwatch,
@@ -27,7 +27,7 @@ def finish_round(
     record = privacy.public(folder, record)
     by_client = record.pop("seconds_by_client", {})
     checkpoint.finished_rounds = record["server_round"]
-    if parts.config.evaluation.keep_best and record["server_round"] > 0:
+    if context.config.evaluation.keep_best and record["server_round"] > 0:
         checkpoint.keep_if_best(record)
     # Lines first: on resume they are cut back to the checkpoint, and never fall behind it.
     folder.append_metrics(record)
@@ -43,18 +43,18 @@ def finish_round(
     listener.round(record)
 
 
-def record_partition(parts: Parts | TaskParts, folder: RunFolder, listener: Listener) -> None:
+def record_partition(context: RunContext, folder: RunFolder, listener: Listener) -> None:
     """Write the partition, or check that a resumed run still has the data it began with.
 
     What a private run writes, and says, has no counts by class.
     """
-    private = parts.config.privacy.unit is not None
+    private = context.config.privacy.unit is not None
     if (folder.path / PARTITION).exists():
-        check_partition(parts, folder)
+        check_partition({name: task.data for name, task in context.tasks.items()}, folder)
     else:
-        record = parts.partition_record()
+        record = context.partition_record()
         folder.write_json(PARTITION, private_record(record) if private else record)
     if private:
         return
-    for task in parts.tasks.values() if isinstance(parts, TaskParts) else (parts,):
+    for task in context.tasks.values():
         listener.partition(*task.data.training_table())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedclip.evaluation.metrics import chosen
-from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.context import RunContext
 from fedclip.experiment.evaluate import evaluate_run
 from fedclip.federated.rounds import RoundResult
 from fedclip.records import RunState
@@ -15,15 +15,15 @@ ZERO_SHOT = ("macro_f1", "worst_class")
 """Figures by class of which the base model's stand beside the trained one's."""
 
 
-def before_training(parts: Parts | TaskParts, state: RunState, personal: bool) -> dict[str, Any]:
+def before_training(context: RunContext, state: RunState, personal: bool) -> dict[str, Any]:
     """Round 0: the untrained model, and the base model with CLIP's own zero-shot classifier."""
-    figures = evaluate_run(parts, state, personal=personal)
+    figures = evaluate_run(context, state, personal=personal)
     base = figures
     if "retrieval" in figures:
         figures["zero_shot_retrieval"] = figures["retrieval"]
-    if parts.model.head != "text":
-        base = evaluate_run(parts, state, base=True, personal=personal)
-    names = ["accuracy", *chosen(parts.config.evaluation.metrics)]
+    if context.model.head != "text":
+        base = evaluate_run(context, state, base=True, personal=personal)
+    names = ["accuracy", *chosen(context.config.evaluation.metrics)]
     names += [name for name in ZERO_SHOT if name in base]
     return {"server_round": 0} | {f"zero_shot_{name}": base[name] for name in names} | figures
 
@@ -51,12 +51,12 @@ def round_record(result: RoundResult) -> dict[str, Any]:
 
 
 def figures_of(
-    parts: Parts | TaskParts,
+    context: RunContext,
     result: RoundResult,
     personal: bool,
     due: bool,
     judge: Callable[[RoundResult], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """A round's figures: evaluated here where that is due, and told by a judge, if there is one."""
-    figures = evaluate_run(parts, result.state, personal=personal) if due else {}
+    figures = evaluate_run(context, result.state, personal=personal) if due else {}
     return figures | dict(judge(result) if judge is not None else {})

@@ -1,4 +1,4 @@
-"""A run from start to end: build the parts, go through the rounds, write the run folder.
+"""A run from start to end: build the context, go through the rounds, write the run folder.
 
 This is the file to read first. A fresh run and one that goes on after a kill take the same path:
 the only difference is where the round loop starts.
@@ -17,12 +17,12 @@ from fedclip.config import Config
 from fedclip.config.loading import config_from_dict, dump_config, load_config
 from fedclip.device import resolve_device
 from fedclip.experiment.build import (
-    assemble_run,
+    build,
     check_split_rule,
     with_absolute_paths,
 )
 from fedclip.experiment.checkpoint import Checkpoint
-from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.context import RunContext
 from fedclip.experiment.coverage import Coverage, check_measurable
 from fedclip.experiment.engine import create_engine, step_settings
 from fedclip.experiment.evaluate import evaluate_merged
@@ -85,14 +85,14 @@ def run(
         Processes.join(resolve_device(config.device)) as processes,
         _listeners(listener, processes) as heard,
     ):
-        parts = assemble_run(config, heard, processes)
-        strategy = choose_strategy(parts)
-        check_measurable(parts, strategy.personal)
-        check_privacy(parts, choose_strategy)
+        context = build(config, heard, processes)
+        strategy = choose_strategy(context)
+        check_measurable(context, strategy.personal)
+        check_privacy(context, choose_strategy)
         if not processes.is_first:
-            return _follow(parts, strategy, path)
-        folder = RunFolder.create(path, dump_config(parts.config))
-        return carry_out(parts, strategy, folder, heard, started)
+            return _follow(context, strategy, path)
+        folder = RunFolder.create(path, dump_config(context.config))
+        return carry_out(context, strategy, folder, heard, started)
 
 
 def resume(folder: str | Path, *, listener: Listener | Sequence[Listener] | None = None) -> Run:
@@ -111,12 +111,12 @@ def resume(folder: str | Path, *, listener: Listener | Sequence[Listener] | None
         _listeners(listener, processes) as heard,
     ):
         check_config(config, run_folder, heard)  # before the folder's code is run
-        parts = assemble_run(config, heard, processes)
-        strategy = choose_strategy(parts)
-        check_privacy(parts, choose_strategy)
+        context = build(config, heard, processes)
+        strategy = choose_strategy(context)
+        check_privacy(context, choose_strategy)
         if not processes.is_first:
-            return _follow(parts, strategy, run_folder.path)
-        return carry_out(parts, strategy, run_folder, heard, started)
+            return _follow(context, strategy, run_folder.path)
+        return carry_out(context, strategy, run_folder, heard, started)
 
 
 def _listeners(given: Listener | Sequence[Listener] | None, processes: Processes) -> Listeners:
@@ -134,7 +134,7 @@ def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
 
 
 def carry_out(
-    parts: Parts | TaskParts,
+    context: RunContext,
     strategy: Strategy,
     folder: RunFolder,
     listener: Listener,
@@ -147,75 +147,80 @@ def carry_out(
     The engine is the one that the configuration names, unless another is given. `judge` has figures
     of the last round, where the clients' tests are elsewhere.
     """
-    config = parts.config
+    config = context.config
     with folder.exclusive():
         listener.start(config)
-        checkpoint = take_up(parts, folder)
-        record_partition(parts, folder, listener)
-        privacy = begin_privacy(parts, folder, checkpoint, listener)
-        engine = engine or privacy.engine(partial(create_engine, parts))
+        checkpoint = take_up(context, folder)
+        record_partition(context, folder, listener)
+        privacy = begin_privacy(context, folder, checkpoint, listener)
+        engine = engine or privacy.engine(partial(create_engine, context))
         strategy = privacy.strategy(strategy)
-        personal = strategy.personal and parts.sites is None  # else those models are elsewhere
+        personal = strategy.personal and context.sites is None  # else those models are elsewhere
         folder.truncate_metrics(checkpoint.finished_rounds, checkpoint.metrics_sha256)
-        coverage = Coverage.of(parts, personal)
+        coverage = Coverage.of(context, personal)
         if privacy.tells_classes:
             coverage.warn_of_tests()
         coverage.warn_of_choices(config.evaluation)
         total, every = config.federation.rounds, config.evaluation.every
         patience = Patience(config.evaluation.patience, total, folder.read_metrics())
         finished = checkpoint.finished_rounds if patience.reason is None else total
-        parts.processes.first_start(finished, checkpoint.state)
+        context.processes.first_start(finished, checkpoint.state)
         folder.reopen()
         clock = Stopwatch(started)
         if checkpoint.finished_rounds < 0:
-            before = before_training(parts, checkpoint.state, personal)
-            finish_round(parts, folder, checkpoint, clock, before, listener, privacy)
-        listener.rounds(checkpoint.finished_rounds, total, parts.clients_per_round)
+            before = before_training(context, checkpoint.state, personal)
+            finish_round(context, folder, checkpoint, clock, before, listener, privacy)
+        listener.rounds(checkpoint.finished_rounds, total, context.clients_per_round)
         start, closing = (max(0, finished), checkpoint.state), {"stopped_by": patience.reason}
         try:
-            for result in _rounds(parts, engine, strategy, *start, listener, privacy):
+            for result in _rounds(context, engine, strategy, *start, listener, privacy):
                 checkpoint.add(result)
                 last = result.server_round == total
                 due = last or result.server_round % every == 0
-                record = round_record(result) | figures_of(parts, result, personal, due)
+                record = round_record(result) | figures_of(context, result, personal, due)
                 end = patience.hear(record) or last
                 if end and judge is not None:
                     record |= judge(result)
-                finish_round(parts, folder, checkpoint, clock, record, listener, privacy)
-                if not last and (reason := _reason_to_stop(parts, listener, patience)) is not None:
+                finish_round(context, folder, checkpoint, clock, record, listener, privacy)
+                if (
+                    not last
+                    and (reason := _reason_to_stop(context, listener, patience)) is not None
+                ):
                     closing = {"stopped_by": reason}
                     if not end:
-                        closing |= figures_of(parts, result, personal, not due, judge)
+                        closing |= figures_of(context, result, personal, not due, judge)
                     break
         except BudgetSpent as spent:
             result = RoundResult(checkpoint.finished_rounds, checkpoint.state, ())
-            closing = {"stopped_by": str(spent)} | figures_of(parts, result, personal, True, judge)
-        run = _finish_run(parts, folder, checkpoint, clock, coverage, closing, privacy)
+            closing = {"stopped_by": str(spent)} | figures_of(
+                context, result, personal, True, judge
+            )
+        run = _finish_run(context, folder, checkpoint, clock, coverage, closing, privacy)
         listener.finish(run.summary)
         return run
 
 
-def _reason_to_stop(parts: Parts | TaskParts, listener: Listener, patience: Patience) -> str | None:
+def _reason_to_stop(context: RunContext, listener: Listener, patience: Patience) -> str | None:
     """Why the run is to end after this round, of which all processes learn."""
     reason = patience.reason or listener.stop()
-    parts.processes.first_numbers([int(reason is not None)])
+    context.processes.first_numbers([int(reason is not None)])
     return reason
 
 
-def _follow(parts: Parts | TaskParts, strategy: Strategy, path: Path) -> Run:
+def _follow(context: RunContext, strategy: Strategy, path: Path) -> Run:
     """The path of every process but the first: its share of each round, and nothing written."""
-    finished, state = parts.processes.first_start(-1, RunState({}))
-    engine = create_engine(parts)
+    finished, state = context.processes.first_start(-1, RunState({}))
+    engine = create_engine(context)
     start, listener = (max(0, finished), state), Listener()
-    for result in _rounds(parts, engine, strategy, *start, listener, Openness()):
-        last = result.server_round == parts.config.federation.rounds
-        if not last and parts.processes.first_numbers([0]) != [0]:  # a listener ends the run
+    for result in _rounds(context, engine, strategy, *start, listener, Openness()):
+        last = result.server_round == context.config.federation.rounds
+        if not last and context.processes.first_numbers([0]) != [0]:  # a listener ends the run
             break
     return Run(path, {})
 
 
 def _rounds(
-    parts: Parts | TaskParts,
+    context: RunContext,
     engine: Engine,
     strategy: Strategy,
     finished: int,
@@ -223,29 +228,29 @@ def _rounds(
     listener: Listener,
     privacy: Openness,
 ) -> Iterator[RoundResult]:
-    config = parts.config
-    if held := held_in_memory(parts):
+    config = context.config
+    if held := held_in_memory(context):
         listener.message(held)
     found = run_rounds(
         state,
         engine,
         strategy,
-        clients=parts.clients,
+        clients=context.clients,
         rounds=config.federation.rounds,
-        clients_per_round=parts.clients_per_round,
+        clients_per_round=context.clients_per_round,
         seed=config.seed,
         finished_rounds=finished,
         on_client=privacy.hears(listener),
-        combine=parts.processes.combine,
+        combine=context.processes.combine,
         quorum=Quorum(config.deploy.quorum, config.robust.least),
-        settings=step_settings(parts),
+        settings=step_settings(context),
         sample=privacy.sample,
     )
     return map(privacy.result, found)
 
 
 def _finish_run(
-    parts: Parts | TaskParts,
+    context: RunContext,
     folder: RunFolder,
     checkpoint: Checkpoint,
     clock: Stopwatch,
@@ -259,16 +264,16 @@ def _finish_run(
     so stays that of a run that goes on.
     """
     if checkpoint.best_state:
-        save_adapters(parts, checkpoint.best_state, folder, "adapter_best")
-    save_adapters(parts, checkpoint.state, folder, "adapter")
+        save_adapters(context, checkpoint.best_state, folder, "adapter_best")
+    save_adapters(context, checkpoint.state, folder, "adapter")
     metrics = folder.read_metrics()
     closing = privacy.shown(closing)
     metrics[-1] |= {key: plain_json(value) for key, value in closing.items()}
     folder.write_bytes("curves.png", curves_png(metrics, metrics[0]["zero_shot_accuracy"]))
-    summary = summarise(parts, checkpoint, metrics, coverage if privacy.tells_classes else None)
+    summary = summarise(context, checkpoint, metrics, coverage if privacy.tells_classes else None)
     summary |= privacy.promise()
-    if isinstance(parts, TaskParts) and checkpoint.state.groups:
-        summary["adapters"]["merged"] = evaluate_merged(parts, folder.path / "adapter")
+    if context.several and checkpoint.state.groups:
+        summary["adapters"]["merged"] = evaluate_merged(context, folder.path / "adapter")
     summary["adapter_folders"] = adapter_digests(folder)
     summary["seconds"] = sum(line["seconds"] for line in folder.read_timing()) + clock.lap()
     privacy.end(folder, summary)

@@ -1,4 +1,4 @@
-"""The adapters that a run ends with, as PEFT folders."""
+"""Write the final adapters (global, per group, per client) in PEFT format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fedclip.config.names import file_name
-from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import RunFolder
 from fedclip.federated.strategies.base import factors
 from fedclip.federated.strategies.dynamic_ranks import layer_ranks
@@ -27,7 +27,7 @@ from fedclip.records import RunState, State
 _NEGLIGIBLE = 1e-7
 
 
-def save_adapters(parts: Parts | TaskParts, state: RunState, folder: RunFolder, name: str) -> None:
+def save_adapters(context: RunContext, state: RunState, folder: RunFolder, name: str) -> None:
     """Writes the shared adapter to `name`, and those of groups and clients beside it.
 
     Theirs are `<name>_of/<group>` and `<name>_of/<client id>`; with groups `name` is their merge,
@@ -36,19 +36,19 @@ def save_adapters(parts: Parts | TaskParts, state: RunState, folder: RunFolder, 
     """
     if state.groups:
         for group, own in state.groups.items():
-            _turn_to(parts, group)
+            context.turn_to(group)
             with _beside(folder, name, group) as path:
-                save_adapter(parts, own, own.shared, path)
-            _save_private(parts, own, folder, name)
-        _turn_to(parts, None)
+                save_adapter(context, own, own.shared, path)
+            _save_private(context, own, folder, name)
+        context.turn_to(None)
         with folder.writing(name) as path:
-            _merge(parts, [_place(folder, name, group) for group in state.groups], path)
+            _merge(context, [_place(folder, name, group) for group in state.groups], path)
     else:
-        _turn_to(parts, None)
+        context.turn_to(None)
         with folder.writing(name) as path:
-            save_adapter(parts, state, state.shared, path)
-        _save_private(parts, state, folder, name)
-    parts.put(state)
+            save_adapter(context, state, state.shared, path)
+        _save_private(context, state, folder, name)
+    context.put(state)
 
 
 def adapter_digests(folder: RunFolder) -> dict[str, str]:
@@ -60,13 +60,12 @@ def adapter_digests(folder: RunFolder) -> dict[str, str]:
     }
 
 
-def _save_private(parts: Parts | TaskParts, state: RunState, folder: RunFolder, name: str) -> None:
+def _save_private(context: RunContext, state: RunState, folder: RunFolder, name: str) -> None:
     for client_id, own in state.private.items():
         if own.keys() & state.shared.keys():
-            if isinstance(parts, TaskParts):
-                _turn_to(parts, parts.task_of[client_id])
+            context.turn_to(context.task_of.get(client_id))
             with _beside(folder, name, client_id) as path:
-                save_adapter(parts, state, state.of(client_id), path)
+                save_adapter(context, state, state.of(client_id), path)
 
 
 def _place(folder: RunFolder, name: str, owner: str) -> Path:
@@ -80,22 +79,16 @@ def _beside(folder: RunFolder, name: str, owner: str) -> Iterator[Path]:
         yield path
 
 
-def _turn_to(parts: Parts | TaskParts, group: str | None) -> None:
-    """Has the model name the classes of a group's task, else those of all tasks."""
-    if isinstance(parts, TaskParts):
-        parts.model.set_task(group if group in parts.tasks else None)
-
-
-def _merge(parts: Parts | TaskParts, folders: Sequence[Path], path: Path) -> None:
+def _merge(context: RunContext, folders: Sequence[Path], path: Path) -> None:
     adapters = [read_lora(folder) for folder in folders]
-    method, seed = parts.config.federation.sharing.merge, parts.config.seed
+    method, seed = context.config.federation.sharing.merge, context.config.seed
     merged, _ = combine(adapters, check_recipe(adapters, method, seed=seed))
     write_lora(path, merged)
 
 
-def save_adapter(parts: Parts | TaskParts, state: RunState, tensors: State, path: Path) -> None:
+def save_adapter(context: RunContext, state: RunState, tensors: State, path: Path) -> None:
     """Writes tensors, with what belongs to them in a state, as the folder of a PEFT adapter."""
-    model = parts.model
+    model = context.model
     whole = whole_factors(state, tensors, scalings(model.network))
     if not whole:
         model.set_parameters(tensors)
@@ -103,7 +96,7 @@ def save_adapter(parts: Parts | TaskParts, state: RunState, tensors: State, path
         return
     found = pairs(tensors)
     before = {_exactly(layer): len(tensors[pair.a]) for layer, pair in found.items()}
-    parts.shift({})  # what is saved belongs to the base model's own weights
+    context.shift({})  # what is saved belongs to the base model's own weights
     model.set_rank({_exactly(layer): len(x.a) for layer, x in whole.items()})
     renewed = {found[layer].a: x.a for layer, x in whole.items()}
     renewed |= {found[layer].b: x.b for layer, x in whole.items()}

@@ -1,10 +1,10 @@
-"""From a configuration to the strategy of its rounds, with all that goes around it."""
+"""Build the aggregation strategy, and its wrappers, from the configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from fedclip.catalog import StrategyEntry, load, strategy_row
 from fedclip.config import Config
@@ -12,7 +12,7 @@ from fedclip.config.checks_strategy import strategy_problems
 from fedclip.config.robust import too_few
 from fedclip.config.section import lookup
 from fedclip.errors import UsageError
-from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.context import RunContext
 from fedclip.federated.client_ranks import client_ranks, ranks_for_memory
 from fedclip.federated.engines.memory import activation_bytes
 from fedclip.federated.robust import Robust, RobustPlan
@@ -27,59 +27,57 @@ from fedclip.lora.robust_rules import Rule
 from fedclip.models.peft_lora import scalings
 from fedclip.records import State
 
-AnyParts = TypeVar("AnyParts", Parts, TaskParts)
 
-
-def choose_strategy(parts: Parts | TaskParts) -> Strategy:
-    """The strategy that the configuration asks for, and what it puts around that."""
-    federation = parts.config.federation
+def choose_strategy(context: RunContext) -> Strategy:
+    """Build the strategy that the configuration asks for, inside its wrappers."""
+    federation = context.config.federation
     name = federation.strategy
     own, flags = load_strategy(name)
-    check_composition(parts.config, flags)
-    strategy = make_strategy(name, own, setting_of(parts, flags))
+    check_composition(context.config, flags)
+    strategy = make_strategy(name, own, setting_of(context, flags))
     dynamic = federation.dynamic_ranks
     if dynamic.enabled:
         plan = RankPlan(federation.rounds, **dynamic.model_dump(exclude={"enabled"}))
-        _refuse_minimum(plan, parts.model.get_parameters())
+        _refuse_minimum(plan, context.model.get_parameters())
         exact = flags.dynamic_ranks == "product"
         strategy = DynamicRanks(strategy.setting, plan, exact=exact)
-    strategy = _robust(strategy, parts)
+    strategy = _robust(strategy, context)
     if federation.scaffold:
-        strategy = Scaffold(strategy, sum(parts.clients.values()))
+        strategy = Scaffold(strategy, sum(context.clients.values()))
     server = federation.server_optimizer
     if server.name != "none":
         options = server.model_dump(exclude={"name"})
         strategy = ServerOptimizer(strategy, server.name, options)
     if federation.ditto_mu is not None:
         strategy = Ditto(strategy, federation.ditto_mu)
-    return _by_group(strategy, parts)
+    return _by_group(strategy, context)
 
 
-def _robust(strategy: Strategy, parts: Parts | TaskParts) -> Strategy:
+def _robust(strategy: Strategy, context: RunContext) -> Strategy:
     """The strategy behind a robust rule or a cap, where the configuration asks for one."""
-    robust = parts.config.robust
+    robust = context.config.robust
     if robust.chosen is None or robust.attackers is None:
         return strategy if robust.largest_share is None else Robust(strategy, robust.largest_share)
     key = "federation.clients_per_round"
-    text = too_few(robust.chosen, robust.attackers, parts.clients_per_round, key)
+    text = too_few(robust.chosen, robust.attackers, context.clients_per_round, key)
     if text is not None:
         raise UsageError(text)
     found = load("robust_rules", robust.chosen)
     if not (isinstance(found, Rule) or callable(found)):
         raise UsageError(f"robust.rule: {robust.chosen} must be a function (gram, f) of weights")
     rule = found if isinstance(found, Rule) else Rule(found)
-    limit = parts.config.deploy.largest_update
+    limit = context.config.deploy.largest_update
     plan = RobustPlan(robust.chosen, rule, robust.attackers, robust.mixing, limit)
     return Robust(strategy, plan)
 
 
-def held_in_memory(parts: Parts | TaskParts) -> str | None:
+def held_in_memory(context: RunContext) -> str | None:
     """What a robust rule or a cap keeps of each round, in words; None without them."""
-    robust = parts.config.robust
+    robust = context.config.robust
     if robust.chosen is None and robust.largest_share is None:
         return None
-    clients = parts.clients_per_round
-    megabytes = clients * sum(t.nbytes for t in parts.model.get_parameters().values()) / 1e6
+    clients = context.clients_per_round
+    megabytes = clients * sum(t.nbytes for t in context.model.get_parameters().values()) / 1e6
     what = robust.chosen or "robust.largest_share"
     return f"{what} holds a round's updates in memory, {megabytes:.1f} MB for {clients} clients"
 
@@ -111,28 +109,27 @@ def _refuse_minimum(plan: RankPlan, state: State) -> None:
         )
 
 
-def _by_group(strategy: Strategy, parts: Parts | TaskParts) -> Strategy:
+def _by_group(strategy: Strategy, context: RunContext) -> Strategy:
     """The strategy for groups of clients, where they do not all train one adapter."""
-    sharing = parts.config.federation.sharing
+    sharing = context.config.federation.sharing
     if sharing.mode == "clusters":
-        return Clustered(strategy, parts.clients, sharing.cluster_round, sharing.clusters)
+        return Clustered(strategy, context.clients, sharing.cluster_round, sharing.clusters)
     if sharing.mode == "shared":
         return strategy
-    assert isinstance(parts, TaskParts)
     if sharing.mode == "per_task":
-        return Grouped(strategy, parts.task_of)
-    shared_rank = sharing.shared_rank or parts.config.model.lora.r // 2
-    return SharedAndTask(strategy, parts.task_of, shared_rank)
+        return Grouped(strategy, context.task_of)
+    shared_rank = sharing.shared_rank or context.config.model.lora.r // 2
+    return SharedAndTask(strategy, context.task_of, shared_rank)
 
 
-def setting_of(parts: Parts | TaskParts, flags: StrategyEntry) -> Setting:
+def setting_of(context: RunContext, flags: StrategyEntry) -> Setting:
     """What a strategy may know of the run."""
     return Setting(
-        seed=parts.config.seed,
-        scalings=scalings(parts.model.network),
-        ranks=_client_ranks(parts),
-        rslora=parts.config.model.lora.use_rslora,
-        options=options_of(parts.config, flags),
+        seed=context.config.seed,
+        scalings=scalings(context.model.network),
+        ranks=_client_ranks(context),
+        rslora=context.config.model.lora.use_rslora,
+        options=options_of(context.config, flags),
     )
 
 
@@ -151,12 +148,12 @@ def options_of(config: Config, flags: StrategyEntry) -> dict[str, Any]:
     return options
 
 
-def _client_ranks(parts: Parts | TaskParts) -> dict[str, int]:
+def _client_ranks(context: RunContext) -> dict[str, int]:
     """The clients' ranks as configured or settled; none where all have r."""
-    spec, r = parts.config.federation.client_ranks, parts.config.model.lora.r
+    spec, r = context.config.federation.client_ranks, context.config.model.lora.r
     if spec is None:
         return {}
-    ranks = client_ranks(spec, list(parts.clients), parts.config.seed)
+    ranks = client_ranks(spec, list(context.clients), context.config.seed)
     above = [client_id for client_id, rank in ranks.items() if rank > r]
     if above:
         raise UsageError(
@@ -166,39 +163,39 @@ def _client_ranks(parts: Parts | TaskParts) -> dict[str, int]:
     return ranks
 
 
-def settle_ranks(parts: AnyParts) -> AnyParts:
-    """The parts with the clients' ranks by name in the place of their memory.
+def settle_ranks(context: RunContext) -> RunContext:
+    """The context with the clients' ranks by name, in place of their memory.
 
     What fits is measured, and libraries or machines may differ: what the first process finds is
     what all of them do, also after a resume.
     """
-    federation = parts.config.federation
+    federation = context.config.federation
     if federation.client_memory_mb is None:
-        return parts
-    found = _ranks_for_memory(parts, federation.client_memory_mb)
-    ranks = dict(zip(found, parts.processes.first_numbers(list(found.values())), strict=True))
+        return context
+    found = _ranks_for_memory(context, federation.client_memory_mb)
+    ranks = dict(zip(found, context.processes.first_numbers(list(found.values())), strict=True))
     federation = federation.model_copy(update={"client_ranks": ranks, "client_memory_mb": None})
-    return replace(parts, config=parts.config.model_copy(update={"federation": federation}))
+    return replace(context, config=context.config.model_copy(update={"federation": federation}))
 
 
-def _ranks_for_memory(parts: Parts | TaskParts, memory_mb: Mapping[str, float]) -> dict[str, int]:
-    assert parts.stacked is not None  # an adapter without DoRA, or the configuration is refused
-    state = parts.model.get_parameters()
+def _ranks_for_memory(context: RunContext, memory_mb: Mapping[str, float]) -> dict[str, int]:
+    assert context.stacked is not None  # an adapter without DoRA, or the configuration is refused
+    state = context.model.get_parameters()
     return ranks_for_memory(
         memory_mb,
-        list(parts.clients),
+        list(context.clients),
         layers=[
             Layer(state[pair.a].shape[1], len(state[pair.b])) for pair in pairs(state).values()
         ],
-        base_bytes=4 * parts.model.get_model_summary()["base_parameters"],
+        base_bytes=4 * context.model.get_model_summary()["base_parameters"],
         activation_bytes=activation_bytes(
-            parts.stacked,
+            context.stacked,
             state,
-            image_size=parts.model.image_size,
-            batch_size=parts.config.data.batch_size,
-            device=parts.device,
+            image_size=context.model.image_size,
+            batch_size=context.config.data.batch_size,
+            device=context.device,
         ),
-        maximum=parts.config.model.lora.r,
+        maximum=context.config.model.lora.r,
     )
 
 

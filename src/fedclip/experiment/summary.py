@@ -8,7 +8,7 @@ from typing import Any
 
 from fedclip.evaluation.metrics import CLASS_FIGURES, chosen
 from fedclip.experiment.checkpoint import Checkpoint
-from fedclip.experiment.context import Parts, TaskParts
+from fedclip.experiment.context import RunContext
 from fedclip.experiment.coverage import Coverage
 from fedclip.experiment.evaluate import evaluate_matrix, evaluate_unseen
 from fedclip.experiment.round_records import ZERO_SHOT
@@ -27,30 +27,29 @@ _RETRIEVAL = ("zero_shot_retrieval", "retrieval")  # of the first line, and of t
 
 
 def summarise(
-    parts: Parts | TaskParts,
+    context: RunContext,
     checkpoint: Checkpoint,
     metrics: list[dict[str, Any]],
     coverage: Coverage | None,
 ) -> dict[str, Any]:
     """All of `summary.json` but the seconds, of the lines of `metrics.jsonl`."""
-    config, counts, last = parts.config, parts.model.get_model_summary(), metrics[-1]
+    config, counts, last = context.config, context.model.get_model_summary(), metrics[-1]
     # A private run does not tell who took part: it has as many trainings as are expected.
     trainings = sum(len(line.get("clients", ())) for line in metrics)
-    trainings = trainings or max(1, checkpoint.finished_rounds * parts.clients_per_round)
+    trainings = trainings or max(1, checkpoint.finished_rounds * context.clients_per_round)
     state = checkpoint.state
-    several = isinstance(parts, TaskParts)
     retrieval = {key: line[key] for line in metrics for key in _RETRIEVAL if key in line}
     return {
         "task": config.task,
         "model": config.model.model_name,
-        "data": ", ".join(config.tasks) if several else config.data.name,
+        "data": ", ".join(config.tasks) if context.several else config.data.name,
         "strategy": config.federation.strategy,
-        "engine": config.engine.name if parts.sites is None else FLOWER,
+        "engine": config.engine.name if context.sites is None else FLOWER,
         "seed": config.seed,
         "rounds": checkpoint.finished_rounds,
         "stopped_by": last.get("stopped_by"),
-        "clients": len(parts.sites or metrics[0].get("accuracy_by_client", parts.clients)),
-        "clients_per_round": parts.clients_per_round,
+        "clients": len(context.sites or metrics[0].get("accuracy_by_client", context.clients)),
+        "clients_per_round": context.clients_per_round,
         "zero_shot_accuracy": metrics[0]["zero_shot_accuracy"],
         "initial_accuracy": metrics[0]["accuracy"],
         "accuracy": last["accuracy"],
@@ -65,11 +64,11 @@ def summarise(
         "trainable_parameters": counts["trainable_parameters"],
         "bytes_up_per_client_round": checkpoint.bytes_up / trainings,
         "bytes_down_per_client_round": checkpoint.bytes_down / trainings,
-        "device": str(parts.device),
-        "precision": parts.precision,
-        "input_size": parts.model.image_size,
-        "shrunk": parts.shrunk,
-        "bad_images": parts.bad_images,
+        "device": str(context.device),
+        "precision": context.precision,
+        "input_size": context.model.image_size,
+        "shrunk": context.shrunk,
+        "bad_images": context.bad_images,
         **({} if coverage is None else coverage.record()),
         "adapter_sha256": adapter_sha256(_adapters(state)),
         "state_sha256": adapter_sha256(state.flat()),
@@ -77,13 +76,14 @@ def summarise(
             name: version(name) for name in ("fedclip", "torch", "transformers", "peft", "numpy")
         },
         **retrieval,
-        **_further_metrics(parts, metrics),
-        **(_tasks(parts, state, metrics) if isinstance(parts, TaskParts) else {}),
+        **_further_metrics(context, metrics),
         **({"groups": _groups(state)} if state.groups else {}),
         **(
-            evaluate_unseen(parts, state, (metrics[0]["zero_shot_accuracy"], last["accuracy"]))
-            if isinstance(parts, Parts)
-            else {}
+            _tasks(context, state, metrics)
+            if context.several
+            else evaluate_unseen(
+                context, state, (metrics[0]["zero_shot_accuracy"], last["accuracy"])
+            )
         ),
     }
 
@@ -122,9 +122,9 @@ def _class_figures(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     return (before | found) if found else {}
 
 
-def _further_metrics(parts: Parts | TaskParts, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+def _further_metrics(context: RunContext, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """Figures of `evaluation.metrics`, under keys like those of accuracy; nothing without any."""
-    names, first, last = list(chosen(parts.config.evaluation.metrics)), metrics[0], metrics[-1]
+    names, first, last = list(chosen(context.config.evaluation.metrics)), metrics[0], metrics[-1]
     found: dict[str, Any] = {"metrics": names} if names else {}
     for name in names:
         found[f"zero_shot_{name}"] = first[f"zero_shot_{name}"]
@@ -146,11 +146,11 @@ def _groups(state: RunState) -> dict[str, list[str]]:
 
 
 def _tasks(
-    parts: TaskParts, state: RunState, metrics: list[dict[str, Any]]
+    context: RunContext, state: RunState, metrics: list[dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Figures of each task, and of every adapter on every task."""
     first, last = metrics[0], metrics[-1]
-    names = ("accuracy", *chosen(parts.config.evaluation.metrics))
+    names = ("accuracy", *chosen(context.config.evaluation.metrics))
     tasks = {
         task: {"clients": len(own.clients)}
         | {
@@ -163,6 +163,6 @@ def _tasks(
             )
         }
         | {key: last[f"{key}_by_task"][task] for key in CLASS_FIGURES}
-        for task, own in parts.tasks.items()
+        for task, own in context.by_task().items()
     }
-    return {"tasks": tasks, "adapters": evaluate_matrix(parts, state)}
+    return {"tasks": tasks, "adapters": evaluate_matrix(context, state)}

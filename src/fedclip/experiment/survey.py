@@ -17,7 +17,7 @@ from fedclip.data.picture_types import in_words
 from fedclip.data.rgb import full_size
 from fedclip.data.source import some
 from fedclip.errors import FedclipError
-from fedclip.experiment.build import for_task
+from fedclip.experiment.context import ONLY, for_task
 from fedclip.models.pretrained import advice_on_size, load_pixels
 from fedclip.reports.progress import Listener
 
@@ -30,9 +30,8 @@ def survey(config: Config, listener: Listener) -> list[dict[str, Any]]:
 
     Every image is opened, divided and held out as a run does it, which raises what a run would.
     """
-    names = list(config.tasks)
-    views = [(name, for_task(config, name)) for name in names] or [("", config)]
-    return [_of_one(name, view, listener) for name, view in views]
+    names = list(config.tasks) or [ONLY]
+    return [_of_one(name, for_task(config, name), listener) for name in names]
 
 
 def _of_one(task: str, config: Config, listener: Listener) -> dict[str, Any]:

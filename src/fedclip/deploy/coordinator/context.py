@@ -1,4 +1,4 @@
-"""The parts of a run whose clients are on other machines: a model, and the coordinator's tests."""
+"""The context of a run with clients on other machines: a model, and the coordinator's tests."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fedclip.data.federated_data import FederatedData
 from fedclip.data.loading import warn_of_one_class
 from fedclip.data.prompts import PROMPTS
 from fedclip.errors import UsageError
-from fedclip.experiment.build import assemble, load_data
-from fedclip.experiment.context import Parts
+from fedclip.experiment.build import build, load_data
+from fedclip.experiment.context import RunContext
 from fedclip.models.pretrained import load_pixels
 from fedclip.reports.listener import Listener
 
 _NONE = np.empty(0, dtype=np.int64)
 
 
-def coordinator_parts(config: Config, listener: Listener, sites: dict[str, int]) -> Parts:
+def coordinator_context(config: Config, listener: Listener, sites: dict[str, int]) -> RunContext:
     """The model, and the data that the coordinator tests on; the clients are the `sites`."""
     only_here = {
         "data.train_classes": config.data.train_classes is not None,
@@ -37,9 +37,9 @@ def coordinator_parts(config: Config, listener: Listener, sites: dict[str, int])
         raise UsageError(f"{key} is for runs on one machine; leave it out")
     alone = _as_one_client(config)
     data = _tests(load_data(alone, listener)) if config.deploy.test_data else _no_data(config)
-    parts = assemble(alone, listener, data=data)
+    context = build(alone, listener, data=data)
     return replace(
-        parts, config=config.model_copy(update={"engine": parts.config.engine}), sites=sites
+        context, config=config.model_copy(update={"engine": context.config.engine}), sites=sites
     )
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from fedclip.config import Config
 from fedclip.config.loading import load_config
-from fedclip.deploy.coordinator.context import coordinator_parts, expected_sites
+from fedclip.deploy.coordinator.context import coordinator_context, expected_sites
 from fedclip.deploy.coordinator.run_files import DeployFiles
 from fedclip.deploy.flower.mail import FlowerMail
 from fedclip.deploy.flower.process import LOOK_EVERY
@@ -117,15 +117,15 @@ def _rounds(
     keyed = site_names(Path(deploy.keys)) if deploy.keys else []
     wanted, count = expected_sites(config, keyed)
     examples = dict.fromkeys(sorted(wanted or ()), 0) | files.sites
-    parts = coordinator_parts(config, listener, examples)
-    check_measurable(parts, is_personal(config))
-    job = make_job(config, parts.data.class_names, parts.data.templates)
+    context = coordinator_context(config, listener, examples)
+    check_measurable(context, is_personal(config))
+    job = make_job(config, context.data.class_names, context.data.templates)
     largest = int(deploy.largest_message_mb * 1e6)
     roster = Roster(
         mail,
         files.run,
         job,
-        base_sha256(parts.model),
+        base_sha256(context.model),
         largest,
         listener.message,
         wanted,
@@ -156,15 +156,15 @@ def _rounds(
         say=listener.message,
         traffic=listener.traffic,
     )
-    strategy = choose_strategy(parts)
+    strategy = choose_strategy(context)
 
     def judge(result: RoundResult) -> dict[str, Any]:
         found = engine.give_results(result.state, result.server_round)
         counts = {site: (own.tests, own.correct) for site, own in found.items()}
         names = chosen(config.evaluation.metrics)
-        return told_by_clients(counts, parts.clients, strategy.personal, names)
+        return told_by_clients(counts, context.clients, strategy.personal, names)
 
-    return carry_out(parts, strategy, folder, listener, started, engine, judge)
+    return carry_out(context, strategy, folder, listener, started, engine, judge)
 
 
 def _gather(

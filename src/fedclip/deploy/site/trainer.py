@@ -32,10 +32,10 @@ from fedclip.deploy.site.exchange_limits import check_request
 from fedclip.deploy.site.private_state import PrivateState, drop_other_runs
 from fedclip.deploy.site.requirements import unmet
 from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError
-from fedclip.experiment.build import assemble, model_config, model_seed
-from fedclip.experiment.context import Parts
+from fedclip.experiment.build import build, model_config, model_seed
+from fedclip.experiment.context import RunContext
 from fedclip.experiment.engine import create_engine
-from fedclip.experiment.evaluate import evaluate_parts
+from fedclip.experiment.evaluate import evaluate_model
 from fedclip.experiment.save_adapters import save_adapter
 from fedclip.federated.rounds import Engine
 from fedclip.federated.update_checks import require_sound
@@ -59,7 +59,7 @@ class Work:
     """A job that the site has taken up: the engine that trains it, and what it is about."""
 
     digest: str
-    parts: Parts
+    context: RunContext
     engine: Engine
     base: str
     num_examples: int
@@ -127,7 +127,7 @@ class SiteTrainer:
         before = private.before(request.server_round)
         kept = {name: before[KEPT + name] for name in exchange.kept if KEPT + name in before}
         if not request.shift:
-            work.parts.shift({})  # an earlier run of the same job may have left one
+            work.context.shift({})  # an earlier run of the same job may have left one
         (cohort,) = work.engine.train(replace(request, starts={site: kept}))
         update = require_sound(cohort, request)
         tensors = dict(update.tensors)
@@ -155,9 +155,9 @@ class SiteTrainer:
             after = private.before(ticket.server_round + 1)
             own |= {n.removeprefix(KEPT): t for n, t in after.items() if n.startswith(KEPT)}
         state = replace(state, private={site: own})
-        work.parts.put(state)
-        figures = evaluate_parts(work.parts, personal=state)
-        save_adapter(work.parts, state, state.of(site), folder / ADAPTER)
+        work.context.put(state)
+        figures = evaluate_model(work.context, personal=state)
+        save_adapter(work.context, state, state.of(site), folder / ADAPTER)
         tests, accuracy = figures["test_examples"], figures["accuracy"]
         found = Tested(tests, round(tests * accuracy)) if tests else Tested()
         self._say(
@@ -209,9 +209,9 @@ class SiteTrainer:
         (own,) = data.clients
         if own.client_id != site.name:
             raise UsageError("the site's images were divided, which they must not be")
-        parts = assemble(config, Listener(), data=data, model=model)
+        context = build(config, Listener(), data=data, model=model)
         self._say(f"took up a run: {len(own.train)} training examples")
-        return Work(digest, parts, create_engine(parts), base, len(own.train), job)
+        return Work(digest, context, create_engine(context), base, len(own.train), job)
 
     def _images(self, config: Config, names: Sequence[str]) -> FederatedData:
         """The site's images, all of them its own; what there is to say of them stays here."""
