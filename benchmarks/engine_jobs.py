@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fedclip import CLIPLoRAWrapper, create_clip_model
 from fedclip.device import keep_freed_memory, product_dtype, resolve_device, resolve_precision
-from fedclip.federated.client import LocalSettings
 from fedclip.federated.engines.batched import BatchedEngine
 from fedclip.federated.engines.sequential import SequentialEngine
 from fedclip.federated.engines.threads import on_all_threads
+from fedclip.federated.steps import LocalSettings
 from fedclip.models.stacked.clients import StackedClients
 from fedclip.models.stacked.frozen_matmul import times_transposed
 from fedclip.models.stacked.prefix_cache import FrozenInputs, PixelInputs

@@ -8,7 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedclip.errors import TrainingFailed
-from fedclip.federated.client import LocalSettings, local_train, schedule_factor
+from fedclip.federated.client import local_train
+from fedclip.federated.steps import LocalSettings, schedule_factor
 from tests.support.toys import CPU, Toy, toy_data
 
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from fedclip.device import product_dtype
-from fedclip.federated.client import LocalSettings
 from fedclip.federated.engines import private
 from fedclip.federated.engines.batched import BatchedEngine
 from fedclip.federated.engines.memory import ROW_BYTES, choose_group_size
@@ -14,6 +13,7 @@ from fedclip.federated.engines.threads import SideBySide
 from fedclip.federated.privacy.charging import with_digest
 from fedclip.federated.privacy.dp_sgd import DpSgd, clip_rows
 from fedclip.federated.privacy.secret import Draws
+from fedclip.federated.steps import LocalSettings
 from fedclip.federated.updates import Updates
 from fedclip.models.stacked.clients import StackedClients
 from fedclip.models.stacked.prefix_cache import PixelInputs

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedclip.federated.client import LocalSettings, local_train
+from fedclip.federated.client import local_train
 from fedclip.federated.parameter_rules import decays
+from fedclip.federated.steps import LocalSettings
 from fedclip.models.clip import create_clip_model
 from tests.support.models import FULL, NAMES
 

@@ -216,9 +216,6 @@ def bench(
         )
     if jobs is not None and not 1 <= jobs <= 10_000:
         raise UsageError(f"--jobs must be at least 1, and at most 10,000, got {jobs}")
-    chosen = [] if seeds is None else seeds.split(",")
-    if not all(seed.strip().isdecimal() and len(seed) < 19 for seed in chosen):
-        raise UsageError(f'--seeds must be whole numbers separated by commas, got "{seeds}"')
     from fedclip.experiment.bench import command
 
     file = grid or command.find_grid(str(name))
@@ -228,12 +225,20 @@ def bench(
         jobs=jobs,
         full=full,
         only=only or (),
-        seeds=[int(seed) for seed in chosen],
+        seeds=_seeds(seeds),
         dry_run=dry_run,
         as_json=as_json,
         result_file=result,
     )
     raise typer.Exit(code)
+
+
+def _seeds(text: str | None) -> list[int]:
+    """Seeds of a comma-separated list."""
+    seeds = [] if text is None else text.split(",")
+    if not all(seed.strip().isdecimal() and len(seed) < 19 for seed in seeds):
+        raise UsageError(f'--seeds must be whole numbers separated by commas, got "{text}"')
+    return [int(seed) for seed in seeds]
 
 
 app.command()(cli_adapters.export)

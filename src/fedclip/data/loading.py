@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from fedclip.data.roles import with_shots, with_test_sites
 from fedclip.data.source import ImageSource, fingerprint_of
 from fedclip.errors import FedclipWarning, UsageError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 
 def load_federated(
     data: DataConfig,
@@ -43,28 +46,63 @@ def load_federated(
 ) -> FederatedData:
     """Load, decode, divide and split a data set as its configuration says.
 
-    With `captions` images go with captions in the place of classes.
     `data.max_train_examples` caps the pool that is divided, before anything is decoded, at what
-    leaves about that many to train on when the clients have held out theirs. The
-    central test set is the data set's own, else the union of the clients'; a client's test set is
-    its site's part of the own one where that has sites, else `data.test_fraction` of its examples.
-    Validation goes the same way. `to_pixels` and `pixels_key` are the model's preprocessing.
-    A `source` takes the place of the data set that the configuration names; `read_captions` says
-    what the text tower reads of captions. Data that leave nothing to test on are refused, unless
-    that is not needed.
+    leaves about that many to train on. The central test set is that of the data set, else the
+    union of the clients'; a client's test set is its site's part of the former where that has
+    sites, else `data.test_fraction` of its examples. Validation goes the same way. `to_pixels` and
+    `pixels_key` are the model's preprocessing; `read_captions` says what the text tower reads of
+    `captions`. A `source` takes the place of the one that the configuration names. Data that leave
+    nothing to test on are refused, unless that is not needed.
     """
-    if data.validation_fraction + data.test_fraction >= 1:
-        raise UsageError(
-            "data.validation_fraction and data.test_fraction must leave something to train on, "
-            f"got {data.validation_fraction} and {data.test_fraction}"
-        )
-    source, name = _source(data, captions, seed, source, read_captions)
-    if data.shots is not None:  # what is held out is chosen already, for all clients together
-        data = data.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
+    source, name, data = _source(data, captions, seed, source, read_captions)
     source = with_fixed_test(source, name == "natural", data)
     used = choose(source, name == "natural", data, seed)
     digests = source.digests(used)
     fingerprint = fingerprint_of(digests)
+    pixels, bad = _decoded(source, used, data, fingerprint, to_pixels, pixels_key, progress)
+    examples = Examples.of(source, used, digests, bad=[image.position for image in bad])
+    if name == "natural":
+        examples = without_empty_sites(examples, data.on_empty_site)
+    clients = divide(examples, data, name, num_clients, seed)
+    pictures = same_pictures(digests) if captions else None
+    if captions:
+        clients = with_two_pairs(clients, pictures)
+    federation = FederatedData(
+        name=source.name,
+        pixels=pixels,
+        labels=examples.labels,
+        class_names=source.class_names,
+        templates=source.templates,
+        clients=clients,
+        validation=examples.central("validation", clients),
+        test=examples.central("test", clients),
+        bad_images=tuple(str(image) for image in bad),
+        fingerprint=fingerprint,
+        partition=_scheme(data, name, seed),
+        captioned=captions,
+        pictures=pictures,
+        places=source.places(used),
+        median_size=median_size(source.images, np.delete(used, [b.position for b in bad])),
+        test_seed=data.test_seed,
+    )
+    if needs_tests:
+        _require_tests(federation.test, data)
+    if data.train_classes is not None:
+        federation = with_base_classes(federation, data.train_classes)
+    warn_of_one_class(federation)
+    return federation
+
+
+def _decoded(
+    source: ImageSource,
+    used: NDArray[np.int64],
+    data: DataConfig,
+    fingerprint: str,
+    to_pixels: ToPixels,
+    pixels_key: str,
+    progress: Progress | None,
+) -> tuple[NDArray[np.uint8], list[BadImage]]:
+    """The pixels of the images that are used, and the images that could not be read."""
     pixels, bad = decode(
         source,
         used,
@@ -76,44 +114,26 @@ def load_federated(
         progress=progress,
     )
     _report(bad, len(used))
-    examples = Examples.of(source, used, digests, bad=[image.position for image in bad])
-    if name == "natural":
-        examples = without_empty_sites(examples, data.on_empty_site)
-    scheme = {"name": name, "seed": partition_seed(seed)} | _options(data, name)
-    clients = divide(examples, data, name, num_clients, seed)
-    pictures = same_pictures(digests) if captions else None
-    if captions:
-        clients = with_two_pairs(clients, pictures)
-    validation = examples.central("validation", clients)
-    test = examples.central("test", clients)
-    if needs_tests and not len(test):
+    return pixels, bad
+
+
+def _leave_something(data: DataConfig) -> None:
+    """Refuse fractions that hold everything out."""
+    if data.validation_fraction + data.test_fraction >= 1:
+        raise UsageError(
+            "data.validation_fraction and data.test_fraction must leave something to train on, "
+            f"got {data.validation_fraction} and {data.test_fraction}"
+        )
+
+
+def _require_tests(test: NDArray[np.int64], data: DataConfig) -> None:
+    """Refuse data that leave nothing to test on."""
+    if not len(test):
         raise UsageError(
             "data.test_fraction: the data set has no test split and no client is large enough to "
             f"hold out a test example (fraction {data.test_fraction}); raise it, lower "
             "federation.num_clients, or use more data"
         )
-    federation = FederatedData(
-        name=source.name,
-        pixels=pixels,
-        labels=examples.labels,
-        class_names=source.class_names,
-        templates=source.templates,
-        clients=clients,
-        validation=validation,
-        test=test,
-        bad_images=tuple(str(image) for image in bad),
-        fingerprint=fingerprint,
-        partition=scheme,
-        captioned=captions,
-        pictures=pictures,
-        places=source.places(used),
-        median_size=median_size(source.images, np.delete(used, [b.position for b in bad])),
-        test_seed=data.test_seed,
-    )
-    if data.train_classes is not None:
-        federation = with_base_classes(federation, data.train_classes)
-    warn_of_one_class(federation)
-    return federation
 
 
 def warn_of_one_class(data: FederatedData) -> None:
@@ -133,8 +153,9 @@ def _source(
     seed: int,
     given: ImageSource | None,
     read_captions: Reader | None,
-) -> tuple[ImageSource, str]:
-    """The data set, with what each image is for, and the name of its partition."""
+) -> tuple[ImageSource, str, DataConfig]:
+    """The data set with each image's role, its partition's name, and what is left to hold out."""
+    _leave_something(data)
     source = given or load_source(
         data.name,
         path=data.path,
@@ -157,7 +178,9 @@ def _source(
         source = with_test_sites(source, data.test_sites)
     if data.shots is not None:
         source = with_shots(source, data.shots, data.test_fraction, seed, data.test_seed)
-    return source, name
+        # What is held out is chosen already, for all clients together.
+        data = data.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
+    return source, name, data
 
 
 def _report(bad: list[BadImage], total: int) -> None:
@@ -169,9 +192,10 @@ def _report(bad: list[BadImage], total: int) -> None:
     warnings.warn(f"{describe_bad(bad, total)}; left out", FedclipWarning, stacklevel=3)
 
 
-def _options(data: DataConfig, name: str) -> dict[str, Any]:
-    """The settings of `data.partition` that the named partitioner reads."""
-    return {key: getattr(data.partition, key) for key in _READS.get(name, ())}
+def _scheme(data: DataConfig, name: str, seed: int) -> dict[str, Any]:
+    """The partitioner, with its seed and the settings of `data.partition` that it reads."""
+    scheme: dict[str, Any] = {"name": name, "seed": partition_seed(seed)}
+    return scheme | {key: getattr(data.partition, key) for key in _READS.get(name, ())}
 
 
 _READS = {

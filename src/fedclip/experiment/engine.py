@@ -12,7 +12,6 @@ from fedclip.catalog import ENGINES, load
 from fedclip.config import Config, EngineConfig
 from fedclip.data.cache import cache_folder
 from fedclip.experiment.context import RunContext, Task
-from fedclip.federated.client import LocalSettings
 from fedclip.federated.engines.batched import BatchedEngine
 from fedclip.federated.engines.memory import choose_group_size, memory_budget
 from fedclip.federated.engines.multitask import TaskEngine
@@ -22,6 +21,7 @@ from fedclip.federated.engines.threads import on_all_threads
 from fedclip.federated.losses import Contrastive, classification
 from fedclip.federated.privacy.dp_sgd import DpSgd
 from fedclip.federated.rounds import Engine
+from fedclip.federated.steps import LocalSettings
 from fedclip.lora.layer_patterns import check_hits, owners
 from fedclip.models.stacked.prefix_cache import FrozenInputs, frozen_numbers
 from fedclip.records import State

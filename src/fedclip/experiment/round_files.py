@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from fedclip.data.federated_data import private_record
@@ -10,37 +11,48 @@ from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import PARTITION, RunFolder
 from fedclip.experiment.privacy import Openness
+from fedclip.experiment.round_records import Judge, figures_of
 from fedclip.experiment.stopwatch import Stopwatch
+from fedclip.federated.rounds import RoundResult
 from fedclip.reports.listener import Listener
 
 
-def finish_round(
-    context: RunContext,
-    folder: RunFolder,
-    checkpoint: Checkpoint,
-    clock: Stopwatch,
-    record: dict[str, Any],
-    listener: Listener,
-    privacy: Openness,
-) -> None:
-    """Write a round's lines and its checkpoint; times go to a file of their own."""
-    record = privacy.public(folder, record)
-    by_client = record.pop("seconds_by_client", {})
-    checkpoint.finished_rounds = record["server_round"]
-    if context.config.evaluation.keep_best and record["server_round"] > 0:
-        checkpoint.keep_if_best(record)
-    # Lines first: on resume they are cut back to the checkpoint, and never fall behind it.
-    folder.append_metrics(record)
-    folder.append_timing(
-        {
-            "server_round": record["server_round"],
-            "seconds": clock.lap(),
-            "training_seconds": sum(by_client.values()),
-            "clients": by_client,
-        }
-    )
-    checkpoint.save(folder)
-    listener.round(record)
+@dataclass(frozen=True)
+class OpenRun:
+    """A run under way: what its rounds come from, and what they are written to."""
+
+    context: RunContext
+    folder: RunFolder
+    checkpoint: Checkpoint
+    listener: Listener
+    privacy: Openness
+    personal: bool
+    clock: Stopwatch
+
+    def figures(self, result: RoundResult, due: bool, judge: Judge | None = None) -> dict[str, Any]:
+        """A round's figures, where they are due; see `figures_of`."""
+        return figures_of(self.context, result, self.personal, due, judge)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write a round's lines and its checkpoint; times go to a file of their own."""
+        folder, checkpoint = self.folder, self.checkpoint
+        record = self.privacy.public(folder, record)
+        by_client = record.pop("seconds_by_client", {})
+        checkpoint.finished_rounds = record["server_round"]
+        if self.context.config.evaluation.keep_best and record["server_round"] > 0:
+            checkpoint.keep_if_best(record)
+        # Lines first: on resume they are cut back to the checkpoint, and never fall behind it.
+        folder.append_metrics(record)
+        folder.append_timing(
+            {
+                "server_round": record["server_round"],
+                "seconds": self.clock.lap(),
+                "training_seconds": sum(by_client.values()),
+                "clients": by_client,
+            }
+        )
+        checkpoint.save(folder)
+        self.listener.round(record)
 
 
 def record_partition(context: RunContext, folder: RunFolder, listener: Listener) -> None:

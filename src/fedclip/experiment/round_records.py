@@ -11,6 +11,8 @@ from fedclip.experiment.evaluate import evaluate_run
 from fedclip.federated.rounds import RoundResult
 from fedclip.records import RunState
 
+Judge = Callable[[RoundResult], Mapping[str, Any]]
+"""Gives figures of the last round, where the clients' tests are elsewhere."""
 ZERO_SHOT = ("macro_f1", "worst_class")
 """Figures by class of which the base model's stand beside the trained one's."""
 
@@ -55,7 +57,7 @@ def figures_of(
     result: RoundResult,
     personal: bool,
     due: bool,
-    judge: Callable[[RoundResult], Mapping[str, Any]] | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """A round's figures: evaluated here where that is due, and told by a judge, if there is one."""
     figures = evaluate_run(context, result.state, personal=personal) if due else {}

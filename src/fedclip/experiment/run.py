@@ -7,7 +7,7 @@ the only difference is where the round loop starts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from fedclip.experiment.build import (
     check_split_rule,
     with_absolute_paths,
 )
-from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import RunContext
 from fedclip.experiment.coverage import Coverage, check_measurable
 from fedclip.experiment.engine import create_engine, step_settings
@@ -31,8 +30,8 @@ from fedclip.experiment.identity import check_config, take_up
 from fedclip.experiment.patience import Patience
 from fedclip.experiment.privacy import Openness, begin_privacy
 from fedclip.experiment.privacy_checks import check_privacy
-from fedclip.experiment.round_files import finish_round, record_partition
-from fedclip.experiment.round_records import before_training, figures_of, round_record
+from fedclip.experiment.round_files import OpenRun, record_partition
+from fedclip.experiment.round_records import Judge, before_training, round_record
 from fedclip.experiment.save_adapters import adapter_digests, save_adapters
 from fedclip.experiment.stopwatch import Stopwatch
 from fedclip.experiment.strategy import choose_strategy, held_in_memory
@@ -140,7 +139,7 @@ def carry_out(
     listener: Listener,
     started: float,
     engine: Engine | None = None,
-    judge: Callable[[RoundResult], Mapping[str, Any]] | None = None,
+    judge: Judge | None = None,
 ) -> Run:
     """The path of every run: partition, zero-shot, rounds, adapter, summary.
 
@@ -161,43 +160,48 @@ def carry_out(
         if privacy.tells_classes:
             coverage.warn_of_tests()
         coverage.warn_of_choices(config.evaluation)
-        total, every = config.federation.rounds, config.evaluation.every
+        total = config.federation.rounds
         patience = Patience(config.evaluation.patience, total, folder.read_metrics())
         finished = checkpoint.finished_rounds if patience.reason is None else total
         context.processes.first_start(finished, checkpoint.state)
         folder.reopen()
-        clock = Stopwatch(started)
+        run = OpenRun(context, folder, checkpoint, listener, privacy, personal, Stopwatch(started))
         if checkpoint.finished_rounds < 0:
-            before = before_training(context, checkpoint.state, personal)
-            finish_round(context, folder, checkpoint, clock, before, listener, privacy)
+            run.write(before_training(context, checkpoint.state, personal))
         listener.rounds(checkpoint.finished_rounds, total, context.clients_per_round)
-        start, closing = (max(0, finished), checkpoint.state), {"stopped_by": patience.reason}
-        try:
-            for result in _rounds(context, engine, strategy, *start, listener, privacy):
-                checkpoint.add(result)
-                last = result.server_round == total
-                due = last or result.server_round % every == 0
-                record = round_record(result) | figures_of(context, result, personal, due)
-                end = patience.hear(record) or last
-                if end and judge is not None:
-                    record |= judge(result)
-                finish_round(context, folder, checkpoint, clock, record, listener, privacy)
-                if (
-                    not last
-                    and (reason := _reason_to_stop(context, listener, patience)) is not None
-                ):
-                    closing = {"stopped_by": reason}
-                    if not end:
-                        closing |= figures_of(context, result, personal, not due, judge)
-                    break
-        except BudgetSpent as spent:
-            result = RoundResult(checkpoint.finished_rounds, checkpoint.state, ())
-            closing = {"stopped_by": str(spent)} | figures_of(
-                context, result, personal, True, judge
-            )
-        run = _finish_run(context, folder, checkpoint, clock, coverage, closing, privacy)
-        listener.finish(run.summary)
-        return run
+        rounds = _rounds(
+            context, engine, strategy, max(0, finished), checkpoint.state, listener, privacy
+        )
+        closing = _train(run, rounds, patience, judge)
+        finished_run = _finish_run(run, coverage, closing)
+        listener.finish(finished_run.summary)
+        return finished_run
+
+
+def _train(
+    run: OpenRun, rounds: Iterator[RoundResult], patience: Patience, judge: Judge | None
+) -> dict[str, Any]:
+    """Go through the rounds; returns why the run ends early, with its figures, if it does."""
+    total, every = run.context.config.federation.rounds, run.context.config.evaluation.every
+    try:
+        for result in rounds:
+            run.checkpoint.add(result)
+            last = result.server_round == total
+            due = last or result.server_round % every == 0
+            record = round_record(result) | run.figures(result, due)
+            end = patience.hear(record) or last
+            if end and judge is not None:
+                record |= judge(result)
+            run.write(record)
+            if last:
+                continue
+            if (reason := _reason_to_stop(run.context, run.listener, patience)) is not None:
+                figures = {} if end else run.figures(result, not due, judge)
+                return {"stopped_by": reason} | figures
+    except BudgetSpent as spent:
+        result = RoundResult(run.checkpoint.finished_rounds, run.checkpoint.state, ())
+        return {"stopped_by": str(spent)} | run.figures(result, True, judge)
+    return {"stopped_by": patience.reason}
 
 
 def _reason_to_stop(context: RunContext, listener: Listener, patience: Patience) -> str | None:
@@ -249,20 +253,13 @@ def _rounds(
     return map(privacy.result, found)
 
 
-def _finish_run(
-    context: RunContext,
-    folder: RunFolder,
-    checkpoint: Checkpoint,
-    clock: Stopwatch,
-    coverage: Coverage,
-    closing: Mapping[str, Any],
-    privacy: Openness,
-) -> Run:
+def _finish_run(run: OpenRun, coverage: Coverage, closing: Mapping[str, Any]) -> Run:
     """Writes adapters, curves and, last, the summary, whose presence says: finished.
 
     `closing` has the figures of a run that ends early. They are no part of `metrics.jsonl`, which
     so stays that of a run that goes on.
     """
+    context, folder, checkpoint, privacy = run.context, run.folder, run.checkpoint, run.privacy
     if checkpoint.best_state:
         save_adapters(context, checkpoint.best_state, folder, "adapter_best")
     save_adapters(context, checkpoint.state, folder, "adapter")
@@ -275,6 +272,6 @@ def _finish_run(
     if context.several and checkpoint.state.groups:
         summary["adapters"]["merged"] = evaluate_merged(context, folder.path / "adapter")
     summary["adapter_folders"] = adapter_digests(folder)
-    summary["seconds"] = sum(line["seconds"] for line in folder.read_timing()) + clock.lap()
+    summary["seconds"] = sum(line["seconds"] for line in folder.read_timing()) + run.clock.lap()
     privacy.end(folder, summary)
     return Run(folder.path, write_summary(folder, summary))

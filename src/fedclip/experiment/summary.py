@@ -11,6 +11,7 @@ from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import RunContext
 from fedclip.experiment.coverage import Coverage
 from fedclip.experiment.evaluate import evaluate_matrix, evaluate_unseen
+from fedclip.experiment.identity import PACKAGES
 from fedclip.experiment.round_records import ZERO_SHOT
 from fedclip.experiment.strategy import is_personal
 from fedclip.models.clip import adapter_sha256
@@ -72,9 +73,7 @@ def summarise(
         **({} if coverage is None else coverage.record()),
         "adapter_sha256": adapter_sha256(_adapters(state)),
         "state_sha256": adapter_sha256(state.flat()),
-        "versions": {
-            name: version(name) for name in ("fedclip", "torch", "transformers", "peft", "numpy")
-        },
+        "versions": {name: version(name) for name in PACKAGES},
         **retrieval,
         **_further_metrics(context, metrics),
         **({"groups": _groups(state)} if state.groups else {}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -14,16 +14,28 @@ import torch
 from fedclip.device import autocast, float64_home
 from fedclip.errors import TrainingFailed
 from fedclip.federated.augment import training_images
+from fedclip.federated.local_optimizer import (
+    Leaves,
+    correction,
+    make_optimizer,
+    make_scaler,
+    optimizer_step,
+    set_rate,
+)
 from fedclip.federated.losses import Objective, classification
-from fedclip.federated.parameter_rules import bound_temperature, decays
+from fedclip.federated.parameter_rules import bound_temperature
 from fedclip.federated.privacy.dp_sgd import ClientDpSgd, example_gradients
+from fedclip.federated.steps import LocalSettings, batches_of, plan_steps
 from fedclip.federated.update_checks import ADVICE, not_finite, number_fault
-from fedclip.lora.layer_patterns import factor_of
 from fedclip.records import State
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+LossOf = Callable[["NDArray[np.int64]", int, int | str], torch.Tensor]
+"""Summed loss of a micro-batch of example indices, in a step, as a part of it."""
 
 
 class TrainableModel(Protocol):
@@ -52,33 +64,6 @@ class TrainableModel(Protocol):
     def train(self, mode: bool = True) -> object:
         """Switches dropout on or off."""
         ...
-
-
-@dataclass(frozen=True)
-class LocalSettings:
-    """How every client trains; the optimizer starts afresh each round.
-
-    `rate_pattern` has factors on the learning rate, by patterns of `fedclip.lora.layer_patterns`.
-    An epoch's last batch joins the one before it where it has fewer than `smallest_batch` examples.
-    """
-
-    local_epochs: int = 1
-    batch_size: int = 32
-    accumulation_steps: int = 1
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    max_grad_norm: float | None = 1.0
-    schedule: str = "constant"
-    proximal_mu: float = 0.0
-    precision: str = "fp32"
-    augment: str = "none"
-    rate_pattern: Mapping[str, float] = field(default_factory=dict)
-    smallest_batch: int = 1
-
-    def rate(self, progress: float) -> float:
-        """The learning rate when a share of the run, in [0, 1), lies behind."""
-        return self.learning_rate * schedule_factor(self.schedule, progress)
 
 
 @dataclass(frozen=True)
@@ -130,33 +115,60 @@ def local_train(
     """Trains the model in place on one client's examples.
 
     `indices` picks them from `pixels` `[n, 3, size, size]` and `labels` `[n]`. `seed` fixes the
-    order of examples and the dropout masks. `progress` is the share of the run that lies behind
-    and `round_share` what this round takes of it; the learning-rate schedule spans the whole run.
-    A step averages the loss over `batch_size * accumulation_steps` examples, passed through the
-    model `batch_size` at a time. With `proximal_mu` the step also pulls towards the state that
-    training started from (FedProx, Li et al. 2020, arXiv:1812.06127, equation 2). `objective` is
-    the loss of what passes through the model at a time.
+    order of examples and the dropout masks. The learning-rate schedule spans the whole run, of
+    which the share `progress` lies behind, and this round takes `round_share`. A step averages
+    the `objective` over `batch_size * accumulation_steps` examples, `batch_size` at a time. With
+    `proximal_mu` it also pulls towards the state that training started from (FedProx, Li et al.
+    2020, arXiv:1812.06127, equation 2).
     """
     task = task or LocalTask()
-    before = math.nan
-    if task.start_loss:
-        before = mean_loss(model, pixels, labels, indices, settings, device, objective)
+    data = (pixels, labels, indices)
+    before = mean_loss(model, *data, settings, device, objective) if task.start_loss else math.nan
     model.train()
     live = model.trainable()
-    parameters = _leaves(live, task)
-    values = list(parameters.values())
-    mu = settings.proximal_mu if task.proximal_mu is None else task.proximal_mu
-    anchors = {n: p.detach().clone() for n, p in parameters.items()} if mu else {}
-    anchors |= {n: task.anchor[n].to(p) for n, p in parameters.items()} if task.anchor else {}
-    optimizer = _optimizer(parameters, settings)
-    scaler = torch.amp.GradScaler(
-        device.type, init_scale=2.0**10, enabled=settings.precision == "fp16"
-    )
-    private = task.private
-    plan = plan_steps(indices, settings, seed)
-    steps = list(plan if private is None else private.plan(indices, settings.local_epochs))
+    leaves = _leaves(live, task)
+    correct = _correction(leaves, settings, task)
+    optimizer = make_optimizer(leaves, settings)
+    scaler = make_scaler(settings, device)
+    steps = _steps(indices, settings, task.private, seed)
     loss_sum = torch.zeros((), dtype=torch.float64, device=float64_home(device))
     rate_sum = 0.0
+    loss_of = _loss_of(model, pixels, labels, settings, seed, device, objective)
+    for step, micro_batches in enumerate(steps):
+        rate = settings.rate(progress + round_share * step / len(steps))
+        set_rate(optimizer, rate)
+        if task.private is None:
+            _backward(loss_of, step, micro_batches, scaler, loss_sum)
+            _to_cores(live, leaves, task.frames)
+        else:
+            _private_gradients(loss_of, step, micro_batches[0], task, live, leaves, loss_sum)
+        scaler.unscale_(optimizer)
+        correct()
+        if optimizer_step(optimizer, scaler, leaves, settings.max_grad_norm):
+            rate_sum += rate
+        bound_temperature(leaves)
+        _from_cores(live, leaves, task.frames)
+
+    model.set_dropout_key(None)
+    for parameter in live.values():
+        parameter.requires_grad_(True)
+    task.cores.update({name: leaves[name].detach() for name in task.frames})
+    loss = loss_sum.item() / max(1, sum(len(batch) for batches in steps for batch in batches))
+    if (reason := number_fault("loss", loss) or not_finite(leaves)) is not None:
+        raise TrainingFailed(f"{reason.words}; {ADVICE}")
+    return LocalResult(loss, len(steps), rate_sum, before)
+
+
+def _loss_of(
+    model: TrainableModel,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    settings: LocalSettings,
+    seed: int,
+    device: torch.device,
+    objective: Objective,
+) -> LossOf:
+    """The summed loss of a micro-batch; its step and part seed dropout and augmentation."""
 
     def loss_of(batch: NDArray[np.int64], step: int, part: int | str) -> torch.Tensor:
         model.set_dropout_key(seed_for(seed, "dropout", step, part))
@@ -166,57 +178,70 @@ def local_train(
         with autocast(settings.precision, device):
             return objective(model, inputs, targets)
 
-    for step, micro_batches in enumerate(steps):
-        rate = settings.rate(progress + round_share * step / len(steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        step_examples = sum(len(batch) for batch in micro_batches)
-        if private is None:
-            for part, batch in enumerate(micro_batches):
-                loss = loss_of(batch, step, part)
-                scaler.scale(loss / step_examples).backward()
-                loss_sum += loss.detach().to(loss_sum)
-            for name, frame in task.frames.items():  # B = frame R, so dR = frame^T dB
-                gradient = live[name].grad
-                parameters[name].grad = None if gradient is None else frame.T @ gradient
-        else:
-            # Draws go by the example: one more of them must change nothing about the others.
-            alone = (loss_of(i[None], step, f"example {i}") for i in micro_batches[0])
-            gradients = example_gradients(alone, live, parameters, task.frames, private, step)
-            for name, own in gradients.by_name.items():
-                parameters[name].grad = own
-            loss_sum += gradients.loss
-        scaler.unscale_(optimizer)
-        for name, parameter in parameters.items():
-            if parameter.grad is None:
-                continue
-            if name in task.offsets:
-                parameter.grad.add_(task.offsets[name].to(parameter))
-            if mu:
-                parameter.grad.add_(parameter.detach() - anchors[name], alpha=mu)
-        if settings.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(values, settings.max_grad_norm)
-        scale = scaler.get_scale()
-        scaler.step(optimizer)
-        scaler.update()
-        if scaler.get_scale() >= scale:  # or gradients overflowed, and the step was left out
-            rate_sum += rate
-        optimizer.zero_grad(set_to_none=True)
-        bound_temperature(parameters)
-        with torch.no_grad():
-            for name, frame in task.frames.items():
-                live[name].grad = None
-                live[name].copy_(frame @ parameters[name])
+    return loss_of
 
-    model.set_dropout_key(None)
-    for parameter in live.values():
-        parameter.requires_grad_(True)
-    task.cores.update({name: parameters[name].detach() for name in task.frames})
-    seen = sum(len(batch) for batches in steps for batch in batches)
-    loss_mean = loss_sum.item() / max(1, seen)
-    if (reason := number_fault("loss", loss_mean) or not_finite(parameters)) is not None:
-        raise TrainingFailed(f"{reason.words}; {ADVICE}")
-    return LocalResult(loss_mean, len(steps), rate_sum, before)
+
+def _correction(leaves: Leaves, settings: LocalSettings, task: LocalTask) -> Callable[[], None]:
+    mu = settings.proximal_mu if task.proximal_mu is None else task.proximal_mu
+    return correction(leaves, mu, task.anchor, task.offsets)
+
+
+def _steps(
+    indices: NDArray[np.int64], settings: LocalSettings, private: ClientDpSgd | None, seed: int
+) -> list[list[NDArray[np.int64]]]:
+    """Micro-batches of example indices by step; of DP-SGD one Poisson batch each."""
+    if private is not None:
+        return list(private.plan(indices, settings.local_epochs))
+    return list(plan_steps(indices, settings, seed))
+
+
+def _backward(
+    loss_of: LossOf,
+    step: int,
+    micro_batches: Sequence[NDArray[np.int64]],
+    scaler: torch.amp.GradScaler,
+    loss_sum: torch.Tensor,
+) -> None:
+    """Accumulate the gradient of a step's mean loss over its micro-batches."""
+    examples = sum(len(batch) for batch in micro_batches)
+    for part, batch in enumerate(micro_batches):
+        loss = loss_of(batch, step, part)
+        scaler.scale(loss / examples).backward()
+        loss_sum += loss.detach().to(loss_sum)
+
+
+def _private_gradients(
+    loss_of: LossOf,
+    step: int,
+    batch: NDArray[np.int64],
+    task: LocalTask,
+    live: Leaves,
+    leaves: Leaves,
+    loss_sum: torch.Tensor,
+) -> None:
+    """Set a step's gradient by DP-SGD: clipped by example, summed, with noise."""
+    assert task.private is not None
+    # Draws go by the example: one more of them must change nothing about the others.
+    alone = (loss_of(i[None], step, f"example {i}") for i in batch)
+    gradients = example_gradients(alone, live, leaves, task.frames, task.private, step)
+    for name, own in gradients.by_name.items():
+        leaves[name].grad = own
+    loss_sum += gradients.loss
+
+
+def _to_cores(live: Leaves, leaves: Leaves, frames: State) -> None:
+    """Turn gradients of B = frame @ R into those of the cores R: dR = frame^T dB."""
+    for name, frame in frames.items():
+        gradient = live[name].grad  # [out, r]
+        leaves[name].grad = None if gradient is None else frame.T @ gradient  # [r, r]
+
+
+@torch.no_grad()
+def _from_cores(live: Leaves, leaves: Leaves, frames: State) -> None:
+    """Set B = frame @ R in the model after a step on the cores R."""
+    for name, frame in frames.items():
+        live[name].grad = None
+        live[name].copy_(frame @ leaves[name])
 
 
 def _leaves(live: dict[str, torch.nn.Parameter], task: LocalTask) -> dict[str, torch.nn.Parameter]:
@@ -250,51 +275,3 @@ def mean_loss(
         with autocast(settings.precision, device):
             total += objective(model, inputs, targets).item()
     return total / len(indices)
-
-
-def schedule_factor(schedule: str, progress: float) -> float:
-    """Share of the learning rate that is left at `progress` in [0, 1] of the run."""
-    return SCHEDULES[schedule](progress)
-
-
-def _optimizer(
-    parameters: Mapping[str, torch.nn.Parameter], settings: LocalSettings
-) -> torch.optim.Optimizer:
-    """An optimizer with a group for each factor on the learning rate and each weight decay."""
-    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
-    grouped: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        decay = settings.weight_decay if decays(parameter.shape) else 0.0
-        grouped.setdefault((factor_of(settings.rate_pattern, name), decay), []).append(parameter)
-    groups = [
-        {"params": own, "factor": factor, "weight_decay": decay}
-        for (factor, decay), own in grouped.items()
-    ]
-    return kind(groups, lr=settings.learning_rate)
-
-
-def plan_steps(
-    indices: NDArray[np.int64], settings: LocalSettings, seed: int
-) -> Iterator[list[NDArray[np.int64]]]:
-    """Yields each optimizer step's micro-batches of example indices, reshuffled every epoch."""
-    for epoch in range(settings.local_epochs):
-        rng = np.random.default_rng(seed_for(seed, "order", epoch))
-        batches = batches_of(rng.permutation(indices), settings)
-        for first in range(0, len(batches), settings.accumulation_steps):
-            yield batches[first : first + settings.accumulation_steps]
-
-
-def batches_of(indices: NDArray[np.int64], settings: LocalSettings) -> list[NDArray[np.int64]]:
-    """Example indices in their order, cut into batches."""
-    starts = list(range(0, len(indices), settings.batch_size))
-    if len(starts) > 1 and len(indices) - starts[-1] < settings.smallest_batch:
-        starts.pop()
-    ends = [*starts[1:], len(indices)]
-    return [indices[start:end] for start, end in zip(starts, ends, strict=False)]
-
-
-SCHEDULES = {
-    "constant": lambda progress: 1.0,
-    "linear": lambda progress: 1.0 - progress,
-    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
-}

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from fedclip.errors import UsageError
-from fedclip.federated.client import LocalSettings
 from fedclip.federated.running_mean import Combine
+from fedclip.federated.steps import LocalSettings, RoundPlan
 from fedclip.federated.strategies.base import Strategy, Train
 from fedclip.federated.update_checks import require_finite
 from fedclip.federated.updates import Quorum, Updates, tensor_bytes
@@ -56,24 +56,6 @@ class RoundResult:
         return sum(r.loss * r.num_examples for r in self.reports) / total
 
 
-@dataclass(frozen=True)
-class RoundPlan:
-    """The steps of a client in a round, as `plan_steps` and the schedule have them."""
-
-    settings: LocalSettings
-    progress: float
-    round_share: float
-
-    def most_steps(self, num_examples: int) -> int:
-        """Optimizer steps of a client with so many examples."""
-        batches = -(-num_examples // self.settings.batch_size)
-        return self.settings.local_epochs * -(-batches // self.settings.accumulation_steps)
-
-    def rate(self, share: float) -> float:
-        """The learning rate when a share of the round's steps is done."""
-        return self.settings.rate(self.progress + self.round_share * share)
-
-
 def run_rounds(
     state: RunState,
     engine: Engine,
@@ -104,52 +86,68 @@ def run_rounds(
     that are not finite.
     """
     for server_round in range(finished_rounds + 1, rounds + 1):
-        asked: list[Updates] = []
-        first: list[Updates] = []  # a second training of clients, as Ditto's, is not among them
-
-        def train(
-            request: TrainRequest, asked: list[Updates] = asked, first: list[Updates] = first
-        ) -> Updates:
-            trained_before = {c for updates in first for c in updates.request.client_ids}
-            new = trained_before.isdisjoint(request.client_ids)
-            hear = on_client if new else lambda report: None
-            asked.append(Updates(request, engine.train(request), combine, hear, quorum))
-            if new:
-                first.append(asked[-1])
-            return asked[-1]
-
+        trainings = _Trainings(engine, on_client, combine, quorum)
         if sample is None:
             ids = sample_clients(clients, clients_per_round, server_round, seed)
         else:
             ids = sample(in_order(clients, clients), server_round)
+        progress, share = (server_round - 1) / rounds, 1 / rounds
         request = TrainRequest(
             server_round=server_round,
             client_ids=ids,
             state=state.shared,
-            progress=(server_round - 1) / rounds,
-            round_share=1 / rounds,
+            progress=progress,
+            round_share=share,
             shift=state.shift,
             examples=clients,
+            plan=None if settings is None else RoundPlan(settings, progress, share),
         )
-        if settings is not None:
-            plan = RoundPlan(settings, request.progress, request.round_share)
-            request = replace(request, plan=plan)
         # The next round must start from what a resumed run would start from.
-        state = _next_state(strategy, state, request, train)
-        reports = tuple(report for updates in first for report in updates.reports)
-        if ids and not reports:
+        state = _next_state(strategy, state, request, trainings.train)
+        result = trainings.result(server_round, state)
+        if ids and not result.reports:
             raise UsageError(
                 f"federation.strategy: {strategy.title} trained no client in round {server_round}; "
                 "its round() must call train, and mean() or stacked() of what train gives"
             )
-        yield RoundResult(
+        yield result
+
+
+@dataclass
+class _Trainings:
+    """The trainings that a strategy asks for in one round.
+
+    A second one of the same clients, as Ditto's, is not among the `first`.
+    """
+
+    engine: Engine
+    on_client: Callable[[ClientReport], None]
+    combine: Combine | None
+    quorum: Quorum
+    asked: list[Updates] = field(default_factory=list)
+    first: list[Updates] = field(default_factory=list)
+
+    def train(self, request: TrainRequest) -> Updates:
+        """Train the clients of a request."""
+        trained_before = {c for updates in self.first for c in updates.request.client_ids}
+        new = trained_before.isdisjoint(request.client_ids)
+        hear = self.on_client if new else lambda report: None
+        updates = Updates(request, self.engine.train(request), self.combine, hear, self.quorum)
+        self.asked.append(updates)
+        if new:
+            self.first.append(updates)
+        return updates
+
+    def result(self, server_round: int, state: RunState) -> RoundResult:
+        """What the round gave, once its updates are consumed."""
+        return RoundResult(
             server_round,
             state,
-            reports,
-            bytes_up=sum(updates.bytes_up for updates in asked),
-            bytes_down=sum(bytes_down(state, updates.request) for updates in first),
-            left_out=tuple(one for updates in asked for one in updates.left_out),
-            weights={name: own for updates in asked for name, own in updates.weights.items()},
+            tuple(report for updates in self.first for report in updates.reports),
+            bytes_up=sum(updates.bytes_up for updates in self.asked),
+            bytes_down=sum(bytes_down(state, updates.request) for updates in self.first),
+            left_out=tuple(one for updates in self.asked for one in updates.left_out),
+            weights={name: own for updates in self.asked for name, own in updates.weights.items()},
         )
 
 

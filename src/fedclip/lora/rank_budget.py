@@ -60,28 +60,39 @@ def allocate(
         raise ValueError(
             f"a minimum of {minimum} costs {sum(given.values())}, but the budget is {budget}"
         )
-    before = previous or {}
-
-    def wanted(layer: str, share: float) -> int:
-        return min(max(_least_rank(values[layer], share), minimum), most[layer])
-
-    ranks = {}
-    for layer in values:
-        low = wanted(layer, energy * (1 - hysteresis))
-        high = wanted(layer, min(1.0, energy * (1 + hysteresis)))
+    ranks, before = {}, previous or {}
+    for layer, own in values.items():
+        low, middle, high = (
+            min(max(_least_rank(own, share), minimum), most[layer])
+            for share in (energy * (1 - hysteresis), energy, min(1.0, energy * (1 + hysteresis)))
+        )
         stays = low <= before.get(layer, 0) <= high
-        ranks[layer] = before[layer] if stays else wanted(layer, energy)
+        ranks[layer] = before[layer] if stays else middle
     if sum(ranks.values()) <= budget:
         return ranks
+    return given | _largest(values, ranks, given, before, 1 + hysteresis, math.floor(left))
+
+
+def _largest(
+    values: Mapping[str, Values],
+    ranks: Mapping[str, int],
+    given: Mapping[str, int],
+    before: Mapping[str, int],
+    bonus: float,
+    count: int,
+) -> dict[str, int]:
+    """Ranks of the layers with the `count` largest values above what is `given`.
+
+    A value whose rank the layer had `before` counts `bonus` times.
+    """
 
     def gain(layer: str, rank: int) -> float:
-        """What the rank-th value of a layer is worth."""
         held = rank <= before.get(layer, 0)
-        return values[layer][rank - 1] * (1 + hysteresis * held)
+        return float(values[layer][rank - 1] * (bonus if held else 1))
 
-    steps = [(layer, k) for layer, top in ranks.items() for k in range(minimum + 1, top + 1)]
+    steps = [(layer, k) for layer, top in ranks.items() for k in range(given[layer] + 1, top + 1)]
     steps.sort(key=lambda step: (-gain(*step), step[1]))
-    return given | dict(steps[: math.floor(left)])
+    return dict(steps[:count])
 
 
 def least_ranks(minimum: int, maximum: Mapping[str, int]) -> dict[str, int]:

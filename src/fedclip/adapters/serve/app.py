@@ -167,11 +167,16 @@ def create_app(
             max_mb=max_bytes / 1e6,
         )
 
+    _add_pages(app)
+    return app
+
+
+def _add_pages(app: FastAPI) -> None:
+    """The page for people, and that of the interface."""
     for path, name in (("/", "page.html"), ("/docs", "docs.html")):
         text = files("fedclip.adapters.serve").joinpath(name).read_text("utf-8")
         page = HTMLResponse(text, headers={"Content-Security-Policy": _POLICY})
         app.add_api_route(path, _always(page), include_in_schema=False)
-    return app
 
 
 def label_list(labels: list[str] | None) -> list[str] | None:

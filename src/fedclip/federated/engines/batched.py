@@ -23,13 +23,13 @@ from torch.nn.functional import cross_entropy
 from fedclip.device import at_least_fp32, float64_home
 from fedclip.errors import FedclipWarning, out_of_memory
 from fedclip.federated.augment import training_images
-from fedclip.federated.client import LocalSettings, batches_of
 from fedclip.federated.engines.private import Rows, add_private_gradients
 from fedclip.federated.engines.protocols import Images, Stacked
 from fedclip.federated.engines.stacked_optimizer import StackedOptimizer, settle_gradients
 from fedclip.federated.engines.static import StaticSteps
 from fedclip.federated.engines.work import Work
 from fedclip.federated.privacy.dp_sgd import DpSgd
+from fedclip.federated.steps import LocalSettings, batches_of
 from fedclip.records import Cohort, State, TrainRequest
 from fedclip.seeding import seed_for
 

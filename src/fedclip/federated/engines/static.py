@@ -16,7 +16,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedclip.device import at_least_fp32
-from fedclip.federated.client import LocalSettings
 from fedclip.federated.engines.graphs import Graphs
 from fedclip.federated.engines.protocols import Images, Stacked
 from fedclip.federated.engines.stacked_optimizer import (
@@ -25,6 +24,7 @@ from fedclip.federated.engines.stacked_optimizer import (
     settle_gradients,
 )
 from fedclip.federated.engines.work import MicroStep, Work, halves, micro_steps
+from fedclip.federated.steps import LocalSettings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fedclip.federated.client import LocalSettings, plan_steps
 from fedclip.federated.engines.protocols import Stacked
 from fedclip.federated.engines.stack import Group
 from fedclip.federated.privacy.dp_sgd import ClientDpSgd, DpSgd
+from fedclip.federated.steps import LocalSettings, plan_steps
 from fedclip.records import ClientReport, TrainRequest
 from fedclip.seeding import seed_for
 
