@@ -15,6 +15,7 @@ from fedclip.errors import FedclipWarning, TrainingFailed, UsageError
 from fedclip.experiment import privacy_checks
 from fedclip.experiment import run as experiment
 from fedclip.experiment.bench.plan import make_plan
+from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.federated.privacy.accounting import Spent, epsilon
 from fedclip.federated.strategies.averaging import FedAvg
 from tests.support.runs import StopAfter
@@ -130,11 +131,11 @@ def test_a_round_that_was_noted_and_killed_is_not_counted_twice(tmp_path, monkey
             raise TrainingFailed("killed")
         kept(self, folder)
 
-    kept = experiment.Checkpoint.save
-    monkeypatch.setattr(experiment.Checkpoint, "save", killed)
+    kept = Checkpoint.save
+    monkeypatch.setattr(Checkpoint, "save", killed)
     with pytest.raises(TrainingFailed):
         experiment.run(CONFIG, output=tmp_path / "run")
-    monkeypatch.setattr(experiment.Checkpoint, "save", kept)
+    monkeypatch.setattr(Checkpoint, "save", kept)
     noted = json.loads((tmp_path / "run" / "ledger.json").read_text())["entries"]
     assert [entry["server_round"] for entry in noted] == [1, 2]
     run = experiment.resume(tmp_path / "run")

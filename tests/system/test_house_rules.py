@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -38,6 +39,13 @@ def test_source_file(path: Path) -> None:
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
     assert "import *" not in text
     assert text == "" or text.lstrip().startswith('"""')
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_function_is_past_59_lines(path: Path) -> None:
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, functions)]
+    assert all(n.end_lineno is not None and n.end_lineno - n.lineno < 59 for n in found)
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
