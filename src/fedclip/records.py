@@ -206,17 +206,27 @@ class ClientUpdate:
 
 
 @dataclass(frozen=True)
+class SecureSum:
+    """What comes of a masked sum: the mean of the clients' tensors, and that of their losses."""
+
+    mean: State
+    loss: float
+
+
+@dataclass(frozen=True)
 class Cohort:
     """Updates of one or more clients, stacked.
 
     `tensors` holds one tensor per name with a leading client axis, `[clients, ...]`, in the order
     of `reports`. Values are the clients' new tensors, not differences. `left_out` are clients that
-    the engine has heard and not believed.
+    the engine has heard and not believed. Where updates are masked there is their `total`, and no
+    tensors.
     """
 
     reports: tuple[ClientReport, ...]
     tensors: State
     left_out: tuple[LeftOut, ...] = ()
+    total: SecureSum | None = None
 
     def updates(self) -> Iterator[ClientUpdate]:
         """The clients' updates one by one, as views."""
