@@ -5,6 +5,7 @@ The public surface loads lazily, so that `import fedclip` stays free of torch.
 
 from __future__ import annotations
 
+import gc
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -75,4 +76,10 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fedclip' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    collecting = gc.isenabled()
+    gc.disable()  # what an import makes stays: looking for garbage takes a tenth of its time
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    finally:
+        if collecting:
+            gc.enable()

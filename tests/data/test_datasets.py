@@ -215,3 +215,12 @@ def test_a_label_of_none_never_becomes_the_last_class(tmp_path):
 def test_labels_that_are_no_classes_are_refused(tmp_path, labels, words):
     with pytest.raises(UsageError, match=words):
         load_source(own_data(tmp_path, labels))
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    source, theirs = load_source("digits"), load_digits()
+    assert (source.labels == theirs.target).all()
+    pixels = np.stack([np.asarray(source.images.open(i))[..., 0] for i in range(20)])
+    assert (pixels == np.rint(theirs.images[:20] * (255 / 16))).all()

@@ -63,6 +63,7 @@ def test_another_process_gives_the_same_and_calls_nobody(digits):
         "import json, sys; sys.path.insert(0, sys.argv[1])\n"
         "from tests.support.data import load\n"
         "print(json.dumps(load(name='digits', partition={'alpha': 0.3}).partition_record()))\n"
+        "load(name='digits', partition={'name': 'shard'})\n"
         "from flwr_datasets.common import telemetry\n"
         "print(telemetry.FLWR_TELEMETRY_ENABLED, telemetry.state['executor'])\n"
     )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip.data.partition import _dirichlet_seed, partition, partition_seed
+from fedclip.data.partition import _dirichlet_draw, partition, partition_seed
 from fedclip.data.splits import allocate, cap, split
 from fedclip.errors import UsageError
 
@@ -83,7 +83,7 @@ def test_further_seeds_are_tried_in_order():
     retried = 0
     for seed in range(5):
         start = partition_seed(seed)
-        found = _dirichlet_seed(counts, 10, start, alpha=0.1, min_partition_size=25)
+        found, _ = _dirichlet_draw(counts, 10, start, alpha=0.1, min_partition_size=25)
         expected = flwr("DirichletPartitioner", labels, found, seed=found, **options)
         made = partition(labels, "dirichlet", 10, seed, alpha=0.1, min_size=25)
         assert [part.tolist() for part in made] == expected
@@ -183,8 +183,8 @@ def test_impossible_partitions_say_what_to_change(name, num_clients, options, wo
 
 
 def test_flwr_datasets_is_silent_and_calls_nobody(capfd):
-    partition(LABELS, "natural", 1, 0, sites=LABELS)
-    partition(LABELS, "dirichlet", 10, 0, alpha=0.1, min_size=5)
+    partition(LABELS, "shard", 10, 0)
+    partition(LABELS, "pathological", 10, 0, classes_per_client=1)
     out, err = capfd.readouterr()
     assert out == err == ""
 

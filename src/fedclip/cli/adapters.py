@@ -30,7 +30,7 @@ def export(
 
     RUN is a folder that `fedclip run` made, or an adapter folder.
     """
-    from fedclip.adapters.export import export as write
+    from fedclip import export as write
     from fedclip.cli.console import show
 
     show(write(folder, to, output, best=best), as_json)

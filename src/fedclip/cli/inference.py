@@ -33,7 +33,7 @@ def evaluate(
 
     RUN is a folder that `fedclip run` made; its test sets are used.
     """
-    from fedclip.adapters.inspect import evaluate as measure
+    from fedclip import evaluate as measure
     from fedclip.cli.console import show_evaluation, write_plots
     from fedclip.reports.progress import make_progress
 

@@ -162,7 +162,7 @@ def info(
     target = Path(only(targets, "info"))
     if target.is_dir() and changes:
         raise UsageError(f"{target} is a run, whose configuration cannot be changed any more")
-    from fedclip.adapters.inspect import info as describe
+    from fedclip import info as describe
     from fedclip.cli.console import show
 
     show(describe(target, changes, best=best), as_json)

@@ -26,22 +26,22 @@ def new_run(config: Config, stem: str, output: Path | None) -> None:
 
     folder = output or next_folder(stem)
     try:
-        from fedclip.experiment import run as experiment
+        from fedclip import run
 
-        _conclude(experiment.run(config, output=folder, listener=_listeners()))
+        _conclude(run(config, output=folder, listener=_listeners()))
     except KeyboardInterrupt:
         raise Stopped(folder) from None
 
 
 def resume_run(folder: Path) -> None:
     """Go on with a run; one that is finished stays as it is."""
-    from fedclip.experiment import run as experiment
+    from fedclip import resume
     from fedclip.experiment.folder import RunFolder
 
     if not RunFolder.open(folder).has_rounds_left() and is_first():
         say(f"{folder} is finished; there is nothing left to do")
     try:
-        _conclude(experiment.resume(folder, listener=_listeners()))
+        _conclude(resume(folder, listener=_listeners()))
     except KeyboardInterrupt:
         raise Stopped(folder) from None
 
@@ -72,7 +72,7 @@ def merge_adapters(
     adapters: Sequence[Path], output: Path, search: Sequence[Path], as_json: bool, **how: Any
 ) -> None:
     """Merge adapters, and say what came of it."""
-    from fedclip.adapters.merge import merge
+    from fedclip import merge
     from fedclip.reports.progress import make_progress
 
     facts = merge(adapters, output, search=search, listener=make_progress(), **how)

@@ -1,4 +1,4 @@
-"""Labels to index lists per client, through flwr-datasets' partitioners."""
+"""Labels to index lists per client, as flwr-datasets' partitioners make them."""
 
 from __future__ import annotations
 
@@ -131,22 +131,64 @@ def _divide(
     seed: int,
     options: dict[str, Any],
 ) -> list[Indices]:
-    """The parts that flwr-datasets makes of the rows, shuffled by the same seed."""
+    """The parts that flwr-datasets makes of the rows, shuffled by the same seed.
+
+    The usual ones are worked out here, index for index the same: loading flwr-datasets and datasets
+    takes longer than a small data set's first round.
+    """
+    if name == "natural" and sites is not None:
+        return [np.flatnonzero(sites == site) for site in np.unique(sites)]
+    counts = np.unique(labels, return_counts=True)[1]
+    ends = None
     if name == "dirichlet":
-        counts = np.unique(labels, return_counts=True)[1]
-        found = _dirichlet_seed(counts, num_clients, seed, **options)
+        found = _dirichlet_draw(counts, num_clients, seed, **options)
         if found is None:
             raise UsageError(_remedy(name, num_clients, len(labels), options, ""))
-        seed = found
+        seed, ends = found
+    # What Dataset.shuffle(seed) does, but in memory order: the partitioners read row by row.
+    order = np.random.default_rng(seed).permutation(len(labels))
+    if name == "iid":
+        return np.array_split(order, num_clients)
+    if ends is not None:
+        rows = [order[labels[order] == label] for label in np.unique(labels)]
+        divided = [np.split(row, end[:-1]) for row, end in zip(rows, ends, strict=True)]
+        return [np.concatenate(parts) for parts in zip(*divided, strict=True)]
+    return _by_flwr_datasets(labels, order, name, num_clients, seed, options)
+
+
+def _dirichlet_draw(
+    counts: Indices, num_clients: int, seed: int, *, alpha: float, min_partition_size: int
+) -> tuple[int, Indices] | None:
+    """The first of the seeds whose draws give every client enough, and where its parts end.
+
+    Repeats DirichletPartitioner's draws, one per class, and its sizes; it gives up on a seed after
+    eleven.
+    """
+    concentration = np.full(num_clients, alpha)
+    for attempt in range(DIRICHLET_SEEDS):
+        rng = np.random.default_rng((seed + attempt) % 2**32)
+        for _ in range(DRAWS_PER_SEED):
+            shares = np.cumsum(rng.dirichlet(concentration, size=len(counts)), axis=1)
+            ends = (shares * counts[:, None]).astype(np.int64)  # [classes, clients]
+            ends[:, -1] = counts
+            if np.diff(ends, axis=1, prepend=0).sum(axis=0).min() >= min_partition_size:
+                return (seed + attempt) % 2**32, ends
+    return None
+
+
+def _by_flwr_datasets(
+    labels: Indices,
+    order: Indices,
+    name: str,
+    num_clients: int,
+    seed: int,
+    options: dict[str, Any],
+) -> list[Indices]:
     with _quiet():
         import datasets
 
-        # What Dataset.shuffle(seed) does, but in memory order: the partitioners read row by row.
-        order = np.random.default_rng(seed).permutation(len(labels))
-        columns: dict[str, Any] = {"index": order, "label": labels[order]}
-        if name == "natural" and sites is not None:
-            columns["site"] = sites[order]
         partitioner = _create(name, num_clients, seed, options)
+        columns = {"index": order, "label": labels[order]}
         partitioner.dataset = datasets.Dataset.from_dict(columns)
         try:
             count = partitioner.num_partitions
@@ -157,33 +199,9 @@ def _divide(
     return [part.with_format("numpy")[:]["index"].astype(np.int64) for part in parts]
 
 
-def _dirichlet_seed(
-    counts: Indices, num_clients: int, seed: int, *, alpha: float, min_partition_size: int
-) -> int | None:
-    """The first of the seeds whose draws give every client enough, without dividing anything.
-
-    Repeats DirichletPartitioner's draws, one per class, and its sizes; it gives up on a seed after
-    eleven.
-    """
-    concentration = np.full(num_clients, alpha)
-    for attempt in range(DIRICHLET_SEEDS):
-        rng = np.random.default_rng((seed + attempt) % 2**32)
-        for _ in range(DRAWS_PER_SEED):
-            ends = np.cumsum(rng.dirichlet(concentration, size=len(counts)), axis=1)
-            ends = (ends * counts[:, None]).astype(int)  # [classes, clients]
-            ends[:, -1] = counts
-            if np.diff(ends, axis=1, prepend=0).sum(axis=0).min() >= min_partition_size:
-                return (seed + attempt) % 2**32
-    return None
-
-
 def _create(name: str, num_clients: int, seed: int, options: dict[str, Any]) -> Any:
     from flwr_datasets import partitioner
 
-    if name == "natural":
-        return partitioner.NaturalIdPartitioner(partition_by="site")
-    if name == "iid":
-        return partitioner.IidPartitioner(num_clients)
     if name == "size":
         return getattr(partitioner, _SKEWS[options["skew"]])(num_clients)
     if name == "pathological":
@@ -233,8 +251,8 @@ _SKEWS = {
     "exponential": "ExponentialPartitioner",
 }
 _PARTITIONERS = {
-    "iid": "IidPartitioner",
-    "dirichlet": "DirichletPartitioner",
+    "iid": "worked out here",
+    "dirichlet": "worked out here",
     "pathological": "PathologicalPartitioner",
     "shard": "ShardPartitioner",
     "size": "by data.partition.size_skew",

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import precision_recall_fscore_support
 
 from fedclip.evaluation.metrics import METRICS, accuracy, reliability
 from fedclip.evaluation.predictions import Predictions
@@ -83,6 +82,8 @@ def _by_class(found: Predictions, num_classes: int) -> Any:
     if not len(found):
         nothing = np.full(num_classes, np.nan)
         return nothing, nothing, nothing, np.zeros(num_classes, np.int64)
+    from sklearn.metrics import precision_recall_fscore_support  # slow to import
+
     return precision_recall_fscore_support(
         found.labels, found.predicted, labels=np.arange(num_classes), zero_division=np.nan
     )

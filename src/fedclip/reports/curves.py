@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def curves_png(metrics: Sequence[Mapping[str, Any]], zero_shot: float | None) -> bytes:
     """Loss and accuracy by round as a PNG, with the clients' spread and the zero-shot line."""
+    from matplotlib.figure import Figure  # slow to import, and not needed before a run's end
+
     # A Figure of its own, without pyplot: no global state and no window system.
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)

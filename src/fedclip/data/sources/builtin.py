@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,18 @@ def digits(path: str | None = None, layout: str = "auto") -> ImageSource:
             f"data.path: digits come with scikit-learn and have no path, got {path!r}; leave it "
             "out, or set data.name to imagefolder or hub"
         )
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)  # levels 0..16 -> 0..255
+    # The file that sklearn.datasets.load_digits reads: importing it takes two seconds of a CPU.
+    spec = find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise UsageError("data.name: digits are a file of scikit-learn: pip install scikit-learn")
+    table = np.loadtxt(Path(spec.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    images = table[:, :-1].reshape(-1, 8, 8)
+    pixels = np.rint(images * (255 / 16)).astype(np.uint8)  # levels 0..16 -> 0..255
     prompts = PROMPTS["digits"]
     return ImageSource(
         name="digits",
         images=ArrayImages(pixels, "digits"),
-        labels=data.target.astype(np.int64),
+        labels=table[:, -1].astype(np.int64),
         class_names=prompts.class_names or (),
         templates=prompts.templates,
     )
