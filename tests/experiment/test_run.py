@@ -31,6 +31,8 @@ def test_a_run_folder_holds_what_the_documentation_lists(undisturbed):
         "timing.jsonl",
         "summary.json",
         "curves.png",
+        "predictions.json",
+        "report.html",
         "checkpoint.safetensors",
         "checkpoint_previous.safetensors",
         "adapter",

@@ -14,12 +14,13 @@ CONFIG = {
     "federation": {"rounds": 3, "num_clients": 3, "clients_per_round": 2},
     "evaluation": {"keep_best": True},
 }
-# Everything but times and the curves, whose pixels depend on nothing else.
+# Everything but times, and the report, which shows them.
 COMPARED = (
     "metrics.jsonl",
     "partition.json",
     "config.yaml",
     "curves.png",
+    "predictions.json",
     "checkpoint.safetensors",
     "checkpoint_previous.safetensors",
     "adapter/adapter_model.safetensors",

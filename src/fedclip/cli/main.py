@@ -19,6 +19,7 @@ from fedclip.cli import inference as cli_use
 from fedclip.cli import keys as cli_keys
 from fedclip.cli.audit import audit
 from fedclip.cli.options import AsJson, Best, Overrides, only, sorted_out
+from fedclip.cli.report import report
 from fedclip.errors import UsageError
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ def info(
 
 for _command in (cli_use.evaluate, cli_use.predict, cli_use.serve, cli_use.card, cli_use.push):
     app.command()(_command)
+app.command()(report)
 app.command()(audit)
 
 

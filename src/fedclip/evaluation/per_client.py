@@ -31,12 +31,14 @@ def evaluate_federation(
     precision: str,
     batch_size: int,
     keep_hits: bool = False,
+    hear: Callable[[Predictions], None] = lambda found: None,
 ) -> dict[str, Any]:
     """Accuracy, loss and the chosen `metrics` on test, on validation, and on each client's test.
 
     `max_examples` caps each of these sets by a fixed seeded draw, the same in every round. Every
     example that any figure needs is computed once. With `keep_hits`, `test_hits` says which test
-    examples are classified correctly: a bit each, in the data set's order, in hexadecimal.
+    examples are classified correctly: a bit each, in the data set's order, in hexadecimal. `hear`
+    is called with the predictions on the test set.
     """
     test, by_client = measured(data, max_examples, seed)
     validation = validated(data, max_examples, seed)
@@ -51,6 +53,7 @@ def evaluate_federation(
         batch_size=batch_size,
     )
     on_test, on_validation, *own = found.split([len(rows) for rows in sets])
+    hear(on_test)
     sites = dict(zip(by_client, own, strict=True))
     found_here = figures(on_test, on_validation, sites, _with_accuracy(metrics))
     hits = {"test_hits": np.packbits(on_test.correct).tobytes().hex()} if keep_hits else {}
@@ -86,6 +89,7 @@ def evaluate_personal(
     device: torch.device,
     precision: str,
     batch_size: int,
+    hear: Callable[[Predictions], None] = lambda found: None,
 ) -> dict[str, Any]:
     """The figures of personalised models, each on its client's examples.
 
@@ -109,6 +113,7 @@ def evaluate_personal(
         by_client[client.client_id], validation = found.split([len(rows) for rows in sets])
         validated.append(validation)
     on_test = Predictions.concatenate(list(by_client.values()))
+    hear(on_test)
     on_validation = Predictions.concatenate(validated)
     found_here = figures(on_test, on_validation, by_client, _with_accuracy(metrics))
     return found_here | class_figures(on_test, data.class_names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from fedclip.config import Config
 from fedclip.data.federated_data import FederatedData
 from fedclip.data.picture_sizes import shrunk
 from fedclip.data.splits import SPLIT_RULE
+from fedclip.evaluation.predictions import Predictions
 from fedclip.federated.engines.protocols import Images
 from fedclip.federated.engines.sharded import Processes
 from fedclip.models.clip import CLIPLoRAWrapper
@@ -27,12 +28,21 @@ ONLY = ""
 """Name of the task of a run whose configuration names none."""
 
 
+class LastTest(NamedTuple):
+    """Predictions, without logits, and the rows of the data that they are of."""
+
+    found: Predictions
+    rows: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Task:
     """One data set that a run learns, and its images as the model takes them."""
 
     data: FederatedData
     images: Images
+    last_test: list[LastTest] = field(default_factory=list)
+    """The last evaluation on the test set; empty before it."""
 
 
 @dataclass(frozen=True, kw_only=True)

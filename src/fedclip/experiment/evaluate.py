@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from fedclip.evaluation.per_client import (
 from fedclip.evaluation.predictions import Classifier, Images, Predictions, classify
 from fedclip.evaluation.retrieval import evaluate_pairs, evaluate_personal_pairs
 from fedclip.evaluation.unseen import How, base_to_new, forgetting
-from fedclip.experiment.context import RunContext
+from fedclip.experiment.context import ONLY, LastTest, RunContext
 from fedclip.models.clip import CLIPLoRAWrapper
 from fedclip.models.stacked.prefix_cache import PixelInputs
 from fedclip.records import RunState
@@ -95,11 +97,21 @@ def evaluate_model(
     if context.data.captioned:
         return _evaluate_captions(context, personal, how)
     how["metrics"] = chosen(context.config.evaluation.metrics)
+    how["hear"] = (lambda found: None) if base else partial(_keep, context, personal is not None)
     with context.model.zero_shot() if base else nullcontext():
         if personal is not None:
             return evaluate_personal(classifier, images, context.data, **how)
         how["keep_hits"] = context.config.evaluation.keep_hits
         return evaluate_federation(classifier(), images, context.data, **how)
+
+
+def _keep(context: RunContext, personal: bool, found: Predictions) -> None:
+    """Keep the predictions on the test set for the report, with the rows that they are of."""
+    config = context.config
+    test, by_client = measured(context.data, config.evaluation.max_examples, config.seed)
+    rows = np.concatenate([*by_client.values(), test[:0]]) if personal else test
+    kept = LastTest(replace(found, logits=found.logits[:, :0]), rows)
+    context.tasks[ONLY].last_test[:] = [kept]
 
 
 def _evaluate_captions(

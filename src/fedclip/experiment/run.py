@@ -28,8 +28,10 @@ from fedclip.experiment.evaluate import evaluate_merged
 from fedclip.experiment.folder import CONFIG, RunFolder, next_folder
 from fedclip.experiment.identity import check_config, take_up
 from fedclip.experiment.patience import Patience
+from fedclip.experiment.predictions_file import write_predictions
 from fedclip.experiment.privacy import Openness, begin_privacy
 from fedclip.experiment.privacy_checks import check_privacy
+from fedclip.experiment.report import write_report
 from fedclip.experiment.round_files import OpenRun, record_partition
 from fedclip.experiment.round_records import Judge, before_training, round_record
 from fedclip.experiment.save_adapters import adapter_digests, save_adapters
@@ -173,7 +175,10 @@ def carry_out(
             context, engine, strategy, max(0, finished), checkpoint.state, listener, privacy
         )
         closing = _train(run, rounds, patience, judge)
+        if privacy.tells_classes:
+            write_predictions(context, checkpoint.state, folder, personal)
         finished_run = _finish_run(run, coverage, closing)
+        write_report(folder)
         listener.finish(finished_run.summary)
         return finished_run
 

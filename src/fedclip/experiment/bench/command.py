@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from fedclip.experiment.bench.runner import ProcessRunner, RunCell
 from fedclip.experiment.bench.schedule import Results, run_grid
 from fedclip.experiment.bench.statistics import arm_figures
 from fedclip.experiment.coverage import NOT_TESTED, NOT_VALIDATED, missing_in
+from fedclip.experiment.folder import REPORT
 from fedclip.reports.comparison import Cells, accuracy_table, cost_table, tuning_table
 from fedclip.reports.comparison_plots import accuracy_plot, bytes_plot
 from fedclip.reports.curves import drawn
+from fedclip.reports.report.compare import bench_page
 from fedclip.reports.text import json_text
 
 _WIDTH = 160
@@ -66,6 +69,12 @@ def bench(
     tables = [accuracy_table(rows, plan.grid.reference), cost_table(rows), tuning_table(rows)]
     if rows:
         _write(work, dict(zip(("accuracy", "cost", "tuning"), tables, strict=True)), rows)
+        plots = {
+            "Accuracy by arm": partial(accuracy_plot, rows),
+            "Accuracy against megabytes": partial(bytes_plot, rows),
+        }
+        text = bench_page(grid.stem, tables, plots)
+        files.replace_file(work / REPORT, text.encode())
     if as_json:
         whole = result(f"bench_{grid.stem}", figures, details)
         print(json_text(whole))
