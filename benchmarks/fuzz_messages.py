@@ -28,13 +28,14 @@ from benchmarks.fuzz import Kind, Tally, attempt
 from benchmarks.fuzz_configs import Damaged
 from fedclip.deploy.messages import replies, requests, results
 from fedclip.deploy.messages.envelope import BadMessage, Envelope, pack_header
+from fedclip.deploy.messages.heads import Head
 from fedclip.deploy.messages.requests import Exchange, Ticket
 from fedclip.errors import UsageError
 from fedclip.federated.update_checks import BOUNDS
 from fedclip.records import ClientReport, RunState, TrainRequest
 
 A, B = "base_model.model.layer.lora_A.weight", "base_model.model.layer.lora_B.weight"
-TICKET = Ticket("run", "job", 3, "nonce", "base")
+TICKET = Ticket("run", "job", 3, "nonce", "base", Head(7, "0" * 64))
 REPORT = ClientReport("north", 10, 0.5, 4, 1.5, 0.1, 0.7)
 LARGEST = 100_000
 NASTY: tuple[Any, ...] = (

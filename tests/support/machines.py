@@ -26,7 +26,7 @@ NAMES = ("north", "south", "west")
 SIZES = {"north": 24, "south": 16, "west": 30}
 
 
-COMMON = {"version", "kind", "site", "run", "job", "round", "nonce", "base"}
+COMMON = {"version", "kind", "site", "run", "job", "round", "nonce", "base", "log"}
 MAY_LEAVE = {
     READY: COMMON | {"num_examples", "software"},
     UPDATE: COMMON

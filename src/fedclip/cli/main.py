@@ -17,6 +17,7 @@ from fedclip.cli import adapters as cli_adapters
 from fedclip.cli import deploy as cli_deploy
 from fedclip.cli import inference as cli_use
 from fedclip.cli import keys as cli_keys
+from fedclip.cli import log as cli_log
 from fedclip.cli.audit import audit
 from fedclip.cli.options import AsJson, Best, Overrides, only, sorted_out
 from fedclip.cli.report import report
@@ -248,6 +249,7 @@ app.command()(cli_adapters.merge)
 app.command()(cli_deploy.coordinate)
 app.command()(cli_deploy.site)
 app.add_typer(cli_keys.app)
+app.add_typer(cli_log.app)
 
 
 def _load(file: str, overrides: list[str]) -> Config:

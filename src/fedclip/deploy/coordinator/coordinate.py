@@ -31,6 +31,7 @@ from fedclip.experiment.run import Run
 from fedclip.experiment.summary_file import read_summary
 
 LOOK_EVERY = 0.5
+RESTART_PATIENCE = 10.0
 FRUITLESS = 3
 """How many of Flower's runs may end without a finished round before the coordinator gives up."""
 
@@ -113,6 +114,7 @@ def _until_finished(
         except FedclipError as error:
             link.check()
             say(f"the connection to Flower's server was lost: {error}")
+            _wait_for_another_start(link, starts)
         relay()
         if run.is_finished():
             return Run(run.path, read_summary(run))
@@ -144,6 +146,14 @@ def _watch(
         link.check()
         if control.run_status(number)[0] == "finished":
             return
+        time.sleep(LOOK_EVERY)
+
+
+def _wait_for_another_start(link: Supervised, starts: int) -> None:
+    """Waits a while for a killed server to be started again, which still counts as ready."""
+    end = time.monotonic() + RESTART_PATIENCE
+    while link.starts == starts and time.monotonic() < end:
+        link.check()
         time.sleep(LOOK_EVERY)
 
 

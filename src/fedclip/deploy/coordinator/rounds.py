@@ -5,26 +5,32 @@ It is a run like any other (`experiment.carry_out`), with an engine whose client
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
 import traceback
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from fedclip.config import Config
-from fedclip.config.loading import load_config
+from fedclip.config.loading import dump_config, load_config
 from fedclip.deploy.coordinator.context import coordinator_context, expected_sites
 from fedclip.deploy.coordinator.run_files import DeployFiles
 from fedclip.deploy.flower.mail import FlowerMail
 from fedclip.deploy.flower.process import LOOK_EVERY
-from fedclip.deploy.job import make_job
-from fedclip.deploy.keys.folder import site_names
+from fedclip.deploy.job import APP, EPSILON, make_job
+from fedclip.deploy.keys.folder import SERVER_KEY, site_names
+from fedclip.deploy.log.chain import LOG_FILE, Log, log_key
+from fedclip.deploy.log.verify import COORDINATOR
+from fedclip.deploy.messages.requests import job_digest
 from fedclip.deploy.remote.engine import Formats, Mail, Patience, RemoteEngine, Roster, Traffic
+from fedclip.deploy.remote.journal import Journal
 from fedclip.device import return_freed_memory
 from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError
 from fedclip.evaluation.metrics import chosen
@@ -120,17 +126,19 @@ def _rounds(
     context = coordinator_context(config, listener, examples)
     check_measurable(context, is_personal(config))
     job = make_job(config, context.data.class_names, context.data.templates)
+    base = base_sha256(context.model)
     largest = int(deploy.largest_message_mb * 1e6)
     roster = Roster(
         mail,
         files.run,
         job,
-        base_sha256(context.model),
+        base,
         largest,
         listener.message,
         wanted,
         examples,
         on_admit=lambda: files.keep_sites(examples),
+        journal=_begin_log(config, files, job, base),
     )
     patience = Patience(
         deploy.quorum,
@@ -164,7 +172,24 @@ def _rounds(
         names = chosen(config.evaluation.metrics)
         return told_by_clients(counts, context.clients, strategy.personal, names)
 
-    return carry_out(context, strategy, folder, listener, started, engine, judge)
+    run = carry_out(context, strategy, folder, listener, started, engine, judge)
+    told = {key: run.summary.get(key) for key in ("rounds", "adapter_sha256", "state_sha256")}
+    roster.journal.note("ended", **told, epsilon=job[EPSILON])
+    return run
+
+
+def _begin_log(config: Config, files: DeployFiles, job: Mapping[str, Any], base: str) -> Journal:
+    """The run's signed log, from this start of its coordinator on."""
+    keys = None if config.deploy.keys is None else Path(config.deploy.keys)
+    key = log_key(keys, SERVER_KEY, files.folder)
+    journal = Journal(Log(files.folder / LOG_FILE, key, COORDINATOR, files.run))
+    facts = {"job": job_digest(job), "base": base, "app": job[APP], "fedclip": version("fedclip")}
+    journal.note("started", **facts, config=_sha256(dump_config(config)), epsilon=job[EPSILON])
+    return journal
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _gather(

@@ -11,6 +11,7 @@ import hashlib
 import ipaddress
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,3 +238,30 @@ def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
+
+
+def sign(key: Key, data: bytes) -> bytes:
+    """An ECDSA signature of bytes, over their SHA-384."""
+    return key.sign(data, ec.ECDSA(hashes.SHA384()))
+
+
+@lru_cache(maxsize=4096)
+def signed_by(public: str, data: bytes, signature: bytes) -> bool:
+    """Whether bytes were signed by the private half of a public key in OpenSSH's form."""
+    try:
+        key: Any = serialization.load_ssh_public_key(public.encode())
+        if not isinstance(getattr(key, "curve", None), ec.SECP384R1):
+            return False
+        key.verify(signature, data, ec.ECDSA(hashes.SHA384()))
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature):
+        return False
+    return True
+
+
+def openssh_fingerprint(public: str) -> str:
+    """The fingerprint of a public key in OpenSSH's form; ValueError where it is none."""
+    try:
+        key: Any = serialization.load_ssh_public_key(public.encode())
+    except (UnsupportedAlgorithm, TypeError) as error:
+        raise ValueError(str(error)) from None
+    return fingerprint(key)

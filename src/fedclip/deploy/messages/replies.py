@@ -17,13 +17,14 @@ import torch
 from fedclip.config.names import is_site_name
 from fedclip.deploy.messages.codec import GROUPS, Format, decode, digest, encode, rank_map
 from fedclip.deploy.messages.envelope import BadMessage, Envelope
+from fedclip.deploy.messages.heads import LOG, Head
 from fedclip.deploy.messages.requests import Exchange, Ticket
 from fedclip.errors import shortened
 from fedclip.federated.update_checks import BOUNDS, Reason, check, number_fault, outliers
 from fedclip.records import ClientReport, ClientUpdate, State, TrainRequest
 
 READY, UPDATE, TESTED, REFUSAL = "ready", "update", "tested", "refusal"
-_COMMON = frozenset({"version", "kind", "site", "run", "job", "round", "nonce", "base"})
+_COMMON = frozenset({"version", "kind", "site", "run", "job", "round", "nonce", "base", LOG})
 NUMBERS = ("num_examples", "loss", "steps", "seconds", "rate_sum", "start_loss")
 KEYS = {
     READY: _COMMON | {"num_examples", "software"},
@@ -208,7 +209,9 @@ def too_large(
 
 def _opened(data: bytes, largest: int, site: str) -> Envelope:
     try:
-        return Envelope.unpack(data, largest)
+        envelope = Envelope.unpack(data, largest)
+        Head.of(envelope.header)  # can be read
+        return envelope
     except BadMessage as error:
         raise Refused(f"{site}: {error}") from None
 

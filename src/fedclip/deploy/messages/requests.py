@@ -18,6 +18,7 @@ from fedclip.deploy.messages.codec import (
     layout_to_json,
 )
 from fedclip.deploy.messages.envelope import BadMessage, Envelope
+from fedclip.deploy.messages.heads import Head
 from fedclip.records import State, TrainRequest
 
 if TYPE_CHECKING:
@@ -29,17 +30,21 @@ _SETS = ("state", "frames", "shift", "offsets", "anchor")
 
 @dataclass(frozen=True)
 class Ticket:
-    """What makes a message one of a kind: a run, a job in it, a round, and a number used once."""
+    """What makes a message one of a kind: a run, a job in it, a round, and a number used once.
+
+    `log` is the head of its sender's log, which confirms the log to the other side.
+    """
 
     run: str
     job: str
     server_round: int
     nonce: str
     base: str
+    log: Head | None = None
 
     def header(self) -> dict[str, Any]:
         """The ticket as part of a header."""
-        return {
+        return ({} if self.log is None else self.log.header()) | {
             "run": self.run,
             "job": self.job,
             "round": self.server_round,
@@ -57,6 +62,7 @@ class Ticket:
                 int(header["round"]),
                 str(header["nonce"]),
                 str(header["base"]),
+                Head.of(header),
             )
         except (KeyError, TypeError, ValueError, OverflowError):
             raise BadMessage("the message does not say which round it belongs to") from None

@@ -83,6 +83,7 @@ class RemoteEngine:
         """`say` gets a line about each site's part; `on_wait` is called instead of sleeping."""
         self._mail = mail
         self._roster = roster
+        self._journal = roster.journal
         self._patience = patience
         self._formats = formats
         self._say = say
@@ -98,6 +99,7 @@ class RemoteEngine:
         every attempt.
         """
         work = _Round(request)
+        self._journal.round(request)
         needed = self._patience.needed(len(request.client_ids))
         for attempt in range(1, self._patience.attempts + 1):
             self._attempt(work)
@@ -121,7 +123,10 @@ class RemoteEngine:
                 update = work.updates[site]
                 tensors = {n: t[None] for n, t in update.tensors.items()}
                 yield Cohort((update.report,), tensors)
-        yield Cohort((), {}, tuple(work.left_out) + self._absent(work))
+        absent = self._absent(work)
+        for one in absent:
+            self._journal.left_out(request.server_round, one)
+        yield Cohort((), {}, tuple(work.left_out) + absent)
 
     def _absent(self, work: _Round) -> tuple[LeftOut, ...]:
         """The sites that nothing has come from, and why, where they may not join."""
@@ -142,6 +147,8 @@ class RemoteEngine:
             for site in sorted(self._roster.nodes)
         }
         letters = {site: results.result(state, site, own) for site, own in tickets.items()}
+        for site, data in letters.items():
+            self._journal.asked(site, server_round, "result", data)
         self.traffic.results += sum(map(len, letters.values()))
         found: dict[str, Tested] = {}
 
@@ -156,6 +163,8 @@ class RemoteEngine:
                     found[site] = results.read_tested(answer.data, tickets[site], site, largest)
             except Refused as refused:
                 self._say(f"the result: {refused}")
+            else:
+                self._journal.tested(site, found[site], answer.data)
 
         for site in self._talk(letters, end, take):
             self._say(f"{site} has not answered to the result")
@@ -211,6 +220,7 @@ class RemoteEngine:
                 work.request, site, ticket, self._formats.down, self._formats.up
             )
             work.exchanges[site] = ticket, exchange
+            self._journal.asked(site, work.request.server_round, "train", data)
             self.traffic.down += len(data)
             letters[site] = data
         return letters
@@ -238,10 +248,11 @@ class RemoteEngine:
                 self._require_others_count(work, site)
         except Refused as refused:
             work.updates.pop(site, None)
-            self._leave_out(work, site, refused)
+            self._leave_out(work, site, refused, data)
             if refused.code == "job":  # it has started anew, and must be told again
                 self._roster.forget(site)
             return
+        self._journal.answered(work.updates[site].report, number, data)
         self._say(
             f"round {number}: {site} has answered after {time.monotonic() - started:.1f} s "
             f"({len(work.updates)} of {len(work.request.client_ids)})"
@@ -269,10 +280,13 @@ class RemoteEngine:
             del work.updates[site]
             self._leave_out(work, site, refused)
 
-    def _leave_out(self, work: _Round, site: str, refused: Refused) -> None:
+    def _leave_out(
+        self, work: _Round, site: str, refused: Refused, answer: bytes | None = None
+    ) -> None:
         """The round goes on without a site: it is told, and part of the round's record."""
         work.out.add(site)
         work.left_out.append(_left_out(site, refused))
+        self._journal.left_out(work.request.server_round, work.left_out[-1], answer)
         self._say(f"round {work.request.server_round}: left out: {refused}")
 
 

@@ -13,6 +13,7 @@ from fedclip.config.names import is_twin
 from fedclip.deploy.messages import replies, requests
 from fedclip.deploy.messages.replies import Refused, believed
 from fedclip.deploy.messages.requests import Ticket
+from fedclip.deploy.remote.journal import Journal
 from fedclip.federated.update_checks import Reason
 from fedclip.federated.updates import Quorum
 
@@ -69,7 +70,8 @@ class Roster:
     """The sites that have been told what the run is about.
 
     `nodes` and `examples` are by site name, 0 for a site that has not come yet; `wanted` are the
-    names that may take part, None all. `on_admit` is called when a site has come.
+    names that may take part, None all. `on_admit` is called when a site has come. Every
+    ticket carries the head of the coordinator's log.
     """
 
     mail: Mail
@@ -84,6 +86,7 @@ class Roster:
     on_admit: Callable[[], None] = lambda: None
     wait: Wait = time.sleep
     look: float = 0.5
+    journal: Journal = field(default_factory=Journal)
     refusals: dict[str, Refused] = field(default_factory=dict)  # why a site may not join, by name
     _known: dict[int, str] = field(default_factory=dict)  # greeted nodes
     _pending: dict[str, tuple[int, str, Ticket]] = field(default_factory=dict)  # by mail's ticket
@@ -93,7 +96,8 @@ class Roster:
 
     def ticket(self, server_round: int, nonce: str) -> Ticket:
         """A ticket of this run."""
-        return Ticket(self.run, requests.job_digest(self.job), server_round, nonce, self.base)
+        job, head = requests.job_digest(self.job), self.journal.head
+        return Ticket(self.run, job, server_round, nonce, self.base, head)
 
     def forget(self, site: str) -> None:
         """The site will be greeted again."""
@@ -155,10 +159,13 @@ class Roster:
                         )
                     site, count = replies.read_ready(answer.data, ticket, name, self.largest)
                     self._admit(site, node, count, keyed=bool(name))
+                self.journal.joined(site, self.examples[site], answer.data)
             except Refused as refused:
                 self._refused[node] = time.monotonic()
                 if name:
                     self.refusals[name] = refused
+                if str(refused) not in self._told:
+                    self.journal.refused(name, str(refused), answer.data)
                 self._once(str(refused))
 
     def _admit(self, site: str, node: int, told: int | Reason, keyed: bool) -> None:

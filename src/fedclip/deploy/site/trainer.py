@@ -29,6 +29,7 @@ from fedclip.deploy.site import policy
 from fedclip.deploy.site.config import SiteConfig
 from fedclip.deploy.site.consent import Terms, require_base, require_consent
 from fedclip.deploy.site.exchange_limits import check_request
+from fedclip.deploy.site.journal import SiteJournal
 from fedclip.deploy.site.private_state import PrivateState, drop_other_runs
 from fedclip.deploy.site.requirements import unmet
 from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError
@@ -64,6 +65,8 @@ class Work:
     base: str
     num_examples: int
     job: Mapping[str, Any]
+    app: str
+    agreed: str
 
 
 class SiteTrainer:
@@ -74,6 +77,14 @@ class SiteTrainer:
         self.config = config
         self._say = say
         self._work: Work | None = None
+        self._journal: SiteJournal | None = None
+
+    @property
+    def journal(self) -> SiteJournal:
+        """What writes the site's log."""
+        if self._journal is None:
+            self._journal = SiteJournal(self.config)
+        return self._journal
 
     def answer(self, data: bytes) -> bytes:
         """The answer to a message; whatever goes wrong becomes a refusal without details."""
@@ -86,22 +97,26 @@ class SiteTrainer:
             if envelope.kind == HELLO:
                 return self._hello(envelope, ticket)
             if envelope.kind == TRAIN:
-                return self._train(envelope, ticket)
+                return self._train(envelope, ticket, data)
             if envelope.kind == RESULT:
-                return self._result(envelope, ticket)
+                return self._result(envelope, ticket, data)
             raise BadMessage(f"an unknown kind of message, {envelope.kind!r}")
         except (policy.Against, BadMessage, TrainingFailed) as error:
-            self._say(f"refused: {error}")
-            return replies.refusal(ticket, site, "refused", str(error))
+            return self._refused(ticket, "refused", str(error), str(error))
         except UnknownJob:
             return replies.refusal(ticket, site, "job", "it has not been told what the run is")
-        except FedclipError as error:
-            self._say(f"refused: {error}")  # may name files and classes, so it stays here
-            return replies.refusal(ticket, site, "refused", OWN_LOG)
+        except FedclipError as error:  # may name files and classes, so its words stay here
+            return self._refused(ticket, "refused", OWN_LOG, str(error))
         except Exception as error:
-            self._say(f"failed: {''.join(traceback.format_exception(error))}")
             why = f"an unforeseen {type(error).__name__}; its own log says more"
-            return replies.refusal(ticket, site, "failed", why)
+            self._say(f"failed: {''.join(traceback.format_exception(error))}")
+            return self._refused(ticket, "failed", why, why)
+
+    def _refused(self, ticket: Ticket | None, code: str, told: str, reason: str) -> bytes:
+        """A refusal, whose reason stands in the site's log; the coordinator is `told` less."""
+        self._say(f"refused: {reason}")
+        self.journal.refused(ticket, reason)
+        return replies.refusal(ticket and self.journal.own(ticket), self.config.name, code, told)
 
     def _hello(self, envelope: Envelope, ticket: Ticket) -> bytes:
         job = envelope.header.get("description")
@@ -115,13 +130,16 @@ class SiteTrainer:
         files.replace_file(folder / JOB, json.dumps(job).encode(), mode=0o600)
         drop_other_runs(folder / "private", ticket.run)
         software = {name: version(name) for name in ("fedclip", "torch")}
-        own = replace(ticket, base=work.base)
+        facts = {"base": work.base, "app": work.app, "agreed": work.agreed}
+        self.journal.joined(ticket, job, examples=work.num_examples, **facts)
+        own = self.journal.own(ticket)
         return replies.ready(own, self.config.name, work.num_examples, software)
 
-    def _train(self, envelope: Envelope, ticket: Ticket) -> bytes:
+    def _train(self, envelope: Envelope, ticket: Ticket, message: bytes) -> bytes:
         work, site = self._known(ticket), self.config.name
         request, exchange, form = requests.read_train(envelope, site)
         check_request(work.job, request, exchange)
+        self.journal.asked(ticket, request, message)
         folder = Path(self.config.state) / "private"
         private = PrivateState(folder, ticket.run, request.purpose, self._say)
         before = private.before(request.server_round)
@@ -134,18 +152,20 @@ class SiteTrainer:
         residual = {
             n.removeprefix(RESIDUAL): t for n, t in before.items() if n.startswith(RESIDUAL)
         }
-        data, lost = replies.update(ticket, update.report, tensors, exchange, form, residual)
+        own, report = self.journal.own(ticket), update.report
+        data, lost = replies.update(own, report, tensors, exchange, form, residual)
         after = {KEPT + name: tensors[name] for name in exchange.kept}
         after |= {RESIDUAL + name: tensor for name, tensor in lost.items()}
         if after:
             private.save(request.server_round, after)
+        self.journal.sent(ticket, report, data)
         self._say(
-            f"round {request.server_round}: loss {update.report.loss:.3f}, "
-            f"{update.report.seconds:.1f} s, {len(data)} bytes sent"
+            f"round {request.server_round}: loss {report.loss:.3f}, "
+            f"{report.seconds:.1f} s, {len(data)} bytes sent"
         )
         return data
 
-    def _result(self, envelope: Envelope, ticket: Ticket) -> bytes:
+    def _result(self, envelope: Envelope, ticket: Ticket, message: bytes) -> bytes:
         """Keeps the run's adapter, with the site's own factors in it, and tests it here."""
         work, site = self._known(ticket), self.config.name
         state, folder = results.read_result(envelope), Path(self.config.state)
@@ -164,7 +184,9 @@ class SiteTrainer:
             f"the run has ended: {found.correct} of {tests} test images of the site are "
             f"recognised; the adapter is in {folder / ADAPTER}"
         )
-        return results.tested(ticket, site, found if self.config.policy.tell_accuracy else Tested())
+        self.journal.ended(ticket, found, message, adapter=str(folder / ADAPTER))
+        found = found if self.config.policy.tell_accuracy else Tested()
+        return results.tested(self.journal.own(ticket), site, found)
 
     def _known(self, ticket: Ticket) -> Work:
         """The work of a job that was taken up, also by an earlier process."""
@@ -189,11 +211,11 @@ class SiteTrainer:
         if self._work is None or self._work.digest != ticket.job:
             self._say(agreed)
             self._work = None  # one model in memory at a time
-            self._work = self._begin(asked, job, ticket.job)
+            self._work = self._begin(asked, job, ticket.job, agreed)
         require_base(asked, self._work.base)
         return self._work
 
-    def _begin(self, asked: Terms, job: Mapping[str, Any], digest: str) -> Work:
+    def _begin(self, asked: Terms, job: Mapping[str, Any], digest: str, agreed: str) -> Work:
         """Builds the model, and then reads the images: a model that was not agreed on sees none."""
         site = self.config
         config = job_config(job, site.device, site.as_data, site.model)
@@ -211,7 +233,8 @@ class SiteTrainer:
             raise UsageError("the site's images were divided, which they must not be")
         context = build(config, Listener(), data=data, model=model)
         self._say(f"took up a run: {len(own.train)} training examples")
-        return Work(digest, context, create_engine(context), base, len(own.train), job)
+        engine, count = create_engine(context), len(own.train)
+        return Work(digest, context, engine, base, count, job, asked.app, agreed)
 
     def _images(self, config: Config, names: Sequence[str]) -> FederatedData:
         """The site's images, all of them its own; what there is to say of them stays here."""

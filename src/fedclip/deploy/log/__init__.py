@@ -1,0 +1,1 @@
+"""The signed log of a coordinator or a site."""
