@@ -50,6 +50,7 @@ check: install
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/reference_configuration.py --check
 	$(BIN)/python benchmarks/tables.py --check
+	$(BIN)/python benchmarks/claims.py
 
 format: install
 	$(BIN)/ruff check --fix .

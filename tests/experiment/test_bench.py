@@ -19,7 +19,7 @@ from fedclip.errors import UsageError
 from fedclip.experiment.bench import command
 from fedclip.experiment.bench.grid import load_grid
 from fedclip.experiment.bench.plan import Cell, Plan, make_plan
-from fedclip.experiment.bench.result import commit
+from fedclip.experiment.bench.result import code_of, commit, present_code, result
 from fedclip.experiment.bench.runner import Failed, Finished, Outcome, ProcessRunner
 from fedclip.experiment.bench.schedule import Results, run_grid, slots_for
 from fedclip.experiment.bench.statistics import (
@@ -579,3 +579,12 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     assert isinstance(outcome, Failed)
     assert "is a file; choose another --output" in outcome.reason
     assert not outcome.diverged
+
+
+def test_a_result_names_the_code_that_began_its_runs(tmp_path: Path) -> None:
+    """Finished runs are read, not repeated, when fedclip has changed since."""
+    assert code_of(tmp_path) == present_code()
+    other = {"commit": "abc", "code": present_code()["code"] | {"lora": "another"}}
+    (tmp_path / "code.json").write_text(json.dumps(other))
+    found = result("x", {}, {}, code_of(tmp_path))
+    assert (found["commit"], found["code"]["lora"]) == ("abc", "another")

@@ -268,3 +268,36 @@ def test_a_difference_of_five_standard_errors_is_claimed_with_its_sign(sign: int
     right, wrong = ("better", "worse") if sign > 0 else ("worse", "better")
     assert said.count(right) / 500 >= 0.8
     assert said.count(wrong) / 500 <= 0.01
+
+
+def test_a_ratios_interval_counts_seeds_and_test_images_together() -> None:
+    """Against 4,000 experiments in which images and seeds are drawn anew: 95 % hold the truth."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(4000):
+        hard = rng.random(300)  # of each image
+        shift = rng.normal(0, 0.01, (5, 2))  # of each seed and arm
+        ours, theirs = (
+            (hard < 0.8 * factor + shift[:, [arm]]) ^ (rng.random((5, 300)) < 0.02)
+            for arm, factor in enumerate((0.95, 1.0))
+        )
+        means = [side.mean(axis=1).tolist() for side in (ours, theirs)]
+        found = ratio(*means, (ours.astype(float), theirs.astype(float)))
+        truth = (0.76 * 0.98 + 0.24 * 0.02) / (0.8 * 0.98 + 0.2 * 0.02)
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low < truth < found.high
+    assert 0.94 < held / 4000 < 0.99
+
+
+def test_images_on_which_arms_agree_add_nothing_to_a_ratio_of_one() -> None:
+    hits = np.tile([1.0, 1.0, 0.0, 1.0], (3, 25))
+    seeds = [0.74, 0.75, 0.76]
+    assert ratio(seeds, seeds, (hits, hits)).half == pytest.approx(0.0, abs=1e-9)
+    apart = ratio([0.73, 0.75, 0.77], seeds)
+    both = ratio([0.73, 0.75, 0.77], seeds, (hits, hits))
+    assert both.half == pytest.approx(apart.half, rel=0.05)
+    other = ratio([0.73, 0.75, 0.77], seeds, (hits, np.roll(hits, 1, axis=1)))
+    assert other.half is not None
+    assert apart.half is not None
+    assert other.half > apart.half

@@ -115,3 +115,26 @@ def test_flowers_fedavg_agrees_with_ours(flower_stock: ModuleType) -> None:
         torch.testing.assert_close(theirs[name], value, rtol=1e-6, atol=1e-7)
         assert not torch.equal(value, start[name])
     model.set_parameters(theirs)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks for it
+def test_plain_peft_trains_what_fedclip_trains(tmp_path: Path) -> None:
+    """transformers, PEFT and torch alone, on the same split, with draws of their own."""
+    spec = importlib.util.spec_from_file_location("plain_peft", EXAMPLES / "plain_peft.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    config = {
+        "model": {"lora": {"target_modules": {"vision_encoder": ["q_proj", "v_proj"]}}},
+        "client": {"learning_rate": 0.01},
+        "optimizer": {"schedule": "cosine"},
+        "data": {"name": "digits", "max_train_examples": 400, "test_fraction": 0.4},
+        "federation": {"rounds": 2, "num_clients": 3},
+    }
+    summary = fedclip.run(config, output=tmp_path / "run").summary
+    accuracy = example.main(tmp_path / "run")
+    assert accuracy[0] == pytest.approx(summary["zero_shot_accuracy"], abs=1e-6)
+    assert accuracy[-1] > accuracy[0] + 0.08
+    assert accuracy[-1] == pytest.approx(summary["accuracy"], abs=0.03)
+    assert not re.search(r"^(import|from) fedclip", (EXAMPLES / "plain_peft.py").read_text(), re.M)

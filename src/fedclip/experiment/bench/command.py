@@ -13,9 +13,10 @@ from rich.console import Console
 from fedclip import files
 from fedclip.data.source import some
 from fedclip.errors import UsageError, harmless
+from fedclip.experiment.bench.digest import code_digests, input_digests
 from fedclip.experiment.bench.display import Display, remark
 from fedclip.experiment.bench.plan import Cell, Plan, make_plan, short
-from fedclip.experiment.bench.result import result, write_result
+from fedclip.experiment.bench.result import code_of, result, write_result
 from fedclip.experiment.bench.runner import ProcessRunner, RunCell
 from fedclip.experiment.bench.schedule import Results, run_grid
 from fedclip.experiment.bench.statistics import arm_figures
@@ -28,6 +29,10 @@ from fedclip.reports.report.compare import bench_page
 from fedclip.reports.text import json_text
 
 _WIDTH = 160
+OTHER_CODE = (
+    "warning: fedclip has changed since the first of these runs, and finished ones are not "
+    "repeated; the result names the code that began. Take another --work to run all anew"
+)
 _CHECKOUT = Path(__file__).resolve().parents[4]
 
 
@@ -54,6 +59,7 @@ def bench(
     if dry_run:
         return _list_runs(plan, runner)
     (work / "runs").mkdir(parents=True, exist_ok=True)
+    made_by = code_of(work)
     with Display() as display:
         try:
             results = run_grid(
@@ -63,9 +69,9 @@ def bench(
             print("stopped; the same command goes on from here", file=sys.stderr)
             raise SystemExit(130) from None
     rows = arm_figures(plan, results)
-    figures, details = _for_the_file(grid.stem, plan, results, rows)
+    figures, details = _for_the_file(grid, plan, results, rows)
     for path in dict.fromkeys([work / "result.json", *([result_file] if result_file else [])]):
-        write_result(path, f"bench_{grid.stem}", figures, details)
+        write_result(path, f"bench_{grid.stem}", figures, details, made_by)
     tables = [accuracy_table(rows, plan.grid.reference), cost_table(rows), tuning_table(rows)]
     if rows:
         _write(work, dict(zip(("accuracy", "cost", "tuning"), tables, strict=True)), rows)
@@ -76,7 +82,7 @@ def bench(
         text = bench_page(grid.stem, tables, plots)
         files.replace_file(work / REPORT, text.encode())
     if as_json:
-        whole = result(f"bench_{grid.stem}", figures, details)
+        whole = result(f"bench_{grid.stem}", figures, details, made_by)
         print(json_text(whole))
     elif rows:
         console = Console(highlight=False)
@@ -84,7 +90,7 @@ def bench(
             console = Console(highlight=False, width=_WIDTH)  # a file has room for a row
         for table in tables:
             console.print(table.rich())
-    _tell(results, rows, work, result_file)
+    _tell(results, rows, work, result_file, made_by)
     return 1 if results.failures else 0
 
 
@@ -149,7 +155,7 @@ def _state(runner: ProcessRunner, cell: Cell) -> str:
 
 
 def _for_the_file(
-    name: str, plan: Plan, results: Results, rows: dict[str, dict[str, Any]]
+    grid: Path, plan: Plan, results: Results, rows: dict[str, dict[str, Any]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Flat figures by key, and the details that explain them."""
     figures: dict[str, Any] = {}
@@ -160,7 +166,8 @@ def _for_the_file(
         for reference, difference in row["minus"].items():
             figures[f"accuracy_{arm}_minus_{reference}"] = difference["mean"]
     return figures, {
-        "command": f"fedclip bench {name}{' --full' if plan.full else ''}",
+        "command": f"fedclip bench {grid.stem}{' --full' if plan.full else ''}",
+        "inputs": input_digests([grid, plan.config], _CHECKOUT),
         "grid": plan.grid.model_dump(mode="json"),
         "configuration": plan.base,
         "arms": rows,
@@ -169,10 +176,15 @@ def _for_the_file(
 
 
 def _tell(
-    results: Results, rows: dict[str, dict[str, Any]], work: Path, result_file: Path | None
+    results: Results,
+    rows: dict[str, dict[str, Any]],
+    work: Path,
+    result_file: Path | None,
+    made_by: dict[str, Any],
 ) -> None:
     """Says on standard error what the tables do not."""
-    lines = [
+    lines = [] if made_by["code"] == code_digests() else [OTHER_CODE]
+    lines += [
         f"! {arm}: {short(key)} {knob.value:g}{remark(knob)}"
         for arm, choice in results.choices.items()
         for key, knob in choice.knobs.items()

@@ -100,19 +100,33 @@ def holm(p_values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
     return adjusted
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+def ratio(
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    images: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+) -> Interval:
     """Ratio of two paired means with its 95 % interval by Fieller's theorem.
 
-    Without ends where their mean is not told apart from 0. Source: Fieller 1954, J. R. Statist.
-    Soc. B 16, 175-185.
+    `images` are both arms' hits, `[seeds, images]` each: the error from the choice of test images
+    is then part of it. Without ends where their mean is not told apart from 0. Source: Fieller
+    1954, J. R. Statist. Soc. B 16, 175-185.
     """
     x, y = np.asarray(ours), np.asarray(theirs)
     n = len(x)
     mean = float(x.mean() / y.mean()) if y.mean() else math.nan
     if n < 2 or not y.mean():
         return Interval(mean)
-    t2 = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) ** 2 / n
-    (xx, xy), (_, yy) = np.cov(x, y)
+    error = np.cov(x, y) / n
+    freedom = float(n - 1)
+    if images is not None:
+        by_image = [hits.mean(axis=0) for hits in images]
+        more = np.cov(*by_image) / by_image[0].size
+        apart = np.array([1.0, -mean])  # of x - mean y, whose errors decide
+        from_seeds, from_images = apart @ error @ apart, apart @ more @ apart
+        freedom = freedom * ((from_seeds + from_images) / from_seeds) ** 2 if from_seeds else 1e9
+        error = error + more
+    t2 = float(stats.t.ppf(1 - LEVEL / 2, freedom)) ** 2
+    (xx, xy), (_, yy) = error
     a, b, c = y.mean() ** 2 - t2 * yy, x.mean() * y.mean() - t2 * xy, x.mean() ** 2 - t2 * xx
     if a <= 0 or (root := b * b - a * c) < 0:
         return Interval(mean)

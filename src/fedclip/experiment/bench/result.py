@@ -16,32 +16,57 @@ import psutil
 import torch
 
 from fedclip import files
+from fedclip.experiment.bench.digest import code_digests
 
 _PACKAGES = ("fedclip", "torch", "transformers", "peft", "datasets", "flwr-datasets", "numpy")
 _CHECKOUT = Path(__file__).resolve().parents[4]
 
 
 def write_result(
-    path: Path, name: str, figures: Mapping[str, Any], details: Mapping[str, Any]
+    path: Path,
+    name: str,
+    figures: Mapping[str, Any],
+    details: Mapping[str, Any],
+    made_by: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a result file: flat figures by key, and whatever explains them under `details`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result(name, figures, details), indent=2, ensure_ascii=False)
+    text = json.dumps(result(name, figures, details, made_by), indent=2, ensure_ascii=False)
     files.replace_file(path, text.encode() + b"\n")
     return path
 
 
-def result(name: str, figures: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result file holds."""
+def result(
+    name: str,
+    figures: Mapping[str, Any],
+    details: Mapping[str, Any],
+    made_by: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a result file holds; `made_by` is the code that measured, by default this one."""
     return {
         "name": name,
         "machine": machine(),
         "versions": {package: version(package) for package in _PACKAGES},
-        "commit": commit(),
+        **(made_by or present_code()),
         "date": datetime.now(UTC).date().isoformat(),
         "figures": dict(figures),
         "details": dict(details),
     }
+
+
+def present_code() -> dict[str, Any]:
+    """The commit, and digests of what decides figures."""
+    return {"commit": commit(), "code": code_digests()}
+
+
+def code_of(work: Path) -> dict[str, Any]:
+    """The code that began a work folder's runs; they are not repeated when it changes."""
+    file = work / "code.json"
+    if not file.exists():
+        text = json.dumps(present_code(), indent=2)
+        files.replace_file(file, text.encode() + b"\n")
+    begun: dict[str, Any] = files.read_json(file)
+    return {"commit": begun.get("commit"), "code": begun.get("code")}
 
 
 def machine() -> dict[str, Any]:

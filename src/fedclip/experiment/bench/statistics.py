@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedclip.experiment.bench.comparisons import (
     Interval,
@@ -151,7 +152,8 @@ def _compare(
         pairs = [(runs[arm][seed], runs[name][seed]) for seed in seeds]
         ours, theirs = [[run.summary["accuracy"] for run in side] for side in zip(*pairs)]  # noqa: B905
         differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-        error = _image_error(pairs)
+        hits = _hits(pairs)
+        error = 0.0 if hits is None else image_error(hits[0] - hits[1])
         row["minus"][reference] = {
             **_of(interval(differences, image_error=error)),
             "seeds": len(pairs),
@@ -160,7 +162,7 @@ def _compare(
             "p_holm": None,
             "verdict": None,
             "excluded": _excluded(arm, row, name, rows[name]),
-            "ratio": _of(ratio(ours, theirs)),
+            "ratio": _of(ratio(ours, theirs, hits)),
         }
         if row["minus"][reference]["excluded"] is None and len(pairs) > 1:
             apart[arm] = differences, error
@@ -176,14 +178,16 @@ def _compare(
         }
 
 
-def _image_error(pairs: Sequence[tuple[Finished, Finished]]) -> float:
-    """Standard error of a difference from the test images; 0 where a run has not kept its hits."""
-    apart = [
-        np.subtract(a.hits, b.hits, dtype=np.float64)
-        for a, b in pairs
-        if a.hits is not None and b.hits is not None
-    ]
-    return image_error(np.stack(apart)) if len(apart) == len(pairs) else 0.0
+def _hits(
+    pairs: Sequence[tuple[Finished, Finished]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Both arms' hits, `[seeds, images]`; None where a run has not kept its own."""
+    if any(run.hits is None for pair in pairs for run in pair):
+        return None
+    ours, theirs = (
+        np.array([run.hits for run in side], dtype=np.float64) for side in zip(*pairs, strict=True)
+    )
+    return ours, theirs
 
 
 def _excluded(
