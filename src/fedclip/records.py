@@ -102,6 +102,12 @@ class RunState:
         return {name: own.get(name, tensor) for name, tensor in home.shared.items()}
 
 
+PLAIN = {"wire": "plain"}
+TENSORS = {"wire": "tensors"}
+TENSORS_BY_CLIENT = {"wire": "tensors by client"}
+"""How a field of a request travels to a site; what has none is sent in a form of its own."""
+
+
 class StepPlan(Protocol):
     """The optimizer steps of a client in a round, by its number of examples."""
 
@@ -140,20 +146,20 @@ class TrainRequest:
     server_round: int
     client_ids: tuple[str, ...]
     state: State
-    progress: float = 0.0
-    round_share: float = 1.0
+    progress: float = field(default=0.0, metadata=PLAIN)
+    round_share: float = field(default=1.0, metadata=PLAIN)
     ranks: Mapping[str, int] = field(default_factory=dict)
     trained: frozenset[str] | None = None
     sent: frozenset[str] | None = None
     starts: Mapping[str, State] = field(default_factory=dict)
-    offsets: Mapping[str, State] = field(default_factory=dict)
-    anchor: State | None = None
-    proximal_mu: float | None = None
-    shift: State = field(default_factory=dict)
-    frames: State = field(default_factory=dict)
-    start_loss: bool = False
+    offsets: Mapping[str, State] = field(default_factory=dict, metadata=TENSORS_BY_CLIENT)
+    anchor: State | None = field(default=None, metadata=TENSORS)
+    proximal_mu: float | None = field(default=None, metadata=PLAIN)
+    shift: State = field(default_factory=dict, metadata=TENSORS)
+    frames: State = field(default_factory=dict, metadata=TENSORS)
+    start_loss: bool = field(default=False, metadata=PLAIN)
     cut: Mapping[str, int] = field(default_factory=dict)
-    purpose: str = "client"
+    purpose: str = field(default="client", metadata=PLAIN)
     examples: Mapping[str, int] = field(default_factory=dict)
     plan: StepPlan | None = None
     digest: str | None = None
@@ -163,6 +169,16 @@ class TrainRequest:
         """Names of the tensors that leave a client: those that it trains and sends."""
         trained = frozenset(self.state) if self.trained is None else self.trained
         return trained if self.sent is None else trained & self.sent
+
+    def of(self, client_id: str) -> TrainRequest:
+        """One client's part of the request."""
+        return replace(
+            self,
+            client_ids=(client_id,),
+            ranks={c: rank for c, rank in self.ranks.items() if c == client_id},
+            starts={c: own for c, own in self.starts.items() if c == client_id},
+            offsets={c: own for c, own in self.offsets.items() if c == client_id},
+        )
 
     def start(self, client_id: str) -> State:
         """The tensors that a client starts from."""

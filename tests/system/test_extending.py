@@ -33,6 +33,18 @@ class Halfway(Strategy):
         return replace(state, shared={**state.shared, **moved})
 '''
 
+FADED = '''"""A strategy whose clients multiply their gradients."""
+
+from dataclasses import replace
+
+from fedclip.federated.strategies.averaging import FedAvg
+
+
+class Faded(FedAvg):
+    def round(self, state, request, train):
+        return super().round(state, replace(request, fade=0.0), train)
+'''
+
 DATA_SET = '''"""A data set: bright and dark squares."""
 
 import numpy as np
@@ -130,6 +142,41 @@ CHANGES: dict[str, list[tuple[str, str] | tuple[str, str, str]]] = {
             'options=("federation.ridge",)),',
         ),
     ],
+    "client-side action": [
+        ("federated/strategies/faded.py", FADED),
+        row(
+            "STRATEGIES: dict[str, StrategyEntry] = {",
+            '"faded": _strategy("faded:Faded", steps_in_place=True),',
+        ),
+        (
+            "records.py",
+            *followed_by(
+                '    purpose: str = field(default="client", metadata=PLAIN)',
+                "    fade: float = field(default=1.0, metadata=PLAIN)",
+            ),
+        ),
+        (
+            "federated/client.py",
+            *followed_by(
+                "        correct()",
+                "        for leaf in leaves.values():\n"
+                "            leaf.grad.mul_(task.request.fade)",
+            ),
+        ),
+        (
+            "federated/engines/gradient_terms.py",
+            *followed_by("    mu: float = 0.0", "    fade: float = 1.0"),
+        ),
+        (
+            "federated/engines/gradient_terms.py",
+            *followed_by("            mu=mu,", "            fade=request.fade,"),
+        ),
+        (
+            "federated/engines/gradient_terms.py",
+            "        if max_norm is not None:",
+            "        grads.mul_(self.fade)\n        if max_norm is not None:",
+        ),
+    ],
     "data set": [
         ("data/sources/squares.py", DATA_SET),
         row(
@@ -166,7 +213,15 @@ CHANGES: dict[str, list[tuple[str, str] | tuple[str, str, str]]] = {
         ),
     ],
 }
-MOST_FILES = {"strategy": 2, "data set": 2, "engine": 2, "metric": 1, "command": 2, "listener": 2}
+MOST_FILES = {
+    "strategy": 2,
+    "client-side action": 5,
+    "data set": 2,
+    "engine": 2,
+    "metric": 1,
+    "command": 2,
+    "listener": 2,
+}
 
 PROBE = """
 import json, sys
@@ -189,7 +244,14 @@ for job in jobs:
         "summary": run.summary,
         "evaluated": evaluate(run.folder)["accuracy"],
     }
+from fedclip.deploy.messages.envelope import Envelope
+from fedclip.deploy.messages.requests import Ticket, read_train, train
 from fedclip.federated.engines.counting import Counting
+from fedclip.records import TrainRequest
+import torch
+asked = TrainRequest(1, ("a",), {"x": torch.zeros(1)}, fade=0.25)
+data, _ = train(asked, "a", Ticket("run", "job", 1, "nonce", "base"), "fp32", "fp32")
+answers["arrived"] = read_train(Envelope.unpack(data), "a")[0].fade
 answers["trained"] = Counting.trained
 for name in ("hello", "run"):
     told = {"hello": ["world"], "run": [jobs[0]["file"], "--output", jobs[0]["output"] + "-told"]}
@@ -263,6 +325,12 @@ JOBS = {
 }
 
 
+for engine in ("sequential", "batched"):
+    JOBS[f"faded {engine}"] = tiny("faded", "squares", engine) | {
+        "optimizer": {"name": "sgd", "weight_decay": 0.0}
+    }
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process says of all jobs, on a copy of the sources with all changes made."""
@@ -306,6 +374,18 @@ def test_a_strategy_a_data_set_and_an_engine_are_used(answers: dict[str, Any], n
         named = config[section]["strategy" if section == "federation" else "name"]
         assert answer["summary"][key] == named
     assert answer["evaluated"] == answer["summary"]["accuracy"]
+
+
+def test_a_new_client_side_action_is_taken_in_both_engines_and_travels(
+    answers: dict[str, Any],
+) -> None:
+    """Gradients times nothing: the clients stay at their start, here as there."""
+    found = {
+        answers[f"faded {engine}"]["summary"]["adapter_sha256"]
+        for engine in ("sequential", "batched")
+    }
+    assert len(found) == 1
+    assert answers["arrived"] == 0.25
 
 
 def test_the_new_engine_has_trained_the_clients(answers: dict[str, Any]) -> None:

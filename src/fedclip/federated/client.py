@@ -27,7 +27,7 @@ from fedclip.federated.parameter_rules import bound_temperature
 from fedclip.federated.privacy.dp_sgd import ClientDpSgd, example_gradients
 from fedclip.federated.steps import LocalSettings, batches_of, plan_steps
 from fedclip.federated.update_checks import ADVICE, not_finite, number_fault
-from fedclip.records import State
+from fedclip.records import State, TrainRequest
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -79,22 +79,20 @@ class LocalResult:
     start_loss: float
 
 
+_NOTHING_ELSE = TrainRequest(server_round=0, client_ids=("",), state={})
+
+
 @dataclass(frozen=True)
 class LocalTask:
-    """What one round asks of one client besides the settings; see `TrainRequest`.
+    """A request to one client, and what of it is on the client's device.
 
-    `trained`, `offsets`, `anchor` and `frames` are by tensor name. Names of `frames` stand for
-    their cores R: `cores` are where they start, and after training where they ended. `private` is
-    the client's DP-SGD, where examples are kept private.
+    Names of `frames` stand for their cores R: `cores` are where they start, and after training
+    where they ended. `private` is the client's DP-SGD, where examples are kept private.
     """
 
-    trained: frozenset[str] | None = None
-    offsets: State = field(default_factory=dict)
-    anchor: State | None = None
-    proximal_mu: float | None = None
+    request: TrainRequest = _NOTHING_ELSE
     frames: State = field(default_factory=dict)
     cores: dict[str, torch.Tensor] = field(default_factory=dict)
-    start_loss: bool = False
     private: ClientDpSgd | None = None
 
 
@@ -122,8 +120,9 @@ def local_train(
     2020, arXiv:1812.06127, equation 2).
     """
     task = task or LocalTask()
-    data = (pixels, labels, indices)
-    before = mean_loss(model, *data, settings, device, objective) if task.start_loss else math.nan
+    before = math.nan
+    if task.request.start_loss:
+        before = mean_loss(model, pixels, labels, indices, settings, device, objective)
     model.train()
     live = model.trainable()
     leaves = _leaves(live, task)
@@ -182,8 +181,9 @@ def _loss_of(
 
 
 def _correction(leaves: Leaves, settings: LocalSettings, task: LocalTask) -> Callable[[], None]:
-    mu = settings.proximal_mu if task.proximal_mu is None else task.proximal_mu
-    return correction(leaves, mu, task.anchor, task.offsets)
+    asked = task.request
+    mu = settings.proximal_mu if asked.proximal_mu is None else asked.proximal_mu
+    return correction(leaves, mu, asked.anchor, asked.offsets.get(asked.client_ids[0], {}))
 
 
 def _steps(
@@ -248,7 +248,7 @@ def _leaves(live: dict[str, torch.nn.Parameter], task: LocalTask) -> dict[str, t
     """What the optimizer steps, by name: the trained tensors, or the cores in their place."""
     leaves = {}
     for name, parameter in live.items():
-        wanted = task.trained is None or name in task.trained
+        wanted = task.request.trained is None or name in task.request.trained
         parameter.requires_grad_(wanted)
         if wanted:
             core = task.cores.get(name) if name in task.frames else None

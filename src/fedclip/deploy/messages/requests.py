@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from fedclip.deploy.messages.codec import (
@@ -19,13 +20,16 @@ from fedclip.deploy.messages.codec import (
 )
 from fedclip.deploy.messages.envelope import BadMessage, Envelope
 from fedclip.deploy.messages.heads import Head
-from fedclip.records import State, TrainRequest
+from fedclip.records import TENSORS_BY_CLIENT, State, TrainRequest
 
 if TYPE_CHECKING:
     import torch
 
 HELLO, TRAIN, RESULT = "hello", "train", "result"
-_SETS = ("state", "frames", "shift", "offsets", "anchor")
+_FIELDS = {f.name: f for f in fields(TrainRequest) if "wire" in f.metadata}
+_PLAIN = {n: f.type for n, f in _FIELDS.items() if f.metadata["wire"] == "plain"}
+_TENSORS = [name for name in _FIELDS if name not in _PLAIN]
+"""What of a request travels by its fields alone: values in the header, and sets of tensors."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,9 @@ def train(
 ) -> tuple[bytes, Exchange]:
     """A training request to one site as bytes; the exchange has what the site will start from."""
     exchange = Exchange.of(request, site)
-    whole = {
-        "state": exchange.start,
-        "frames": request.frames,
-        "shift": request.shift,
-        "offsets": request.offsets.get(site, {}),
-        "anchor": {} if request.anchor is request.state else request.anchor or {},
-    }
+    anchored = request.anchor is request.state
+    own = replace(request.of(site), anchor=None) if anchored else request.of(site)
+    whole = {"state": exchange.start} | {name: _tensors(own, name) for name in _TENSORS}
     arrays: dict[str, torch.Tensor] = {}
     layouts: dict[str, Any] = {}
     for name, tensors in whole.items():
@@ -138,15 +138,11 @@ def train(
         "down": down,
         "up": up,
         "layouts": layouts,
-        "purpose": request.purpose,
-        "progress": request.progress,
-        "round_share": request.round_share,
+        **{name: getattr(request, name) for name in _PLAIN},
         "rank": request.ranks.get(site),
         "trained": _numbers(names, request.trained),
         "sent": _numbers(names, request.sent),
-        "start_loss": request.start_loss,
-        "proximal_mu": request.proximal_mu,
-        "anchored": request.anchor is request.state,
+        "anchored": anchored,
     }
     return Envelope(header, arrays).pack(), exchange
 
@@ -158,7 +154,7 @@ def read_train(envelope: Envelope, site: str) -> tuple[TrainRequest, Exchange, F
         down, up = header["down"], header["up"]
         layouts = {
             name: layout_from_json(header["layouts"][name])
-            for name in _SETS
+            for name in ("state", *_TENSORS)
             if name in header["layouts"]
         }
         names = [field.name for field in layouts["state"]]
@@ -168,30 +164,51 @@ def read_train(envelope: Envelope, site: str) -> tuple[TrainRequest, Exchange, F
         }
         rank = header["rank"]
         state = sets["state"]
-        anchor = sets.get("anchor")
         cut = {f.name: f.rank for f in layouts["state"] if f.rank is not None}
         request = TrainRequest(
             server_round=int(header["round"]),
             client_ids=(site,),
             state=state,
-            progress=float(header["progress"]),
-            round_share=float(header["round_share"]),
             ranks={} if rank is None else {site: int(rank)},
             trained=_named(names, header["trained"]),
             sent=_named(names, header["sent"]),
-            offsets={site: sets["offsets"]} if "offsets" in sets else {},
-            anchor=state if header["anchored"] else anchor,
-            proximal_mu=header["proximal_mu"],
-            shift=sets.get("shift", {}),
-            frames=sets.get("frames", {}),
-            start_loss=bool(header["start_loss"]),
             cut=cut,
-            purpose=str(header["purpose"]),
+            **{name: _plain(header, name) for name in _PLAIN},
+            **{name: _read_tensors(sets[name], name, site) for name in _TENSORS if name in sets},
         )
+        if header["anchored"]:
+            request = replace(request, anchor=state)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise BadMessage(f"the request cannot be read: {error!r}") from None
     exchange = Exchange.of(request, site)
     return request, exchange, up
+
+
+def _tensors(request: TrainRequest, name: str) -> State:
+    """The tensors of a field of a request to one client; none where it has none."""
+    value = getattr(request, name) or {}
+    if _FIELDS[name].metadata is TENSORS_BY_CLIENT:
+        value = value.get(request.client_ids[0], {})
+    return value
+
+
+def _read_tensors(tensors: State, name: str, site: str) -> Any:
+    return {site: tensors} if _FIELDS[name].metadata is TENSORS_BY_CLIENT else tensors
+
+
+def _plain(header: Mapping[str, Any], name: str) -> Any:
+    """A value of the kind that its field has; raises TypeError."""
+    value, kind = header[name], str(_PLAIN[name])
+    if value is None and kind.endswith(" | None"):
+        return None
+    wanted = kind.removesuffix(" | None")
+    if wanted == "float" and type(value) is int:
+        value = float(value)  # JSON may have it so
+    if type(value).__name__ != wanted:
+        raise TypeError(f"{name} must be of kind {kind}")
+    if wanted == "float" and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite")
+    return value
 
 
 def _numbers(names: list[str], chosen: Iterable[str] | None) -> list[int] | None:

@@ -25,7 +25,7 @@ from fedclip.errors import FedclipWarning, out_of_memory
 from fedclip.federated.augment import training_images
 from fedclip.federated.engines.private import Rows, add_private_gradients
 from fedclip.federated.engines.protocols import Images, Stacked
-from fedclip.federated.engines.stacked_optimizer import StackedOptimizer, settle_gradients
+from fedclip.federated.engines.stacked_optimizer import StackedOptimizer
 from fedclip.federated.engines.static import StaticSteps
 from fedclip.federated.engines.work import Work
 from fedclip.federated.privacy.dp_sgd import DpSgd
@@ -170,14 +170,7 @@ class BatchedEngine:
                     self._model, work, step, self._labels, self._shown
                 )
             grads = parameters.grads[:active]
-            settle_gradients(
-                grads,
-                parameters.values[:active],
-                offsets=None if work.offsets is None else work.offsets[:active],
-                anchors=None if work.anchors is None else work.anchors[:active],
-                mu=work.mu,
-                max_norm=settings.max_grad_norm,
-            )
+            work.terms.settle(grads, parameters.values[:active], settings.max_grad_norm)
             optimizer.step(rates)
             grads.zero_()
         return losses

@@ -116,12 +116,8 @@ class SequentialEngine:
     def _task(self, request: TrainRequest, client_id: str, state: State) -> LocalTask:
         frames = {name: frame.to(self._device) for name, frame in request.frames.items()}
         return LocalTask(
-            trained=request.trained,
-            offsets=request.offsets.get(client_id, {}),
-            anchor=request.anchor,
-            proximal_mu=request.proximal_mu,
-            frames=frames,
+            request.of(client_id),
+            frames,
             cores={name: state[name].to(self._device) for name in frames},
-            start_loss=request.start_loss,
             private=None if self._private is None else self._private.of(client_id, request),
         )

@@ -167,25 +167,6 @@ def corrections(step: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def settle_gradients(
-    grads: torch.Tensor,
-    values: torch.Tensor,
-    *,
-    offsets: torch.Tensor | None,
-    anchors: torch.Tensor | None,
-    mu: float,
-    max_norm: float | None,
-) -> None:
-    """Makes of the losses' gradients what the optimizer takes, all `[clients, numbers]`."""
-    if offsets is not None:
-        grads.add_(offsets)
-    if anchors is not None:
-        grads.add_(values - anchors, alpha=mu)
-    if max_norm is not None:
-        clip_by_client(grads, max_norm)
-
-
-@torch.no_grad()
 def clip_by_client(grads: torch.Tensor, max_norm: float) -> None:
     """Scales each client's gradient `[clients, numbers]` to a norm of at most `max_norm`.
 

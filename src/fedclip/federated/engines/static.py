@@ -21,7 +21,6 @@ from fedclip.federated.engines.protocols import Images, Stacked
 from fedclip.federated.engines.stacked_optimizer import (
     StackedOptimizer,
     corrections,
-    settle_gradients,
 )
 from fedclip.federated.engines.work import MicroStep, Work, halves, micro_steps
 from fedclip.federated.steps import LocalSettings
@@ -108,8 +107,8 @@ class StaticSteps:
 
     def _room(self, work: Work) -> Room:
         """The room of a group's layout, which is made where there is none, or none as large."""
-        present = [part is not None for part in (work.scales, work.anchors, work.offsets)]
-        layout = (work.group.layout, *present, work.mu, self._model.version)
+        scaled = work.scales is not None
+        layout = (work.group.layout, scaled, work.terms.layout, self._model.version)
         room = self._rooms.pop(layout, None)
         if room is None or room.clients < len(work.plans):
             while len(self._rooms) >= ROOMS:
@@ -137,9 +136,7 @@ class Room:
         )
         values = parameters.values
         self.losses = values.new_zeros(self.clients, dtype=torch.float64)
-        self._mu = work.mu
-        self._anchors = None if work.anchors is None else torch.zeros_like(values)
-        self._offsets = None if work.offsets is None else torch.zeros_like(values)
+        self._terms = work.terms.room_for(values)
         self._scales = None if work.scales is None else work.scales.to(values)
         self._inputs: torch.Tensor | None = None
         self._targets = values.new_zeros(self.clients * rows, dtype=torch.int64)
@@ -153,18 +150,12 @@ class Room:
 
     def load(self, work: Work) -> None:
         """Takes over what a group starts from; the optimizer starts anew."""
-        clients = len(work.plans)
         self.group.load(work.group)
+        self._terms.load(work.terms)
         self._optimizer.restart()
         self.losses.zero_()
-        pairs = [
-            (self._anchors, work.anchors),
-            (self._offsets, work.offsets),
-            (self._scales, work.scales),
-        ]
-        for own, given in pairs:
-            if own is not None and given is not None:
-                own[:clients].copy_(given)
+        if self._scales is not None and work.scales is not None:
+            self._scales[: len(work.plans)].copy_(work.scales)
 
     def show(
         self,
@@ -225,14 +216,7 @@ class Room:
         parameters = self.group.parameters
         grads, values = parameters.grads[:size], parameters.values[:size]
         grads.masked_fill_(self._idle[:size, None], 0.0)
-        settle_gradients(
-            grads,
-            values,
-            offsets=None if self._offsets is None else self._offsets[:size],
-            anchors=None if self._anchors is None else self._anchors[:size],
-            mu=self._mu,
-            max_norm=self._settings.max_grad_norm,
-        )
+        self._terms.settle(grads, values, self._settings.max_grad_norm)
         self._optimizer.apply(self.rates[:size], *self._bias)
         grads.zero_()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fedclip.federated.engines.gradient_terms import GradientTerms
 from fedclip.federated.engines.protocols import Stacked
 from fedclip.federated.engines.stack import Group
 from fedclip.federated.privacy.dp_sgd import ClientDpSgd, DpSgd
@@ -27,8 +28,7 @@ Plan = list[list["NDArray[np.int64]"]]
 class Work:
     """The clients of a group, those with most steps first.
 
-    `rates` has the learning rates of each step, `[active]`; the proximal term pulls with weight
-    `mu` to `anchors`, and `offsets` are added to the gradients, both `[clients, numbers]`.
+    `rates` has the learning rates of each step, `[active]`; `terms` are added to the gradients.
     `private` has each client's DP-SGD, where examples are kept private.
     """
 
@@ -36,10 +36,8 @@ class Work:
     plans: list[Plan]
     seeds: list[int]
     rates: list[torch.Tensor]
+    terms: GradientTerms
     scales: torch.Tensor | None = None
-    mu: float = 0.0
-    anchors: torch.Tensor | None = None
-    offsets: torch.Tensor | None = None
     private: list[ClientDpSgd] | None = None
 
     @classmethod
@@ -66,18 +64,13 @@ class Work:
             epochs = settings.local_epochs
             plans = [p.plan(clients[c], epochs) for c, p in zip(ids, own, strict=True)]
         group = Group.of(ids, request, model.trained, device)
-        parameters = group.parameters
-        mu = settings.proximal_mu if request.proximal_mu is None else request.proximal_mu
-        offsets = [request.offsets[c] for c in ids] if request.offsets else None
         return cls(
             group,
             plans,
             seeds,
             _rates(request, settings, [len(plan) for plan in plans]),
+            GradientTerms.of(request, ids, settings, group.parameters),
             scales=None if group.ranks is None else model.scales(group.ranks),
-            mu=mu,
-            anchors=parameters.anchors(request.anchor) if mu else None,
-            offsets=None if offsets is None else parameters.flat_rows(offsets),
             private=own,
         )
 
