@@ -6,7 +6,7 @@ import torch
 
 from fedclip.evaluation.metrics import METRICS, accuracy, loss
 from fedclip.evaluation.per_client import figures, spread, together, told_by_clients
-from fedclip.evaluation.predictions import Predictions, classify
+from fedclip.evaluation.predictions import How, Predictions, classify
 from fedclip.models.stacked.prefix_cache import PixelInputs
 from tests.support.evaluation import made
 from tests.support.toys import CPU, Toy, toy_data
@@ -20,7 +20,7 @@ def test_predictions_equal_a_direct_computation_and_count_each_example_once():
     seen = []
     model.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
     indices = np.array([3, 4, 5, 5, 3, 20, 29])
-    found = classify(model, PixelInputs(pixels, CPU), labels, indices, device=CPU, batch_size=2)
+    found = classify(model, PixelInputs(pixels, CPU), labels, indices, How(CPU, batch_size=2))
     assert sum(seen) == 5
     logits = model(torch.from_numpy(pixels[indices])).detach()
     targets = torch.from_numpy(labels[indices])
@@ -36,7 +36,7 @@ def test_predictions_equal_a_direct_computation_and_count_each_example_once():
 def test_no_examples_give_no_figures():
     pixels, labels = toy_data(3)
     empty = np.array([], dtype=np.int64)
-    found = classify(Toy(), PixelInputs(pixels, CPU), labels, empty, device=CPU)
+    found = classify(Toy(), PixelInputs(pixels, CPU), labels, empty, How(CPU))
     assert len(found) == 0
     assert all(metric(found) is None for metric in METRICS.values())
     some = made([0, 1, 1], [0, 0, 1])

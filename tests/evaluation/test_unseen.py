@@ -14,8 +14,8 @@ from fedclip.data.datasets import load_source
 from fedclip.data.federated_data import FederatedData
 from fedclip.data.splits import ClientData
 from fedclip.errors import FedclipWarning, UsageError
+from fedclip.evaluation.predictions import How
 from fedclip.evaluation.unseen import (
-    How,
     Unseen,
     base_to_new,
     before_and_after,

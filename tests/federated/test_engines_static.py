@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedclip.errors import FedclipWarning
 from fedclip.federated.engines import graphs as graphs_module
+from fedclip.federated.engines.gradient_terms import GradientTerms
 from fedclip.federated.engines.graphs import Graphs
 from fedclip.federated.engines.static import Room
 from fedclip.federated.engines.work import Work, halves, micro_steps
@@ -101,7 +102,7 @@ def test_micro_steps_show_each_example_once_at_its_weight(sizes, batch_size, acc
     ends = np.cumsum(sizes)
     owned = [np.arange(end - n, end) for n, end in zip(sizes, ends, strict=True)]
     plans = [list(plan_steps(own, settings, 0)) for own in owned]
-    work = Work(None, plans, [0] * len(plans), [torch.zeros(1)] * len(plans[0]))
+    work = Work(None, plans, [0] * len(plans), [torch.zeros(1)] * len(plans[0]), GradientTerms())
     shapes, seen = set(), np.zeros(sum(sizes))
     for micro in micro_steps(work, halves(len(sizes)), halves(min(batch_size, sizes[0]), by=4)):
         shapes.add((micro.size, micro.rows))

@@ -19,7 +19,7 @@ from fedclip.device import resolve_device, resolve_precision
 from fedclip.errors import UsageError
 from fedclip.evaluation import metrics
 from fedclip.evaluation.per_client import at_most
-from fedclip.evaluation.predictions import classify
+from fedclip.evaluation.predictions import How, classify
 from fedclip.experiment.build import check_partition, load_tasks, model_seed
 from fedclip.experiment.context import for_task
 from fedclip.experiment.coverage import Coverage
@@ -134,8 +134,7 @@ class Validation:
             self.images,
             self.labels,
             self.indices,
-            device=self.model.device,
-            precision=self.precision,
+            How(self.model.device, self.precision),
         )
         accuracy, loss = metrics.accuracy(found), metrics.loss(found)
         assert accuracy is not None

@@ -9,11 +9,10 @@ import numpy as np
 
 from fedclip.data.federated_data import FederatedData
 from fedclip.evaluation.metrics import CLASS_FIGURES, METRICS, Metric, class_figures
-from fedclip.evaluation.predictions import Classifier, Images, Predictions, classify
+from fedclip.evaluation.predictions import Classifier, How, Images, Predictions, classify
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
 Record = TypeVar("Record", bound=Sized)
@@ -23,13 +22,11 @@ def evaluate_federation(
     model: Classifier,
     images: Images,
     data: FederatedData,
+    how: How,
     *,
     metrics: Mapping[str, Metric],
     max_examples: int | None,
     seed: int,
-    device: torch.device,
-    precision: str,
-    batch_size: int,
     keep_hits: bool = False,
     hear: Callable[[Predictions], None] = lambda found: None,
 ) -> dict[str, Any]:
@@ -43,15 +40,7 @@ def evaluate_federation(
     test, by_client = measured(data, max_examples, seed)
     validation = validated(data, max_examples, seed)
     sets = [test, validation, *by_client.values()]
-    found = classify(
-        model,
-        images,
-        data.labels,
-        np.concatenate(sets),
-        device=device,
-        precision=precision,
-        batch_size=batch_size,
-    )
+    found = classify(model, images, data.labels, np.concatenate(sets), how)
     on_test, on_validation, *own = found.split([len(rows) for rows in sets])
     hear(on_test)
     sites = dict(zip(by_client, own, strict=True))
@@ -82,13 +71,11 @@ def evaluate_personal(
     classifier: Callable[[str], Classifier],
     images: Images,
     data: FederatedData,
+    how: How,
     *,
     metrics: Mapping[str, Metric],
     max_examples: int | None,
     seed: int,
-    device: torch.device,
-    precision: str,
-    batch_size: int,
     hear: Callable[[Predictions], None] = lambda found: None,
 ) -> dict[str, Any]:
     """The figures of personalised models, each on its client's examples.
@@ -101,15 +88,8 @@ def evaluate_personal(
     validated: list[Predictions] = []
     for client in data.clients:
         sets = [tests[client.client_id], client.validation]
-        found = classify(
-            classifier(client.client_id),
-            images,
-            data.labels,
-            np.concatenate(sets),
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-        )
+        model = classifier(client.client_id)
+        found = classify(model, images, data.labels, np.concatenate(sets), how)
         by_client[client.client_id], validation = found.split([len(rows) for rows in sets])
         validated.append(validation)
     on_test = Predictions.concatenate(list(by_client.values()))

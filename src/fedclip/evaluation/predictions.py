@@ -41,6 +41,18 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
+class How:
+    """Where a model is evaluated, in what precision, and how many images pass at a time.
+
+    Without gradients these take far less memory than in training.
+    """
+
+    device: torch.device
+    precision: str = "fp32"
+    batch_size: int = 256
+
+
+@dataclass(frozen=True)
 class Predictions:
     """What a model predicted for `n` examples: the one record that metrics read.
 
@@ -92,20 +104,16 @@ def classify(
     images: Images,
     labels: NDArray[np.int64],
     indices: NDArray[np.int64],
-    *,
-    device: torch.device,
-    precision: str = "fp32",
-    batch_size: int = 256,
+    how: How,
 ) -> Predictions:
     """A model's predictions for the given examples, in their order; repeated ones computed once.
 
-    `labels` are those of the whole data set. `batch_size` images pass at a time; without gradients
-    they take far less memory than training.
+    `labels` are those of the whole data set.
     """
     unique, places = np.unique(indices, return_inverse=True)
     parts = [
         _of_batch(labels[batch], logits)
-        for batch, logits in _each_batch(model, images, unique, device, precision, batch_size)
+        for batch, logits in _each_batch(model, images, unique, how)
     ]
     return Predictions.concatenate(parts).of(places)
 
@@ -126,15 +134,13 @@ def _each_batch(
     model: Classifier,
     images: Images,
     indices: NDArray[np.int64],
-    device: torch.device,
-    precision: str,
-    batch_size: int,
+    how: How,
 ) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
     """Yields examples, a batch at a time, with their logits `[batch, classes]`, without dropout."""
     model.eval()
     images.prepare(indices)
-    for first in range(0, len(indices), batch_size):
-        batch = indices[first : first + batch_size]
-        with autocast(precision, device):
+    for first in range(0, len(indices), how.batch_size):
+        batch = indices[first : first + how.batch_size]
+        with autocast(how.precision, how.device):
             logits = model(images.take(batch))
         yield batch, logits

@@ -15,7 +15,7 @@ import torch
 from fedclip.data.federated_data import FederatedData
 from fedclip.device import at_least_fp32, autocast
 from fedclip.evaluation.per_client import figures, measured, validated
-from fedclip.evaluation.predictions import Images
+from fedclip.evaluation.predictions import How, Images
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -170,10 +170,7 @@ class Embedded:
         images: Images,
         data: FederatedData,
         indices: NDArray[np.int64],
-        *,
-        device: torch.device,
-        precision: str,
-        batch_size: int,
+        how: How,
     ) -> Embedded:
         """Features of the examples at `indices` and of their captions."""
         model.eval()
@@ -183,10 +180,10 @@ class Embedded:
         numbers, first_row = np.unique(pictures[rows], return_index=True)
         shown = rows[first_row]  # one image of each picture
         images.prepare(shown)
-        with autocast(precision, device):
+        with autocast(how.precision, how.device):
             seen = [
-                model.encode_images(images.take(shown[first : first + batch_size]))
-                for first in range(0, len(shown), batch_size)
+                model.encode_images(images.take(shown[first : first + how.batch_size]))
+                for first in range(0, len(shown), how.batch_size)
             ]
             read = model.encode_texts([data.class_names[i] for i in texts])
         return cls(
@@ -222,10 +219,10 @@ def evaluate_pairs(
     model: TwoTowers,
     images: Images,
     data: FederatedData,
+    how: How,
     *,
     max_examples: int | None,
     seed: int,
-    **how: Any,
 ) -> dict[str, Any]:
     """Retrieval on the central test set, on validation, and on each client's test set.
 
@@ -236,7 +233,7 @@ def evaluate_pairs(
     test, by_client = measured(data, max_examples, seed)
     validation = validated(data, max_examples, seed)
     every = np.concatenate([test, validation, *by_client.values()])
-    embedded = Embedded.of(model, images, data, every, **how)
+    embedded = Embedded.of(model, images, data, every, how)
     return _figures(
         embedded.found(test),
         embedded.found(validation),
@@ -248,10 +245,10 @@ def evaluate_personal_pairs(
     model: Callable[[str], TwoTowers],
     images: Images,
     data: FederatedData,
+    how: How,
     *,
     max_examples: int | None,
     seed: int,
-    **how: Any,
 ) -> dict[str, Any]:
     """The same for models of the clients' own, each on its own examples, taken together.
 
@@ -265,7 +262,7 @@ def evaluate_personal_pairs(
         every = np.concatenate([test, client.validation])
         if not len(every):
             continue
-        embedded = Embedded.of(model(client.client_id), images, data, every, **how)
+        embedded = Embedded.of(model(client.client_id), images, data, every, how)
         by_client[client.client_id] = embedded.found(test)
         validated.append(embedded.found(client.validation))
     return _figures(Found.together(list(by_client.values())), Found.together(validated), by_client)

@@ -12,7 +12,7 @@ from fedclip.data.datasets import load_source
 from fedclip.data.decode import decode
 from fedclip.data.federated_data import FederatedData
 from fedclip.evaluation.metrics import accuracy
-from fedclip.evaluation.predictions import classify
+from fedclip.evaluation.predictions import How, classify
 from fedclip.models.pretrained import load_pixels
 from fedclip.models.stacked.prefix_cache import PixelInputs
 from fedclip.models.wrapper import CLIPLoRAWrapper
@@ -20,20 +20,10 @@ from fedclip.records import State
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
 MOST_EXAMPLES = 1000
 """Examples of another data set, where `evaluation.max_examples` says nothing."""
-
-
-@dataclass(frozen=True)
-class How:
-    """How a model is measured: where, in what precision, how many examples at once."""
-
-    device: torch.device
-    precision: str
-    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -146,9 +136,7 @@ def _accuracy(model: CLIPLoRAWrapper, unseen: Unseen, how: How) -> float:
         PixelInputs(unseen.pixels, how.device),
         unseen.labels,
         np.arange(len(unseen.labels)),
-        device=how.device,
-        precision=how.precision,
-        batch_size=how.batch_size,
+        how,
     )
     share = accuracy(found)
     assert share is not None

@@ -15,7 +15,7 @@ from fedclip.config import Config
 from fedclip.config.loading import dump_config
 from fedclip.data.federated_data import FederatedData
 from fedclip.errors import UsageError
-from fedclip.evaluation.predictions import classify
+from fedclip.evaluation.predictions import How, classify
 from fedclip.experiment.build import build, load_data, with_absolute_paths
 from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import RunFolder
@@ -99,7 +99,7 @@ def _refuse(config: Config, canaries: int) -> None:
 def _losses(context: RunContext, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """The model's loss on each row."""
     images = PixelInputs(context.data.pixels, context.device)
-    found = classify(context.model, images, context.data.labels, rows, device=context.device)
+    found = classify(context.model, images, context.data.labels, rows, How(context.device))
     return found.losses
 
 

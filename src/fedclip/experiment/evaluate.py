@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedclip.config import Config
 from fedclip.evaluation.metrics import chosen
 from fedclip.evaluation.per_client import (
     evaluate_federation,
@@ -19,9 +18,9 @@ from fedclip.evaluation.per_client import (
     measured,
     together,
 )
-from fedclip.evaluation.predictions import Classifier, Images, Predictions, classify
+from fedclip.evaluation.predictions import Classifier, How, Images, Predictions, classify
 from fedclip.evaluation.retrieval import evaluate_pairs, evaluate_personal_pairs
-from fedclip.evaluation.unseen import How, base_to_new, forgetting
+from fedclip.evaluation.unseen import base_to_new, forgetting
 from fedclip.experiment.context import ONLY, LastTest, RunContext
 from fedclip.models.clip import CLIPLoRAWrapper
 from fedclip.models.stacked.prefix_cache import PixelInputs
@@ -87,22 +86,17 @@ def evaluate_model(
     With a `personal` state each client's examples are judged by its own model.
     """
     classifier, images = _judges(context, base, personal)
-    how: dict[str, Any] = {
-        "max_examples": context.config.evaluation.max_examples,
-        "seed": context.config.seed,
-        "device": context.device,
-        "precision": context.precision,
-        "batch_size": _batch_size(context.config),
-    }
-    if context.data.captioned:
-        return _evaluate_captions(context, personal, how)
-    how["metrics"] = chosen(context.config.evaluation.metrics)
-    how["hear"] = (lambda found: None) if base else partial(_keep, context, personal is not None)
+    evaluation, data, how = context.config.evaluation, context.data, _how(context)
+    limits: dict[str, Any] = {"max_examples": evaluation.max_examples, "seed": context.config.seed}
+    if data.captioned:
+        return _evaluate_captions(context, personal, limits)
+    limits["metrics"] = chosen(evaluation.metrics)
+    limits["hear"] = (lambda found: None) if base else partial(_keep, context, personal is not None)
     with context.model.zero_shot() if base else nullcontext():
         if personal is not None:
-            return evaluate_personal(classifier, images, context.data, **how)
-        how["keep_hits"] = context.config.evaluation.keep_hits
-        return evaluate_federation(classifier(), images, context.data, **how)
+            return evaluate_personal(classifier, images, data, how, **limits)
+        keep = evaluation.keep_hits
+        return evaluate_federation(classifier(), images, data, how, keep_hits=keep, **limits)
 
 
 def _keep(context: RunContext, personal: bool, found: Predictions) -> None:
@@ -115,17 +109,18 @@ def _keep(context: RunContext, personal: bool, found: Predictions) -> None:
 
 
 def _evaluate_captions(
-    context: RunContext, personal: RunState | None, how: dict[str, Any]
+    context: RunContext, personal: RunState | None, limits: dict[str, Any]
 ) -> dict[str, Any]:
-    """Retrieval by the model as it stands, or by each client's own."""
+    """Retrieval by the global model, or by personalised ones."""
+    images, data, how = context.images, context.data, _how(context)
     if personal is None:
-        return evaluate_pairs(context.model, context.images, context.data, **how)
+        return evaluate_pairs(context.model, images, data, how, **limits)
 
     def own(client_id: str) -> CLIPLoRAWrapper:
         context.model.set_parameters(personal.of(client_id))
         return context.model
 
-    return evaluate_personal_pairs(own, context.images, context.data, **how)
+    return evaluate_personal_pairs(own, images, data, how, **limits)
 
 
 def predict_all(
@@ -140,15 +135,7 @@ def predict_all(
     test, by_client = measured(data, config.evaluation.max_examples, config.seed)
 
     def on(indices: NDArray[np.int64], client_id: str | None = None) -> Predictions:
-        return classify(
-            classifier(client_id),
-            images,
-            data.labels,
-            indices,
-            device=context.device,
-            precision=context.precision,
-            batch_size=_batch_size(config),
-        )
+        return classify(classifier(client_id), images, data.labels, indices, _how(context))
 
     with context.model.zero_shot() if base else nullcontext():
         if personal is not None:
@@ -188,7 +175,7 @@ def evaluate_unseen(
     config, found = context.config, dict[str, Any]()
     if state.groups or any(own.keys() & state.shared.keys() for own in state.private.values()):
         return found
-    how = How(context.device, context.precision, _batch_size(config))
+    how = _how(context)
     if config.evaluation.other_data:
         found["forgetting"] = forgetting(
             context.model,
@@ -203,6 +190,6 @@ def evaluate_unseen(
     return found
 
 
-def _batch_size(config: Config) -> int:
-    """As much memory as training takes, at most: no activations are kept in evaluation."""
-    return min(256, 4 * config.data.batch_size)
+def _how(context: RunContext) -> How:
+    """Batches that take as much memory as training, at most: no activations are kept here."""
+    return How(context.device, context.precision, min(256, 4 * context.config.data.batch_size))

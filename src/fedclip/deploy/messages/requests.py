@@ -187,13 +187,13 @@ def read_train(envelope: Envelope, site: str) -> tuple[TrainRequest, Exchange, F
 def _tensors(request: TrainRequest, name: str) -> State:
     """The tensors of a field of a request to one client; none where it has none."""
     value = getattr(request, name) or {}
-    if _FIELDS[name].metadata is TENSORS_BY_CLIENT:
+    if _FIELDS[name].metadata == TENSORS_BY_CLIENT:
         value = value.get(request.client_ids[0], {})
     return value
 
 
 def _read_tensors(tensors: State, name: str, site: str) -> Any:
-    return {site: tensors} if _FIELDS[name].metadata is TENSORS_BY_CLIENT else tensors
+    return {site: tensors} if _FIELDS[name].metadata == TENSORS_BY_CLIENT else tensors
 
 
 def _plain(header: Mapping[str, Any], name: str) -> Any:
