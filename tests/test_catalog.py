@@ -84,6 +84,7 @@ AROUND: dict[str, dict[str, Any]] = {
     "averages": {"federation": {"scaffold": True}, "optimizer": {"name": "sgd"}},
     "stable_coordinates": {"federation": {"ditto_mu": 0.1}},
     "steps_in_place": {"federation": {"server_optimizer": {"name": "adam"}}},
+    "masks": {"secure": {"aggregation": "masked"}},
     "mixes_ranks": {"federation": {"client_ranks": [2, 4]}},
     "allows_dora": {"model": {"lora": {"use_dora": True}}},
 }

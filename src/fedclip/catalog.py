@@ -41,6 +41,7 @@ class StrategyEntry(Entry):
     steps_in_place: bool = False  # proposes tensors in the old ones' coordinates: server optimizers
     mixes_ranks: bool = False  # takes clients of different ranks
     allows_dora: bool = False  # does not need B A to be the whole update
+    masks: bool = False  # takes nothing but the mean by examples: secure aggregation
     robust_mean: bool = False  # `mean` of one factor that all share: any robust rule
     robust_weights: bool = False  # weighs products B A by `num_examples`: rules that weigh
     reads_losses: bool = False  # reads clients' exact losses: no privacy of examples
@@ -75,7 +76,8 @@ def _strategy(target: str, traffic: str = "both", **flags: Any) -> StrategyEntry
 
 
 # A mean of tensors, one by one, in coordinates that all clients share.
-_MEAN: Any = dict(averages=True, stable_coordinates=True, steps_in_place=True, allows_dora=True)  # noqa: C408
+_PLAIN = ("averages", "stable_coordinates", "steps_in_place", "allows_dora", "masks")
+_MEAN: Any = dict.fromkeys(_PLAIN, True)
 _BOTH: Any = {"both_factors": True, "dynamic_ranks": "mean"}
 
 STRATEGIES: dict[str, StrategyEntry] = {
@@ -100,7 +102,7 @@ STRATEGIES: dict[str, StrategyEntry] = {
         options=("federation.average_owners", "federation.order_rows"),
     ),
     "fedex": _strategy("weight_folding:FedEx", "mean_and_residual"),
-    "fedsvd": _strategy("product_space:FedSVD", "b_up_both_down", robust_mean=True),
+    "fedsvd": _strategy("product_space:FedSVD", "b_up_both_down", robust_mean=True, masks=True),
     "lora_fair": _strategy(
         "product_space:LoraFair",
         stable_coordinates=True,

@@ -12,6 +12,7 @@ from fedclip.config.loading import load_config
 from fedclip.config.model import LoraConfig, ModelConfig, TargetModules
 from fedclip.config.privacy import PrivacyConfig
 from fedclip.config.robust import RobustConfig
+from fedclip.config.secure import SecureConfig
 from fedclip.config.training import ClientConfig, EngineConfig, EvaluationConfig, OptimizerConfig
 from fedclip.config.tree import Config
 
@@ -30,6 +31,7 @@ __all__ = [
     "PartitionConfig",
     "PrivacyConfig",
     "RobustConfig",
+    "SecureConfig",
     "ServerOptimizerConfig",
     "SharingConfig",
     "TargetModules",

@@ -14,6 +14,7 @@ from fedclip.config.checks_tasks import one_model_each
 from fedclip.config.model import no_lora
 from fedclip.config.robust import robust_problems
 from fedclip.config.section import CrossProblem, lookup, number
+from fedclip.config.secure import secure_problems
 
 
 def named_strategy_problems(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
@@ -37,7 +38,7 @@ def strategy_problems(
             f"train an adapter{_say('needs_lora', name, 'False')}",
         )
     checks = (_dora, _ranks, _scaffold, _ditto, _server_optimizer, _sharing, _privacy)
-    for check in (*checks, robust_problems):
+    for check in (*checks, robust_problems, secure_problems):
         yield from check(values, name, flags)
 
 

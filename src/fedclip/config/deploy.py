@@ -59,10 +59,10 @@ class DeployConfig(Section):
     largest_message_mb: Megabytes = Field(
         256.0, description="A site that sends a larger message is cut off."
     )
-    largest_update: Annotated[float, Field(gt=1, le=1e9)] = Field(
-        10.0,
+    largest_update: Annotated[float, Field(gt=1, le=1e9)] | None = Field(
+        None,
         description="An update more than so many times the others' is left out; norms are compared "
-        "by the root of the steps taken.",
+        "by the root of the steps taken. `null`: 10, and no limit where updates are masked.",
     )
     test_data: bool = Field(
         True,

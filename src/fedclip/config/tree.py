@@ -20,6 +20,7 @@ from fedclip.config.model import ModelConfig
 from fedclip.config.privacy import PrivacyConfig
 from fedclip.config.robust import RobustConfig
 from fedclip.config.section import Section, Seed, lookup
+from fedclip.config.secure import SecureConfig
 from fedclip.config.training import (
     DEFAULT_LEARNING_RATE,
     ClientConfig,
@@ -56,6 +57,7 @@ class Config(Section):
     )
     federation: FederationConfig = Field(FederationConfig(), description="Federation.")
     robust: RobustConfig = Field(RobustConfig(), description="Clients whom one does not trust.")
+    secure: SecureConfig = Field(SecureConfig(), description="Secure aggregation.")
     engine: EngineConfig = Field(EngineConfig(), description="Engine.")
     privacy: PrivacyConfig = Field(PrivacyConfig(), description="Differential privacy.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluation.")

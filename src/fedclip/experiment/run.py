@@ -16,6 +16,7 @@ from typing import Any
 from fedclip.config import Config
 from fedclip.config.loading import config_from_dict, dump_config, load_config
 from fedclip.device import resolve_device
+from fedclip.experiment import secure
 from fedclip.experiment.build import (
     build,
     check_split_rule,
@@ -90,6 +91,7 @@ def run(
         strategy = choose_strategy(context)
         check_measurable(context, strategy.personal)
         check_privacy(context, choose_strategy)
+        secure.check_secure(context, choose_strategy)
         if not processes.is_first:
             return _follow(context, strategy, path)
         folder = RunFolder.create(path, dump_config(context.config))
@@ -115,6 +117,7 @@ def resume(folder: str | Path, *, listener: Listener | Sequence[Listener] | None
         context = build(config, heard, processes)
         strategy = choose_strategy(context)
         check_privacy(context, choose_strategy)
+        secure.check_secure(context, choose_strategy)
         if not processes.is_first:
             return _follow(context, strategy, run_folder.path)
         return carry_out(context, strategy, run_folder, heard, started)
@@ -154,7 +157,9 @@ def carry_out(
         checkpoint = take_up(context, folder)
         record_partition(context, folder, listener)
         privacy = begin_privacy(context, folder, checkpoint, listener)
-        engine = engine or privacy.engine(partial(create_engine, context))
+        if engine is None:
+            trained = privacy.engine(partial(create_engine, context))
+            engine = secure.masked_engine(context, trained)
         strategy = privacy.strategy(strategy)
         personal = strategy.personal and context.sites is None  # else those models are elsewhere
         folder.truncate_metrics(checkpoint.finished_rounds, checkpoint.metrics_sha256)
@@ -238,8 +243,8 @@ def _rounds(
     privacy: Openness,
 ) -> Iterator[RoundResult]:
     config = context.config
-    if held := held_in_memory(context):
-        listener.message(held)
+    for words in filter(None, (held_in_memory(context), secure.in_words(context))):
+        listener.message(words)
     found = run_rounds(
         state,
         engine,
@@ -249,11 +254,12 @@ def _rounds(
         clients_per_round=context.clients_per_round,
         seed=config.seed,
         finished_rounds=finished,
-        on_client=privacy.hears(listener),
+        on_client=Listener().client if config.secure.masked else privacy.hears(listener),
         combine=context.processes.combine,
         quorum=Quorum(config.deploy.quorum, config.robust.least),
         settings=step_settings(context),
         sample=privacy.sample,
+        masked=config.secure.masked,
     )
     return map(privacy.result, found)
 
@@ -273,7 +279,7 @@ def _finish_run(run: OpenRun, coverage: Coverage, closing: Mapping[str, Any]) ->
     metrics[-1] |= {key: plain_json(value) for key, value in closing.items()}
     folder.write_bytes("curves.png", curves_png(metrics, metrics[0]["zero_shot_accuracy"]))
     summary = summarise(context, checkpoint, metrics, coverage if privacy.tells_classes else None)
-    summary |= privacy.promise()
+    summary |= privacy.promise() | secure.record_of(context)
     if context.several and checkpoint.state.groups:
         summary["adapters"]["merged"] = evaluate_merged(context, folder.path / "adapter")
     summary["adapter_folders"] = adapter_digests(folder)

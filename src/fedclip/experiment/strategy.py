@@ -11,6 +11,7 @@ from fedclip.config import Config
 from fedclip.config.checks_strategy import strategy_problems
 from fedclip.config.robust import too_few
 from fedclip.config.section import lookup
+from fedclip.config.secure import USUAL_LARGEST_UPDATE
 from fedclip.errors import UsageError
 from fedclip.experiment.context import RunContext
 from fedclip.federated.client_ranks import client_ranks, ranks_for_memory
@@ -66,7 +67,7 @@ def _robust(strategy: Strategy, context: RunContext) -> Strategy:
     if not (isinstance(found, Rule) or callable(found)):
         raise UsageError(f"robust.rule: {robust.chosen} must be a function (gram, f) of weights")
     rule = found if isinstance(found, Rule) else Rule(found)
-    limit = context.config.deploy.largest_update
+    limit = context.config.deploy.largest_update or USUAL_LARGEST_UPDATE
     plan = RobustPlan(robust.chosen, rule, robust.attackers, robust.mixing, limit)
     return Robust(strategy, plan)
 

@@ -12,6 +12,7 @@ import torch
 
 from fedclip.errors import UsageError
 from fedclip.federated.running_mean import Combine
+from fedclip.federated.secure.updates import SummedUpdates
 from fedclip.federated.steps import LocalSettings, RoundPlan
 from fedclip.federated.strategies.base import Strategy, Train
 from fedclip.federated.update_checks import require_finite
@@ -36,7 +37,8 @@ class RoundResult:
     """A finished round: the new state, what its clients reported, and what travelled.
 
     `bytes_up` and `bytes_down` are summed over the round's clients. `left_out` are the answers that
-    the round did without, `weights` what a guard let clients weigh.
+    the round did without, `weights` what a guard let clients weigh. `mean_loss` is that of clients
+    whose own are hidden.
     """
 
     server_round: int
@@ -46,10 +48,13 @@ class RoundResult:
     bytes_down: int = 0
     left_out: tuple[LeftOut, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
+    mean_loss: float | None = None
 
     @property
     def loss(self) -> float:
         """Training loss of the round, the clients' means weighted by their examples."""
+        if self.mean_loss is not None:
+            return self.mean_loss
         total = sum(r.num_examples for r in self.reports)
         if not total:  # nobody was drawn
             return math.nan
@@ -71,12 +76,14 @@ def run_rounds(
     quorum: Quorum = Quorum(),  # noqa: B008
     settings: LocalSettings | None = None,
     sample: Sample | None = None,
+    masked: bool = False,
 ) -> Iterator[RoundResult]:
     """Yields one result per round, from round `finished_rounds + 1` to `rounds`.
 
     Where other processes train some of the clients, `combine` sums tensors over all of them; it is
     called once for each time that clients are trained. `on_client` hears of the clients that were
     trained here. `sample` draws a round's clients in the place of the seed; it may draw none.
+    `masked` is for an engine that gives sums behind masks, and no updates.
 
     `clients` maps client ids to numbers of training examples. A round depends on the state, the
     seed and its own number only, so a run that starts again at a later round takes the same steps.
@@ -86,7 +93,7 @@ def run_rounds(
     that are not finite.
     """
     for server_round in range(finished_rounds + 1, rounds + 1):
-        trainings = _Trainings(engine, on_client, combine, quorum)
+        trainings = _Trainings(engine, on_client, combine, quorum, masked)
         if sample is None:
             ids = sample_clients(clients, clients_per_round, server_round, seed)
         else:
@@ -124,6 +131,7 @@ class _Trainings:
     on_client: Callable[[ClientReport], None]
     combine: Combine | None
     quorum: Quorum
+    masked: bool
     asked: list[Updates] = field(default_factory=list)
     first: list[Updates] = field(default_factory=list)
 
@@ -132,7 +140,8 @@ class _Trainings:
         trained_before = {c for updates in self.first for c in updates.request.client_ids}
         new = trained_before.isdisjoint(request.client_ids)
         hear = self.on_client if new else lambda report: None
-        updates = Updates(request, self.engine.train(request), self.combine, hear, self.quorum)
+        kind = SummedUpdates if self.masked else Updates
+        updates = kind(request, self.engine.train(request), self.combine, hear, self.quorum)
         self.asked.append(updates)
         if new:
             self.first.append(updates)
@@ -148,6 +157,7 @@ class _Trainings:
             bytes_down=sum(bytes_down(state, updates.request) for updates in self.first),
             left_out=tuple(one for updates in self.asked for one in updates.left_out),
             weights={name: own for updates in self.asked for name, own in updates.weights.items()},
+            mean_loss=next((u.loss for u in self.first if isinstance(u, SummedUpdates)), None),
         )
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from fedclip.config import Config
 from fedclip.config.loading import dump_config, load_config
+from fedclip.config.secure import USUAL_LARGEST_UPDATE
 from fedclip.deploy.coordinator.context import coordinator_context, expected_sites
 from fedclip.deploy.coordinator.run_files import DeployFiles
 from fedclip.deploy.flower.mail import FlowerMail
@@ -153,7 +154,7 @@ def _rounds(
         deploy.down,
         deploy.up,
         largest,
-        deploy.largest_update,
+        deploy.largest_update or USUAL_LARGEST_UPDATE,
         MOST_EXAMPLES if by_examples else None,
     )
     engine = RemoteEngine(

@@ -11,6 +11,7 @@ import torch
 
 from fedclip.federated.secure.fixed_point import FixedPoint
 from fedclip.federated.secure.session import Broken
+from fedclip.federated.secure.updates import EXTRA
 from fedclip.records import SecureSum, State
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 LARGEST_LOSS = 256.0
 """A client's loss above this counts as this."""
-EXTRA = 2
-"""Words beside the update's own numbers: the loss and the weight."""
 
 
 @dataclass(frozen=True)

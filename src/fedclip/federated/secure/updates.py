@@ -7,9 +7,16 @@ from math import nan
 import torch
 
 from fedclip.errors import TrainingFailed, UsageError
-from fedclip.federated.secure.payload import EXTRA
 from fedclip.federated.updates import Change, Updates, Weigh, by_examples
 from fedclip.records import Cohort
+
+EXTRA = 2
+"""Words of a masked vector beside the update's own numbers: the loss and the weight."""
+
+
+class Hidden(UsageError):
+    """What a strategy asks for cannot be had of masked updates."""
+
 
 INSTEAD = (
     "use a strategy that takes their mean by examples alone, such as ffa, fedsvd or fedavg, "
@@ -26,7 +33,7 @@ class SummedUpdates(Updates):
     def mean(self, weigh: Weigh = by_examples) -> dict[str, torch.Tensor]:
         """The mean by examples, which the clients themselves have weighed."""
         if weigh is not by_examples:
-            raise UsageError(f"secure.aggregation: masked sums weigh by examples alone; {INSTEAD}")
+            raise Hidden(f"secure.aggregation: masked sums weigh by examples alone; {INSTEAD}")
         found = None
         for cohort in self.cohorts:
             self.left_out += cohort.left_out
@@ -42,7 +49,7 @@ class SummedUpdates(Updates):
 
     def stacked(self) -> Cohort:
         """Refused: nobody has seen a single update."""
-        raise UsageError(
+        raise Hidden(
             "federation.strategy: it reads single updates, which secure.aggregation: masked hides "
             f"from everybody; {INSTEAD}"
         )

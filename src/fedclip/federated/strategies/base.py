@@ -75,6 +75,7 @@ class Strategy(ABC):
     steps_in_place: ClassVar[bool] = StrategyEntry.steps_in_place
     mixes_ranks: ClassVar[bool] = StrategyEntry.mixes_ranks
     allows_dora: ClassVar[bool] = StrategyEntry.allows_dora
+    masks: ClassVar[bool] = StrategyEntry.masks
     robust_mean: ClassVar[bool] = StrategyEntry.robust_mean
     robust_weights: ClassVar[bool] = StrategyEntry.robust_weights
     options: ClassVar[tuple[str, ...]] = StrategyEntry.options
