@@ -14,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.adapter_tables import ADAPTER_PAGES, CAPTION_PAGE, adapter_tables, caption_tables
+from benchmarks.holds_tables import HOLDS_PAGES, holds_tables
 from benchmarks.lora_tables import LORA_PAGES, lora_tables
 from benchmarks.machine_tables import MACHINE_PAGES, machine_tables
 from benchmarks.speed_tables import SPEED_PAGES, speed_tables
@@ -87,6 +88,7 @@ def main(arguments: list[str]) -> int:
     pages |= {
         name: machine_tables(RESULT.parent, language) for name, language in MACHINE_PAGES.items()
     }
+    pages |= {name: holds_tables(RESULT.parent, language) for name, language in HOLDS_PAGES.items()}
     pages[CAPTION_PAGE] = caption_tables(RESULT.parent)
     stale = []
     for name, tables in pages.items():

@@ -60,7 +60,11 @@ def png(figure: Figure) -> bytes:
 
 
 def drawn(figure: Figure, form: str) -> bytes:
-    """A figure as the bytes of a `png` or an `svg`."""
+    """A figure as the bytes of a `png` or an `svg`, the same whenever it is drawn."""
+    import matplotlib
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=120)
+    undated = {"metadata": {"Date": None}} if form == "svg" else {}
+    with matplotlib.rc_context({"svg.hashsalt": "fedclip"}):
+        figure.savefig(buffer, format=form, dpi=120, **undated)
     return buffer.getvalue()
