@@ -64,7 +64,7 @@ def drawn(figure: Figure, form: str) -> bytes:
     import matplotlib
 
     buffer = io.BytesIO()
-    undated = {"metadata": {"Date": None}} if form == "svg" else {}
+    undated = {"Date": None} if form == "svg" else {}
     with matplotlib.rc_context({"svg.hashsalt": "fedclip"}):
-        figure.savefig(buffer, format=form, dpi=120, **undated)
+        figure.savefig(buffer, format=form, dpi=120, metadata=undated)
     return buffer.getvalue()
