@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -138,3 +139,16 @@ def test_plain_peft_trains_what_fedclip_trains(tmp_path: Path) -> None:
     assert accuracy[-1] > accuracy[0] + 0.08
     assert accuracy[-1] == pytest.approx(summary["accuracy"], abs=0.03)
     assert not re.search(r"^(import|from) fedclip", (EXAMPLES / "plain_peft.py").read_text(), re.M)
+
+
+def test_the_quickstart_in_plain_peft_agrees_over_three_seeds() -> None:
+    """What `benchmarks/replication.py` found."""
+    file = EXAMPLES.parent / "benchmarks" / "results" / "replication.json"
+    result = json.loads(file.read_text(encoding="utf-8"))
+    runs = result["details"]["runs"]
+    assert [run["seed"] for run in runs] == [0, 1, 2]
+    apart = [run["fedclip"] - run["plain_peft"] for run in runs]
+    assert abs(sum(apart) / 3) < 0.01
+    assert result["figures"]["difference"] == pytest.approx(sum(apart) / 3)
+    for run in runs:
+        assert run["zero_shot_plain_peft"] == pytest.approx(run["zero_shot_fedclip"], abs=1e-6)
