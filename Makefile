@@ -2,7 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+BASE := $(VENV)/.installed
+DEV := $(VENV)/.developed
 
 # One thread per test process: two of them share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
@@ -10,8 +11,8 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 .PHONY: help install demo federation test quick check format clean
 
 help:
-	@echo "make install  make .venv with everything pinned in constraints.txt"
-	@echo "make demo     train the quickstart federation (about a minute)"
+	@echo "make demo     make .venv with what a user needs, and train the quickstart federation"
+	@echo "make install  add what Flower, privacy, serving, tests and checks need to .venv"
 	@echo "make federation  a coordinator and three sites as processes, with TLS and keys"
 	@echo "make test     run the tests"
 	@echo "make quick    the tests that take less than a minute together"
@@ -19,19 +20,23 @@ help:
 	@echo "make format   put the style right"
 	@echo "make clean    remove .venv and caches; runs/ stays"
 
-install: $(STAMP)
+install: $(DEV)
 
 # Builds happen in environments of their own, which only see constraints through the environment.
-$(STAMP): export PIP_CONSTRAINT := constraints.txt
-$(STAMP): export PIP_BUILD_CONSTRAINT := constraints.txt
-$(STAMP): export PIP_DISABLE_PIP_VERSION_CHECK := 1
-$(STAMP): pyproject.toml constraints.txt
+$(BASE) $(DEV): export PIP_CONSTRAINT := constraints.txt
+$(BASE) $(DEV): export PIP_BUILD_CONSTRAINT := constraints.txt
+$(BASE) $(DEV): export PIP_DISABLE_PIP_VERSION_CHECK := 1
+$(BASE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("fedclip needs Python 3.11 or newer; name one by PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e .
+	@touch $@
+
+$(DEV): $(BASE)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,flower,privacy,serve]'
 	@touch $@
 
-demo: install
+demo: $(BASE)
 	$(BIN)/fedclip run configs/quickstart.yaml
 
 federation: install
