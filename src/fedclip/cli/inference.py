@@ -113,6 +113,14 @@ def serve(
         ),
     ] = None,
     best: Best = False,
+    signed_by: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--signed-by",
+            metavar="FILE",
+            help="Serve only with a statement signed by this key or authority; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Serve a run's adapter by HTTP, with a web page.
 
@@ -122,6 +130,12 @@ def serve(
     names = label_list(labels)
     from fedclip.adapters.serve.start import serve as listen
     from fedclip.cli.console import say, warn
+
+    if signed_by:
+        from fedclip.adapters.load import adapter_folder
+        from fedclip.deploy.log.adapter_statement import verify_adapter
+
+        verify_adapter(adapter_folder(folder, best), signed_by)
 
     listen(
         folder,

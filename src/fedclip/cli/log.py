@@ -41,3 +41,29 @@ def verify(
     from fedclip.deploy.log.verify import verify_folders
 
     show_rows(verify_folders(folders, keys), as_json)
+
+
+def verify_adapter(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", hidden=True)],
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--key",
+            metavar="FILE",
+            help="A public key or certificate (such as ca.crt) that is trusted; repeatable.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the signed statement of a federation's adapter.
+
+    ADAPTER is the adapter of a run of `fedclip coordinate`, or of a site. Shows what it was made
+    of: base, sites, rounds, epsilon, code. Without --key nobody vouches for the signer.
+    """
+    from fedclip.adapters.load import adapter_folder
+    from fedclip.cli.console import show, warn
+    from fedclip.deploy.log.adapter_statement import verify_adapter as verified
+
+    show(verified(adapter_folder(adapter), key or ()), as_json)
+    if not key:
+        warn("the statement holds, but whose it is was not compared; name a trusted key by --key")

@@ -24,6 +24,12 @@ def installed_app() -> str:
     return _digest({path.relative_to(APP).as_posix(): path.read_bytes() for path in paths})
 
 
+def source_sha256() -> str:
+    """Digest of all of fedclip's source that is installed here."""
+    root = APP.parents[1]
+    return _digest({p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*.py")})
+
+
 def bundle_digest(bundle: bytes) -> str | None:
     """Digest of the files in a Flower app bundle (a zip); None if it is damaged or too large.
 

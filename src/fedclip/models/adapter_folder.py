@@ -26,8 +26,10 @@ CONFIG = "adapter_config.json"
 HEAD = "head.safetensors"
 NOTES = "fedclip.json"
 CARD = "README.md"
+STATEMENT = "statement.json"
+"""What a federation's coordinator has signed (`deploy.log.statement`)."""
 _WEIGHTS = tuple(kind.weights for kind in KINDS.values() if kind.weights)
-FILES = (CONFIG, *_WEIGHTS, HEAD, NOTES, CARD)
+FILES = (CONFIG, *_WEIGHTS, HEAD, NOTES, CARD, STATEMENT)
 _HEAD_PREFIX = "head."
 _METADATA = {"format": "pt"}
 

@@ -5,33 +5,30 @@ It is a run like any other (`experiment.carry_out`), with an engine whose client
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
 import traceback
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from fedclip.config import Config
-from fedclip.config.loading import dump_config, load_config
+from fedclip.config.loading import load_config
 from fedclip.config.secure import USUAL_LARGEST_UPDATE
 from fedclip.deploy.coordinator.context import coordinator_context, expected_sites
+from fedclip.deploy.coordinator.provenance import begin_log, signed_statement, signer_of
 from fedclip.deploy.coordinator.run_files import DeployFiles
 from fedclip.deploy.flower.mail import FlowerMail
 from fedclip.deploy.flower.process import LOOK_EVERY
-from fedclip.deploy.job import APP, EPSILON, make_job
-from fedclip.deploy.keys.folder import SERVER_KEY, site_names
-from fedclip.deploy.log.chain import LOG_FILE, Log, log_key
+from fedclip.deploy.job import EPSILON, make_job
+from fedclip.deploy.keys.folder import site_names
+from fedclip.deploy.log.adapter_statement import seal_folder
 from fedclip.deploy.log.verify import COORDINATOR
-from fedclip.deploy.messages.requests import job_digest
 from fedclip.deploy.remote.engine import Formats, Mail, Patience, RemoteEngine, Roster, Traffic
-from fedclip.deploy.remote.journal import Journal
 from fedclip.device import return_freed_memory
 from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError
 from fedclip.evaluation.metrics import chosen
@@ -139,7 +136,7 @@ def _rounds(
         wanted,
         examples,
         on_admit=lambda: files.keep_sites(examples),
-        journal=_begin_log(config, files, job, base),
+        journal=begin_log(config, files, job, base),
     )
     patience = Patience(
         deploy.quorum,
@@ -148,49 +145,36 @@ def _rounds(
         attempts=deploy.attempts,
     )
     _gather(roster, patience, count, deploy.join_deadline, listener)
-    robust = config.robust
-    by_examples = robust.chosen is None and robust.largest_share is None
-    formats = Formats(
-        deploy.down,
-        deploy.up,
-        largest,
-        deploy.largest_update or USUAL_LARGEST_UPDATE,
-        MOST_EXAMPLES if by_examples else None,
-    )
+    say, traffic = listener.message, listener.traffic
     engine = RemoteEngine(
-        mail,
-        roster,
-        patience,
-        formats,
-        say=listener.message,
-        traffic=listener.traffic,
+        mail, roster, patience, _formats(config, largest), say=say, traffic=traffic
     )
     strategy = choose_strategy(context)
 
+    signed: dict[str, Any] = {}
+
     def judge(result: RoundResult) -> dict[str, Any]:
-        found = engine.give_results(result.state, result.server_round)
+        signed.update(signed_statement(config, files, roster, result.state))
+        found = engine.give_results(result.state, result.server_round, signed)
         counts = {site: (own.tests, own.correct) for site, own in found.items()}
         names = chosen(config.evaluation.metrics)
         return told_by_clients(counts, context.clients, strategy.personal, names)
 
     run = carry_out(context, strategy, folder, listener, started, engine, judge)
     told = {key: run.summary.get(key) for key in ("rounds", "adapter_sha256", "state_sha256")}
-    roster.journal.note("ended", **told, epsilon=job[EPSILON])
+    head = roster.journal.note("ended", **told, epsilon=job[EPSILON])
+    if signed and head is not None:
+        seal_folder(run.adapter, signed, COORDINATOR, signer_of(config, files), head)
     return run
 
 
-def _begin_log(config: Config, files: DeployFiles, job: Mapping[str, Any], base: str) -> Journal:
-    """The run's signed log, from this start of its coordinator on."""
-    keys = None if config.deploy.keys is None else Path(config.deploy.keys)
-    key = log_key(keys, SERVER_KEY, files.folder)
-    journal = Journal(Log(files.folder / LOG_FILE, key, COORDINATOR, files.run))
-    facts = {"job": job_digest(job), "base": base, "app": job[APP], "fedclip": version("fedclip")}
-    journal.note("started", **facts, config=_sha256(dump_config(config)), epsilon=job[EPSILON])
-    return journal
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _formats(config: Config, largest: int) -> Formats:
+    """Numbers on the wire, and what is taken from a site."""
+    deploy, robust = config.deploy, config.robust
+    by_examples = robust.chosen is None and robust.largest_share is None
+    most = MOST_EXAMPLES if by_examples else None
+    largest_update = deploy.largest_update or USUAL_LARGEST_UPDATE
+    return Formats(deploy.down, deploy.up, largest, largest_update, most)
 
 
 def _gather(

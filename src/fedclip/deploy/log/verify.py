@@ -16,13 +16,16 @@ from typing import Any
 from fedclip import files
 from fedclip.deploy.keys import certificates
 from fedclip.deploy.keys.folder import SERVER, SITE_PUBLIC, site_folder
+from fedclip.deploy.log.adapter_statement import read_seal
 from fedclip.deploy.log.chain import FIRST, KEY, OPENED, canonical, line_digest
 from fedclip.deploy.log.places import log_in
 from fedclip.deploy.messages.envelope import BadMessage
 from fedclip.deploy.messages.heads import Head
 from fedclip.errors import UsageError, one_line, shortened
+from fedclip.models.adapter_folder import STATEMENT
 
 COORDINATOR = "coordinator"
+ADAPTER = "adapter"
 MOST_BYTES = 1 << 30
 
 
@@ -138,7 +141,7 @@ def compare(logs: Sequence[Verified], seals: Mapping[str, Sequence[Head]] | None
     for name, heads in (seals or {}).items():
         for head in heads:
             if (other := by_name.get(name)) is not None:
-                troubles += _confirm(other, head, "the signed statement", "the signed statement")
+                troubles += _confirm(other, head, "the adapter's seal", "the adapter's seal")
     troubles += _strange_messages(by_name)
     if troubles:
         raise UsageError("\n".join(map(one_line, troubles[:10])))
@@ -205,8 +208,21 @@ def verify_folders(folders: Sequence[Path], keys: Path | None = None) -> list[di
     if keys is not None:
         for log in logs:
             _check_keys(log, keys)
-    compare(logs)
+    compare(logs, {log.who: heads for log in logs if (heads := _sealed(log))})
     return [told(log) for log in logs]
+
+
+def _sealed(log: Verified) -> list[Head]:
+    """The head in the seal beside the node's adapter, which shows that the log's end is there."""
+    parent = log.path.parent
+    places = (parent / ADAPTER, parent.parent / ADAPTER)
+    folder = next((place for place in places if (place / STATEMENT).is_file()), None)
+    if folder is None:
+        return []
+    _, sealed = read_seal(folder)
+    if sealed.key not in log.keys:
+        raise UsageError(f"{folder / STATEMENT} is not sealed with a key of {log.path}")
+    return [Head(sealed.seal.log.n, sealed.seal.log.sha256)]
 
 
 def _check_keys(log: Verified, keys: Path) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from fedclip.deploy.messages.envelope import BadMessage, Envelope
 from fedclip.deploy.messages.replies import TESTED, Refused, check_answer, count_of
 from fedclip.deploy.messages.requests import RESULT, Ticket
+from fedclip.models.state import adapter_sha256
 from fedclip.records import RunState
 
+if TYPE_CHECKING:
+    import torch
+
 _RANK = "rank/"
+STATEMENT = "statement"
+"""The key of a result's header under which the signed statement stands."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +28,25 @@ class Tested:
     correct: int = 0
 
 
-def result(state: RunState, site: str, ticket: Ticket) -> bytes:
-    """What a run ended with, for one site: the shared tensors and what belongs to them."""
+def result(
+    state: RunState, site: str, ticket: Ticket, signed: Mapping[str, Any] | None = None
+) -> bytes:
+    """What a run ended with, for one site: the shared tensors and what belongs to them.
+
+    `signed` is the coordinator's statement about it (`deploy.log.statement`).
+    """
+    header = {"kind": RESULT, "site": site, **ticket.header(), STATEMENT: signed}
+    return Envelope(header, _sent(state)).pack()
+
+
+def state_digest(state: RunState) -> str:
+    """Digest of what a site is sent at the end."""
+    return adapter_sha256(_sent(state))
+
+
+def _sent(state: RunState) -> dict[str, torch.Tensor]:
     ranks = {name: t for name, t in state.server.items() if name.startswith(_RANK)}
-    whole = RunState(state.shared, shift=state.shift, server=ranks).laid_out()
-    return Envelope({"kind": RESULT, "site": site, **ticket.header()}, whole.flat()).pack()
+    return RunState(state.shared, shift=state.shift, server=ranks).laid_out().flat()
 
 
 def read_result(envelope: Envelope) -> RunState:

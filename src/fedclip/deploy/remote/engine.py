@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from statistics import median
+from typing import Any
 
 from fedclip.deploy.messages import replies, requests, results
 from fedclip.deploy.messages.codec import Format
@@ -135,7 +136,9 @@ class RemoteEngine:
         silent = Refused("it has not answered", kind="silent")
         return tuple(_left_out(site, self._roster.refusals.get(site, silent)) for site in absent)
 
-    def give_results(self, state: RunState, server_round: int) -> dict[str, Tested]:
+    def give_results(
+        self, state: RunState, server_round: int, signed: Mapping[str, Any] | None = None
+    ) -> dict[str, Tested]:
         """Gives every site that is there what the run ended with; what they say of it, by site.
 
         A site that is silent until the deadline, or refuses, is left out.
@@ -146,7 +149,7 @@ class RemoteEngine:
             site: self._roster.ticket(server_round, secrets.token_hex(8))
             for site in sorted(self._roster.nodes)
         }
-        letters = {site: results.result(state, site, own) for site, own in tickets.items()}
+        letters = {s: results.result(state, s, own, signed) for s, own in tickets.items()}
         for site, data in letters.items():
             self._journal.asked(site, server_round, "result", data)
         self.traffic.results += sum(map(len, letters.values()))

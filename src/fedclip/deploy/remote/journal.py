@@ -24,10 +24,9 @@ class Journal:
         """The head that the next message carries."""
         return None if self._log is None else self._log.head
 
-    def note(self, event: str, **facts: Any) -> None:
-        """Any other event."""
-        if self._log is not None:
-            self._log.add(event, **facts)
+    def note(self, event: str, **facts: Any) -> Head | None:
+        """Any other event; gives the head after it."""
+        return None if self._log is None else self._log.add(event, **facts)
 
     def joined(self, site: str, examples: int, answer: bytes | None) -> None:
         """A site has taken up the job."""

@@ -68,6 +68,9 @@ class PolicyConfig(Section):
         (),
         description="What a run must promise: `masked`, `epsilon<=NUMBER`, `base_sha256=DIGEST`.",
     )
+    signed_result: bool = Field(
+        False, description="Take a run's result only with a statement that the coordinator signed."
+    )
     when_refused: Literal["wait", "end"] = Field(
         "wait", description="What the site does once it has refused a run: wait, or end (exit 2)."
     )

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedclip.deploy.keys.folder import SITE_KEY
+from fedclip.deploy.log.adapter_statement import seal_folder
 from fedclip.deploy.log.chain import LOG_FILE, Log, log_key, message_facts
+from fedclip.deploy.log.statement import Signer
 from fedclip.deploy.messages.requests import Ticket
 from fedclip.deploy.messages.results import Tested
 from fedclip.deploy.site.config import SiteConfig
@@ -22,12 +24,18 @@ class SiteJournal:
 
     def __init__(self, site: SiteConfig) -> None:
         state, keys = Path(site.state), None if site.keys is None else Path(site.keys)
-        self._log = Log(state / LOG_FILE, log_key(keys, SITE_KEY, state), site.name)
+        self._signer = Signer(log_key(keys, SITE_KEY, state))
+        self._log = Log(state / LOG_FILE, self._signer.key, site.name)
+        self._name = site.name
         self._refusal: tuple[str, str] | None = None
 
     def own(self, ticket: Ticket) -> Ticket:
         """A ticket as the site's answer has it, with the head of its log."""
         return replace(ticket, log=self._log.head)
+
+    def seal(self, adapter: Path, signed: Mapping[str, Any]) -> None:
+        """Write the coordinator's statement beside the adapter, sealed by this site."""
+        seal_folder(adapter, signed, self._name, self._signer, self._log.head)
 
     def joined(self, ticket: Ticket, job: Mapping[str, Any], **facts: Any) -> None:
         """A run's job was taken up."""

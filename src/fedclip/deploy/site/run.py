@@ -21,6 +21,7 @@ from fedclip.deploy.site.consent import RUNNING
 from fedclip.deploy.site.handover import SITE_FILE, SOCKET, TOKEN
 from fedclip.deploy.site.policy import preflight
 from fedclip.deploy.site.resident import READY
+from fedclip.deploy.site.signed_result import check_policy
 from fedclip.errors import FedclipError
 
 LOOK_EVERY = 0.5
@@ -34,6 +35,7 @@ def run_site(
     Raises UsageError before it joins if something is wrong, and ProcessFailed if Flower's node
     cannot be kept running.
     """
+    check_policy(config)
     facts = preflight(config)
     say(
         f"site {config.name}: {facts['images']} images of {len(facts['classes'])} classes, "

@@ -32,6 +32,7 @@ from fedclip.deploy.site.exchange_limits import check_request
 from fedclip.deploy.site.journal import SiteJournal
 from fedclip.deploy.site.private_state import PrivateState, drop_other_runs
 from fedclip.deploy.site.requirements import unmet
+from fedclip.deploy.site.signed_result import checked_statement
 from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError
 from fedclip.experiment.build import build, model_config, model_seed
 from fedclip.experiment.context import RunContext
@@ -42,6 +43,7 @@ from fedclip.federated.rounds import Engine
 from fedclip.federated.update_checks import require_sound
 from fedclip.models.clip import create_clip_model
 from fedclip.models.pretrained import advice_on_size, load_pixels
+from fedclip.models.state import adapter_sha256
 from fedclip.models.summary import base_sha256
 from fedclip.reports.listener import Listener
 
@@ -169,6 +171,8 @@ class SiteTrainer:
         """Keeps the run's adapter, with the site's own factors in it, and tests it here."""
         work, site = self._known(ticket), self.config.name
         state, folder = results.read_result(envelope), Path(self.config.state)
+        about = (ticket, work.num_examples, adapter_sha256(envelope.tensors))
+        signed = checked_statement(self.config, envelope.header, *about)
         own: dict[str, torch.Tensor] = {}
         for purpose in PURPOSES:
             private = PrivateState(folder / "private", ticket.run, purpose, self._say)
@@ -185,6 +189,8 @@ class SiteTrainer:
             f"recognised; the adapter is in {folder / ADAPTER}"
         )
         self.journal.ended(ticket, found, message, adapter=str(folder / ADAPTER))
+        if signed is not None:
+            self.journal.seal(folder / ADAPTER, signed)
         found = found if self.config.policy.tell_accuracy else Tested()
         return results.tested(self.journal.own(ticket), site, found)
 
