@@ -17,7 +17,7 @@ from fedclip.device import keep_freed_memory, product_dtype, resolve_device, res
 from fedclip.federated.engines.batched import BatchedEngine
 from fedclip.federated.engines.sequential import SequentialEngine
 from fedclip.federated.engines.threads import on_all_threads
-from fedclip.federated.steps import LocalSettings
+from fedclip.federated.local_steps import LocalSettings
 from fedclip.models.stacked.clients import StackedClients
 from fedclip.models.stacked.frozen_matmul import times_transposed
 from fedclip.models.stacked.prefix_cache import FrozenInputs, PixelInputs

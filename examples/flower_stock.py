@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 
 from fedclip import CLIPLoRAWrapper, create_clip_model
 from fedclip.federated.client import local_train
-from fedclip.federated.steps import LocalSettings
+from fedclip.federated.local_steps import LocalSettings
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SETTINGS = LocalSettings(local_epochs=1, batch_size=32, learning_rate=5e-3)

@@ -17,10 +17,10 @@ from tests.support.runs import CONFIG
 SLOW = {
     "": "catalog",
     "adapters": "export inspect load load_digests merge serve serve_process",
-    "data": "fixed_test loading picture_sizes picture_types splits",
+    "data": "fixed_test_set loading picture_sizes picture_types splits",
     "deploy": "coordinator_run flower_supervisor remote remote_hostile",
     "evaluation": "breakdown unseen",
-    "experiment": "bench bench_tuning build checkpoint patience privacy run",
+    "experiment": "bench bench_tuning build checkpoint early_stopping privacy run",
     "federated": """
         engines_agree engines_private engines_sharded engines_static engines_strategies
         engines_threads privacy_accounting robust

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
 from fedclip import CLIPLoRAWrapper, base_folder, create_clip_model
-from fedclip.federated.steps import LocalSettings, plan_steps
+from fedclip.federated.local_steps import LocalSettings, plan_steps
 from fedclip.seeding import seed_for
 
 if TYPE_CHECKING:

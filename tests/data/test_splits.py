@@ -19,7 +19,7 @@ from fedclip.data.source import ArrayImages, ImageSource
 from fedclip.data.sources.site import site_source
 from fedclip.data.splits import allocate, cap, split
 from fedclip.errors import FedclipWarning
-from fedclip.experiment.coverage import Coverage
+from fedclip.experiment.class_coverage import Coverage
 from fedclip.seeding import seed_for
 from tests.support.data import load, to_pixels
 

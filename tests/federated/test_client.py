@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from fedclip.errors import TrainingFailed
 from fedclip.federated.client import local_train
-from fedclip.federated.steps import LocalSettings, schedule_factor
+from fedclip.federated.local_steps import LocalSettings, schedule_factor
 from tests.support.toys import CPU, Toy, toy_data
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedclip.errors import FedclipWarning, TrainingFailed
 from fedclip.federated.engines.batched import BatchedEngine
 from fedclip.federated.engines.memory import choose_group_size
-from fedclip.federated.steps import LocalSettings
+from fedclip.federated.local_steps import LocalSettings
 from fedclip.models.stacked.clients import StackedClients
 from fedclip.records import TrainRequest
 from tests.support.engines import (

@@ -10,10 +10,10 @@ from fedclip.federated.engines.batched import BatchedEngine
 from fedclip.federated.engines.memory import ROW_BYTES, choose_group_size
 from fedclip.federated.engines.sequential import SequentialEngine
 from fedclip.federated.engines.threads import SideBySide
+from fedclip.federated.local_steps import LocalSettings
 from fedclip.federated.privacy.charging import with_digest
 from fedclip.federated.privacy.dp_sgd import DpSgd, clip_rows
 from fedclip.federated.privacy.secret import Draws
-from fedclip.federated.steps import LocalSettings
 from fedclip.federated.updates import Updates
 from fedclip.models.stacked.clients import StackedClients
 from fedclip.models.stacked.prefix_cache import PixelInputs

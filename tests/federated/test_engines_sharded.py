@@ -20,9 +20,9 @@ from fedclip.experiment.folder import RunFolder
 from fedclip.federated.engines import memory
 from fedclip.federated.engines.sequential import SequentialEngine
 from fedclip.federated.engines.sharded import Processes, ShardedEngine
+from fedclip.federated.local_steps import LocalSettings
 from fedclip.federated.rounds import run_rounds
 from fedclip.federated.running_mean import RunningMean
-from fedclip.federated.steps import LocalSettings
 from fedclip.federated.strategies import create_strategy
 from fedclip.records import RunState
 from tests.support.runs import StopAfter, with_

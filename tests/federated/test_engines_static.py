@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedclip.errors import FedclipWarning
-from fedclip.federated.engines import graphs as graphs_module
+from fedclip.federated.engines import cuda_graphs as graphs_module
+from fedclip.federated.engines.cuda_graphs import Graphs
 from fedclip.federated.engines.gradient_terms import GradientTerms
-from fedclip.federated.engines.graphs import Graphs
 from fedclip.federated.engines.static import Room
 from fedclip.federated.engines.work import Work, halves, micro_steps
-from fedclip.federated.steps import LocalSettings, plan_steps
+from fedclip.federated.local_steps import LocalSettings, plan_steps
 from fedclip.models.dropout import counted, keep_scale
 from fedclip.models.stacked import clients as stacked_clients
 from fedclip.models.stacked.clients import StackedClients

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedclip.federated.steps import LocalSettings
+from fedclip.federated.local_steps import LocalSettings
 from fedclip.federated.strategies import Setting, create_strategy
 from fedclip.federated.strategies.dynamic_ranks import DynamicRanks, RankPlan
 from fedclip.federated.strategies.wrappers import Ditto, Scaffold

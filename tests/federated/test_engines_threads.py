@@ -12,7 +12,7 @@ from fedclip.errors import TrainingFailed
 from fedclip.federated.engines import threads as side_by_side
 from fedclip.federated.engines.batched import BatchedEngine
 from fedclip.federated.engines.threads import LOPSIDED, deal, together
-from fedclip.federated.steps import LocalSettings
+from fedclip.federated.local_steps import LocalSettings
 from fedclip.records import ClientReport, Cohort
 from tests.federated.test_engines_strategies import CASES
 from tests.federated.test_engines_strategies import SIZES as FEW

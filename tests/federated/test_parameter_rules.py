@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fedclip.federated.client import local_train
+from fedclip.federated.local_steps import LocalSettings
 from fedclip.federated.parameter_rules import decays
-from fedclip.federated.steps import LocalSettings
 from fedclip.models.clip import create_clip_model
 from tests.support.models import FULL, NAMES
 

@@ -7,8 +7,8 @@ from torch.nn.functional import cross_entropy
 
 from fedclip.errors import TrainingFailed, UsageError
 from fedclip.federated.engines.sequential import SequentialEngine
+from fedclip.federated.local_steps import LocalSettings
 from fedclip.federated.rounds import run_rounds, sample_clients
-from fedclip.federated.steps import LocalSettings
 from fedclip.federated.strategies import FedAvg, create_strategy
 from fedclip.records import RunState
 from fedclip.seeding import seed_for

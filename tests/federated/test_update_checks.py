@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fedclip.errors import TrainingFailed, UsageError
+from fedclip.federated.local_steps import LocalSettings
 from fedclip.federated.rounds import RoundPlan, run_rounds
-from fedclip.federated.steps import LocalSettings
 from fedclip.federated.strategies import Setting, Strategy, create_strategy
 from fedclip.federated.strategies.averaging import FedAvg
 from fedclip.federated.strategies.base import guarded

@@ -23,7 +23,7 @@ from fedclip.errors import UsageError
 from fedclip.experiment.build import build
 from fedclip.experiment.run import Run, resume
 from fedclip.federated.client import local_train
-from fedclip.federated.steps import LocalSettings, plan_steps
+from fedclip.federated.local_steps import LocalSettings, plan_steps
 from fedclip.models.adapter_folder import read_adapter
 from fedclip.models.clip import create_clip_model
 from fedclip.models.state import adapter_sha256

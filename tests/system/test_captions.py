@@ -21,8 +21,8 @@ from fedclip.errors import FedclipWarning
 from fedclip.evaluation.retrieval import before_match, find, recall
 from fedclip.experiment.build import build
 from fedclip.experiment.run import resume
+from fedclip.federated.local_steps import LocalSettings, batches_of
 from fedclip.federated.losses import contrastive_loss
-from fedclip.federated.steps import LocalSettings, batches_of
 from fedclip.models.clip import create_clip_model
 from fedclip.models.pretrained import base_folder
 from fedclip.reports.listener import Listener

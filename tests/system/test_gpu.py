@@ -10,7 +10,7 @@ import fedclip
 from fedclip.errors import FedclipWarning
 from fedclip.experiment.run import resume
 from fedclip.federated.engines.batched import BatchedEngine
-from fedclip.federated.steps import LocalSettings
+from fedclip.federated.local_steps import LocalSettings
 from fedclip.models.dropout import counted
 from fedclip.records import TrainRequest
 from tests.support.engines import BOTH, build, create, difference, rounds

@@ -21,8 +21,8 @@ from fedclip.evaluation import metrics
 from fedclip.evaluation.per_client import at_most
 from fedclip.evaluation.predictions import How, classify
 from fedclip.experiment.build import check_partition, load_tasks, model_seed
+from fedclip.experiment.class_coverage import Coverage
 from fedclip.experiment.context import for_task
-from fedclip.experiment.coverage import Coverage
 from fedclip.experiment.folder import CONFIG
 from fedclip.models.adapter_folder import check_base
 from fedclip.models.adapter_merge import Recipe, combine

@@ -21,7 +21,7 @@ from fedclip.data.datasets import load_source
 from fedclip.data.decode import BadImage, Progress, ToPixels, decode, describe_bad
 from fedclip.data.division import Examples, choose, divide, without_empty_sites
 from fedclip.data.federated_data import FederatedData
-from fedclip.data.fixed_test import with_fixed_test
+from fedclip.data.fixed_test_set import with_fixed_test
 from fedclip.data.partition import partition_seed, require_sites
 from fedclip.data.picture_sizes import median_size
 from fedclip.data.roles import with_shots, with_test_sites

@@ -18,10 +18,10 @@ from fedclip.federated.engines.multitask import TaskEngine
 from fedclip.federated.engines.sequential import SequentialEngine
 from fedclip.federated.engines.sharded import ShardedEngine
 from fedclip.federated.engines.threads import on_all_threads
+from fedclip.federated.local_steps import LocalSettings
 from fedclip.federated.losses import Contrastive, classification
 from fedclip.federated.privacy.dp_sgd import DpSgd
 from fedclip.federated.rounds import Engine
-from fedclip.federated.steps import LocalSettings
 from fedclip.lora.layer_patterns import check_hits, owners
 from fedclip.models.stacked.prefix_cache import FrozenInputs, frozen_numbers
 from fedclip.records import State

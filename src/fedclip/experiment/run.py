@@ -22,13 +22,13 @@ from fedclip.experiment.build import (
     check_split_rule,
     with_absolute_paths,
 )
+from fedclip.experiment.class_coverage import Coverage, check_measurable
 from fedclip.experiment.context import RunContext
-from fedclip.experiment.coverage import Coverage, check_measurable
+from fedclip.experiment.early_stopping import Patience
 from fedclip.experiment.engine import create_engine, step_settings
 from fedclip.experiment.evaluate import evaluate_merged
 from fedclip.experiment.folder import CONFIG, RunFolder, next_folder
 from fedclip.experiment.identity import check_config, take_up
-from fedclip.experiment.patience import Patience
 from fedclip.experiment.predictions_file import write_predictions
 from fedclip.experiment.privacy import Openness, begin_privacy
 from fedclip.experiment.privacy_checks import check_privacy

@@ -8,8 +8,8 @@ from typing import Any
 
 from fedclip.evaluation.metrics import CLASS_FIGURES, chosen
 from fedclip.experiment.checkpoint import Checkpoint
+from fedclip.experiment.class_coverage import Coverage
 from fedclip.experiment.context import RunContext
-from fedclip.experiment.coverage import Coverage
 from fedclip.experiment.evaluate import evaluate_matrix, evaluate_unseen
 from fedclip.experiment.identity import PACKAGES
 from fedclip.experiment.round_records import ZERO_SHOT

@@ -22,10 +22,10 @@ from fedclip.federated.local_optimizer import (
     optimizer_step,
     set_rate,
 )
+from fedclip.federated.local_steps import LocalSettings, batches_of, plan_steps
 from fedclip.federated.losses import Objective, classification
 from fedclip.federated.parameter_rules import bound_temperature
 from fedclip.federated.privacy.dp_sgd import ClientDpSgd, example_gradients
-from fedclip.federated.steps import LocalSettings, batches_of, plan_steps
 from fedclip.federated.update_checks import ADVICE, not_finite, number_fault
 from fedclip.records import State, TrainRequest
 from fedclip.seeding import seed_for

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from fedclip.federated.local_steps import LocalSettings
 from fedclip.federated.parameter_rules import decays
-from fedclip.federated.steps import LocalSettings
 from fedclip.lora.layer_patterns import factor_of
 from fedclip.records import State
 

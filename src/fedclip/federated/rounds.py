@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from fedclip.errors import UsageError
+from fedclip.federated.local_steps import LocalSettings, RoundPlan
 from fedclip.federated.running_mean import Combine
 from fedclip.federated.secure.updates import SummedUpdates
-from fedclip.federated.steps import LocalSettings, RoundPlan
 from fedclip.federated.strategies.base import Strategy, Train
 from fedclip.federated.update_checks import require_finite
 from fedclip.federated.updates import Quorum, Updates, tensor_bytes

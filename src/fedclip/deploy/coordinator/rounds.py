@@ -33,7 +33,7 @@ from fedclip.device import return_freed_memory
 from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError
 from fedclip.evaluation.metrics import chosen
 from fedclip.evaluation.per_client import told_by_clients
-from fedclip.experiment.coverage import check_measurable
+from fedclip.experiment.class_coverage import check_measurable
 from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.run import Run, carry_out
 from fedclip.experiment.strategy import choose_strategy, is_personal

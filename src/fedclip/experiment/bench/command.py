@@ -20,7 +20,7 @@ from fedclip.experiment.bench.result import code_of, result, write_result
 from fedclip.experiment.bench.runner import ProcessRunner, RunCell
 from fedclip.experiment.bench.schedule import Results, run_grid
 from fedclip.experiment.bench.statistics import arm_figures
-from fedclip.experiment.coverage import NOT_TESTED, NOT_VALIDATED, missing_in
+from fedclip.experiment.class_coverage import NOT_TESTED, NOT_VALIDATED, missing_in
 from fedclip.experiment.folder import REPORT
 from fedclip.reports.comparison import Cells, accuracy_table, cost_table, tuning_table
 from fedclip.reports.comparison_plots import accuracy_plot, bytes_plot

@@ -28,8 +28,8 @@ from fedclip.federated.engines.protocols import Images, Stacked
 from fedclip.federated.engines.stacked_optimizer import StackedOptimizer
 from fedclip.federated.engines.static import StaticSteps
 from fedclip.federated.engines.work import Work
+from fedclip.federated.local_steps import LocalSettings, batches_of
 from fedclip.federated.privacy.dp_sgd import DpSgd
-from fedclip.federated.steps import LocalSettings, batches_of
 from fedclip.records import Cohort, State, TrainRequest
 from fedclip.seeding import seed_for
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from fedclip.federated.engines.stacked_optimizer import StackedParameters, clip_by_client
-from fedclip.federated.steps import LocalSettings
+from fedclip.federated.local_steps import LocalSettings
 from fedclip.records import TrainRequest
 
 

@@ -15,9 +15,9 @@ import torch
 
 from fedclip.errors import TrainingFailed, out_of_memory
 from fedclip.federated.client import LocalTask, TrainableModel, local_train
+from fedclip.federated.local_steps import LocalSettings
 from fedclip.federated.losses import Objective, classification
 from fedclip.federated.privacy.dp_sgd import DpSgd
-from fedclip.federated.steps import LocalSettings
 from fedclip.federated.update_checks import ADVICE
 from fedclip.lora.names import at_rank
 from fedclip.records import ClientReport, Cohort, LeftOut, State, TrainRequest

@@ -16,14 +16,14 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedclip.device import at_least_fp32
-from fedclip.federated.engines.graphs import Graphs
+from fedclip.federated.engines.cuda_graphs import Graphs
 from fedclip.federated.engines.protocols import Images, Stacked
 from fedclip.federated.engines.stacked_optimizer import (
     StackedOptimizer,
     corrections,
 )
 from fedclip.federated.engines.work import MicroStep, Work, halves, micro_steps
-from fedclip.federated.steps import LocalSettings
+from fedclip.federated.local_steps import LocalSettings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

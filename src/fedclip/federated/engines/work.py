@@ -12,8 +12,8 @@ import torch
 from fedclip.federated.engines.gradient_terms import GradientTerms
 from fedclip.federated.engines.protocols import Stacked
 from fedclip.federated.engines.stack import Group
+from fedclip.federated.local_steps import LocalSettings, plan_steps
 from fedclip.federated.privacy.dp_sgd import ClientDpSgd, DpSgd
-from fedclip.federated.steps import LocalSettings, plan_steps
 from fedclip.records import ClientReport, TrainRequest
 from fedclip.seeding import seed_for
 

@@ -12,8 +12,8 @@ import pytest
 import fedclip as package
 from fedclip.config.loading import config_from_dict
 from fedclip.errors import UsageError
-from fedclip.experiment.coverage import Coverage
-from fedclip.experiment.patience import Patience
+from fedclip.experiment.class_coverage import Coverage
+from fedclip.experiment.early_stopping import Patience
 from fedclip.federated.engines.sharded import Processes
 from fedclip.records import RunState
 from tests.conftest import Command
