@@ -67,8 +67,8 @@ def caption_tables(results: Path) -> dict[str, str]:
         )
     ]
     about = (
-        "Image-to-text recall@1 on the held-out families, mean of 3 seeds; commit "
-        f"`{result['commit'][:8]}`; `{result['details']['command']}`."
+        "Image-to-text recall@1 on the held-out families, mean of 3 seeds, whose spread was not "
+        f"kept; commit `{result['commit'][:8]}`; `{result['details']['command']}`."
     )
     table = markdown_table(["captions such as", "zero-shot", "trained"], rows)
     return {"captions": f"{table}\n\n{about}"}

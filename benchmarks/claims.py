@@ -158,7 +158,8 @@ def stale_results(results: Path = RESULTS, root: Path = ROOT) -> list[str]:
         if then is None:
             found.append(f"{file.name}: measured before results carried digests")
             continue
-        changed = [room for room, digest in now.items() if then.get(room) != digest]
+        cleared = result.get("cleared", {}).get("code", then)  # by benchmarks/cleared.py
+        changed = [room for room, digest in now.items() if cleared.get(room) != digest]
         inputs = result["details"].get("inputs", {})
         present = input_digests([root / name for name in inputs if (root / name).exists()], root)
         changed += [name for name, digest in inputs.items() if present.get(name) != digest]

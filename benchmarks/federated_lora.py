@@ -78,6 +78,8 @@ def main(
         "grids": {part: result["details"] for part, result in results.items()},
     }
     made_by = {key: first[key] for key in ("commit", "code")}
+    if any(result["code"] != first["code"] for result in results.values()):
+        raise SystemExit("these grids were run by different code; run all of them by one")
     path = write_result(RESULTS / f"{name}.json", name, figures, details, made_by)
     Console().print(f"written to {path}")
 

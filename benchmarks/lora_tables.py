@@ -94,7 +94,7 @@ def _guide(result: Mapping[str, Any], words: Mapping[str, Any]) -> str:
                     data,
                     words["full"] if arm == "full" else f"LoRA r={arm[1:]}",
                     spread(row["accuracy"]),
-                    "–" if minus is None else _percent(minus["ratio"]),
+                    "–" if minus is None else percent(minus["ratio"]),
                     "–" if minus is None else words["verdicts"][_verdict(minus)],
                     number(row["trainable_parameters"], ",.0f"),
                     number(row["rounds_to_95"], ".1f"),
@@ -119,7 +119,7 @@ def _grids(result: Mapping[str, Any], words: Mapping[str, Any]) -> str:
 def _about(result: Mapping[str, Any], words: Mapping[str, Any]) -> str:
     grid = next(iter(result["details"]["grids"].values()))["grid"]
     about: str = words["about"].format(
-        seeds=len(grid["seeds"]),
+        seeds=seeds_of(result),
         processor=result["machine"]["processor"],
         cores=result["machine"]["cores"],
         commit=(result["commit"] or "")[:8],
@@ -130,11 +130,19 @@ def _about(result: Mapping[str, Any], words: Mapping[str, Any]) -> str:
     return about
 
 
+def seeds_of(result: Mapping[str, Any]) -> str:
+    """How many seeds the arms of a comparison have: `5`, or `3-5`."""
+    grids = result["details"]["grids"].values()
+    counts = {len(row["runs"]) for grid in grids for row in grid["arms"].values()}
+    return "-".join(map(str, sorted({min(counts), max(counts)})))
+
+
 def _verdict(minus: Mapping[str, Any]) -> str:
     return "no claim" if minus["excluded"] else minus["verdict"] or "no claim"
 
 
-def _percent(ratio: Mapping[str, float | None]) -> str:
+def percent(ratio: Mapping[str, float | None]) -> str:
+    """A ratio with its interval, in per cent."""
     mean, low, high = ratio["mean"], ratio["low"], ratio["high"]
     if mean is None or low is None or high is None:
         return "–"

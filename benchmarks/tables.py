@@ -15,87 +15,75 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.adapter_tables import ADAPTER_PAGES, CAPTION_PAGE, adapter_tables, caption_tables
 from benchmarks.holds_tables import HOLDS_PAGES, holds_tables
-from benchmarks.lora_tables import LORA_PAGES, lora_tables
+from benchmarks.lora_tables import LORA_PAGES, lora_tables, percent, seeds_of
 from benchmarks.machine_tables import MACHINE_PAGES, machine_tables
+from benchmarks.markdown import markdown_table
 from benchmarks.speed_tables import SPEED_PAGES, speed_tables
+from fedclip.reports.comparison import spread
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "main_job.json"
-DATA = ("digits", "fashion_mnist", "icons")
+RESULTS = ROOT / "benchmarks" / "results"
 HEADINGS = {
     "README.md": (
         "data set",
         "zero-shot",
-        "LoRA",
+        "LoRA r=8",
         "full fine-tuning",
-        "LoRA from random weights",
+        "LoRA of full, 95 % interval",
         "sent per client and round: LoRA / full",
-        "Accuracy on the central test set: mean ± standard deviation of {seeds} seeds, on "
-        "{processor}, {cores} cores, commit `{commit}`. The quickstart took {seconds:.0f} s.",
+        "Accuracy on one test set, means of {seeds} seeds with 95 % intervals, commit `{commit}`; "
+        "`{command}`.",
     ),
     "README.zh-CN.md": (
         "数据集",
         "零样本",
-        "LoRA",
+        "LoRA r=8",
         "全参数微调",
-        "随机权重上的 LoRA",
+        "LoRA 占全参数，95 % 区间",
         "每客户端每轮发送：LoRA / 全参数",
-        "中心测试集上的准确率：{seeds} 个种子的均值 ± 标准差；{processor}，{cores} 核，"
-        "提交 `{commit}`。快速上手用时 {seconds:.0f} 秒。",
+        "同一测试集上的准确率，{seeds} 个种子的均值与 95 % 区间，提交 `{commit}`；`{command}`。",
     ),
 }
 
 
-def table(result: dict[str, Any], headings: tuple[str, ...]) -> str:
-    """The main job's table in Markdown, with a line about where it was measured."""
-    figures, cells = result["figures"], result["details"]["cells"]
+def readme_table(result: dict[str, Any], headings: tuple[str, ...]) -> str:
+    """LoRA of rank 8 beside full fine-tuning, from the guide's comparison."""
     *columns, caption = headings
-    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
-    for data in DATA:
-        arms = [
-            f"{figures[f'accuracy_{data}_{arm}']:.3f} ± "
-            f"{cells[f'{data}_{arm}']['standard_deviation']:.3f}"
-            for arm in ("lora", "full", "random")
-        ]
-        lora, full = (
-            f"{cells[f'{data}_{arm}']['bytes_up_per_client_round'] / 1e6:.2f} MB"
-            for arm in ("lora", "full")
-        )
-        zero_shot = f"{figures[f'zero_shot_{data}']:.3f}"
-        lines.append(f"| {data} | {zero_shot} | {' | '.join(arms)} | {lora} / {full} |")
+    rows = []
+    for data, grid in result["details"]["grids"].items():
+        lora, full = grid["arms"]["r8"], grid["arms"]["full"]
+        sent = [f"{arm['bytes_up_per_client_round'] / 1e6:.2f} MB" for arm in (lora, full)]
+        accuracy = [spread(arm["accuracy"]) for arm in (lora, full)]
+        share = percent(lora["minus"]["full"]["ratio"])
+        zero_shot = f"{full['zero_shot_accuracy']['mean']:.3f}"
+        rows.append([data, zero_shot, *accuracy, share, " / ".join(sent)])
     about = caption.format(
-        seeds=len(result["details"]["seeds"]),
-        processor=result["machine"]["processor"],
-        cores=result["machine"]["cores"],
+        seeds=seeds_of(result),
         commit=result["commit"][:8],
-        seconds=figures["quickstart_seconds"],
+        command=result["details"]["command"],
     )
-    return "\n".join([*lines, "", about])
+    return f"{markdown_table(columns, rows)}\n\n{about}"
 
 
 def main(arguments: list[str]) -> int:
     """Writes or checks the tables; the exit code says whether they were current."""
-    if not RESULT.exists():
-        print(f"{RESULT.name} is missing; run python benchmarks/main_job.py", file=sys.stderr)
-        return 1
-    result = json.loads(RESULT.read_text(encoding="utf-8"))
-    pages = {name: {"main-job": table(result, words)} for name, words in HEADINGS.items()}
-    pages |= {name: speed_tables(RESULT.parent, language) for name, language in SPEED_PAGES.items()}
-    pages |= {name: lora_tables(RESULT.parent, language) for name, language in LORA_PAGES.items()}
-    pages |= {
-        name: adapter_tables(RESULT.parent, language) for name, language in ADAPTER_PAGES.items()
-    }
-    pages |= {
-        name: machine_tables(RESULT.parent, language) for name, language in MACHINE_PAGES.items()
-    }
-    pages |= {name: holds_tables(RESULT.parent, language) for name, language in HOLDS_PAGES.items()}
-    pages[CAPTION_PAGE] = caption_tables(RESULT.parent)
+    guide = json.loads((RESULTS / "guide.json").read_text(encoding="utf-8"))
+    pages = {name: {"results": readme_table(guide, words)} for name, words in HEADINGS.items()}
+    for tables, of_page in (
+        (speed_tables, SPEED_PAGES),
+        (lora_tables, LORA_PAGES),
+        (holds_tables, HOLDS_PAGES),
+        (adapter_tables, ADAPTER_PAGES),
+        (machine_tables, MACHINE_PAGES),
+    ):
+        pages |= {name: tables(RESULTS, language) for name, language in of_page.items()}
+    pages[CAPTION_PAGE] = caption_tables(RESULTS)
     stale = []
-    for name, tables in pages.items():
+    for name, marked in pages.items():
         path = ROOT / name
         text = path.read_text(encoding="utf-8")
         wanted = text
-        for mark, body in tables.items():
+        for mark, body in marked.items():
             start, end = f"<!-- {mark}-table -->", f"<!-- /{mark}-table -->"
             before, rest = wanted.split(start)
             _, after = rest.split(end)

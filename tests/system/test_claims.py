@@ -11,8 +11,11 @@ import pytest
 from scipy import stats
 
 from benchmarks.claims import fault, ratio_interval, stale_results, uncovered
+from benchmarks.cleared import run_again
 from benchmarks.sentences import comparative
 from fedclip.experiment.bench.digest import ROOMS, code_digests, input_digests
+from fedclip.experiment.bench.plan import Cell, make_plan
+from fedclip.experiment.bench.runner import Finished
 
 
 def arm(mean: float, half: float, rounds: tuple[int, ...] = (), **more: Any) -> dict[str, Any]:
@@ -133,3 +136,32 @@ def test_stale_results_are_named_with_what_changed(tmp_path: Path) -> None:
     ]
     grid.write_text("a: 2\n")
     assert "now.json: changed since: grid.yaml" in stale_results(folder, tmp_path)
+
+
+def test_a_result_is_cleared_by_cells_that_give_the_same(tmp_path: Path) -> None:
+    text = "config: base.yaml\nseeds: [0, 1]\ntune: {client.learning_rate: [0.1]}\narms: {a: {}}\n"
+    (tmp_path / "grid.yaml").write_text(text)
+    (tmp_path / "base.yaml").write_text("data: {name: digits}\n")
+    plan = make_plan(tmp_path / "grid.yaml")
+    runs = [{"seed": 0, "accuracy": 0.8}, {"seed": 1, "accuracy": 0.9}]
+    tuning = {"client.learning_rate": {"value": 0.1}}
+    arms = {"a": {"runs": runs, "tuning": tuning, "accuracy": {"ci95": 0.02}}}
+
+    def run(cell: Cell) -> Finished:
+        assert "client.learning_rate=0.1" in cell.overrides
+        return Finished(cell, {"accuracy": 0.8 + 0.11 * cell.seed})
+
+    assert run_again(plan, arms, ["a:1", "a:0"], run) == [
+        {"cell": "a:1", "then": 0.9, "now": pytest.approx(0.91), "allowed": 0.02},
+        {"cell": "a:0", "then": 0.8, "now": 0.8, "allowed": 0.02},
+    ]
+    results = tmp_path / "results"
+    results.mkdir()
+    changed = code_digests() | {"lora": "another"}
+    file = results / "x.json"
+    file.write_text(json.dumps({"details": {}, "code": changed}))
+    assert stale_results(results, tmp_path) == ["x.json: changed since: lora"]
+    file.write_text(
+        json.dumps({"details": {}, "code": changed, "cleared": {"code": code_digests()}})
+    )
+    assert stale_results(results, tmp_path) == []
