@@ -87,7 +87,8 @@ def test_a_revoked_site_is_never_admitted_again(control: Any, folder: Path) -> N
     # If its folder is put back, it is named, and the others are admitted all the same.
     shutil.copytree(facts["moved_aside"], folder / "sites/north")
     (said,) = registry.register_all(control, folder)
-    assert "the key of site north has been revoked; `fedclip keys site north --force`" in said
+    command = f"fedclip keys site north --keys {folder} --force"
+    assert f"the key of site north has been revoked; `{command}`" in said
 
 
 def test_revoking_goes_by_name_and_by_key(control: Any, folder: Path) -> None:

@@ -67,3 +67,21 @@ def verify_adapter(
     show(verified(adapter_folder(adapter), key or ()), as_json)
     if not key:
         warn("the statement holds, but whose it is was not compared; name a trusted key by --key")
+
+
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", hidden=True)], as_json: AsJson = False
+) -> None:
+    """Show where a federation stands.
+
+    FOLDER is a run of `fedclip coordinate` or a site's state.
+    """
+    from fedclip.cli.console import echo, show, show_rows
+    from fedclip.deploy.log.status import status as facts_of
+
+    facts = facts_of(folder)
+    rows = None if as_json else facts.pop("sites", None)
+    show(facts, as_json)
+    if rows:
+        echo("")
+        show_rows(rows, as_json=False)

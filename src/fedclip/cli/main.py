@@ -249,6 +249,7 @@ app.command()(cli_adapters.merge)
 app.command()(cli_deploy.coordinate)
 app.command()(cli_deploy.site)
 app.add_typer(cli_keys.app)
+app.command()(cli_log.status)
 app.command("verify")(cli_log.verify_adapter)
 app.add_typer(cli_log.app)
 

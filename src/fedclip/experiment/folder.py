@@ -17,12 +17,8 @@ from safetensors import SafetensorError
 
 from fedclip import files
 from fedclip.errors import FedclipError, UsageError
+from fedclip.experiment import lock
 from fedclip.records import plain_json
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there, two processes on one folder go unnoticed
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import torch
@@ -124,17 +120,9 @@ class RunFolder:
     def exclusive(self) -> Iterator[RunFolder]:
         """Keep other processes from working on this run; a killed holder is no obstacle."""
         with self._told(self.path / _LOCK):
-            handle = (self.path / _LOCK).open("ab")
-        with handle:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise UsageError(
-                        f"another process is working on {self.path}; wait for it or end it first"
-                    ) from None
-                except OSError:
-                    pass  # a file system without locks
+            (self.path / _LOCK).touch()
+        taken = f"another process is working on {self.path}; wait for it or end it first"
+        with lock.exclusive(self.path / _LOCK, taken):
             files.remove_parts(self.path)
             yield self
 

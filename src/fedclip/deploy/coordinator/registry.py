@@ -6,6 +6,7 @@ The SuperLink keeps this in its database. A site is found there by its key, and 
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from fedclip.deploy.coordinator.control import Control, ControlRefused, Node
@@ -41,7 +42,7 @@ def register(control: Control, keys: Path, name: str) -> dict[str, Any]:
             if not any(node.public_key == public for node in before):
                 raise
             raise UsageError(
-                f"the key of site {name} has been revoked; `fedclip keys site {name} --force` "
+                f"the key of site {name} has been revoked; `{_make_key(name, keys)} --force` "
                 f"makes a new one, which must be copied to the site ({error})"
             ) from None
     for node in before:
@@ -115,12 +116,18 @@ def _row(name: str, status: str, public: bytes, node: Node | None = None) -> dic
     }
 
 
+def _make_key(name: str, keys: Path) -> str:
+    """The command that makes a site's key, as it can be typed."""
+    folder = "" if keys == Path("keys") else f" --keys {quote(str(keys))}"
+    return f"fedclip keys site {quote(name)}{folder}"
+
+
 def _public(keys: Path, name: str) -> bytes:
     path = site_folder(keys, name) / SITE_PUBLIC
     if not path.exists():
         known = ", ".join(site_names(keys)) or "none"
         raise UsageError(
-            f"site {name} has no key in {keys} (there are: {known}); `fedclip keys site {name}` "
-            "makes one"
+            f"site {name} has no key in {keys} (there are: {known}); "
+            f"`{_make_key(name, keys)}` makes one"
         )
     return certificates.public_pem(certificates.read_public(path))

@@ -16,11 +16,15 @@ from typing import Any
 from fedclip import files
 from fedclip.deploy.app_code import bundle_digest, installed_app
 from fedclip.deploy.flower import private
+from fedclip.deploy.keys.folder import SITE_KEY
+from fedclip.deploy.log.chain import LOG_FILE, Log, log_key
 from fedclip.errors import UsageError
 
 RECORD, APPROVED = "FEDCLIP_APP_RECORD", "FEDCLIP_APPS"
-"""Variables: the file that the digest of the running app is written to, and the file of approvals
-(`policy.approved`), without which every app may run."""
+"""Variables: the file that the digest of the running app is written to, in the site's state, and
+the file of approvals (`policy.approved`), without which every app may run."""
+NAME, KEYS = "FEDCLIP_SITE_NAME", "FEDCLIP_SITE_KEYS"
+"""Variables: the site's name, and its folder of keys, with which the site's log is signed."""
 
 
 def install() -> None:
@@ -51,15 +55,24 @@ def admits(bundle: bytes) -> bool:
     found = bundle_digest(bundle)
     approved = os.environ.get(APPROVED)
     if found is None or (approved and found not in _agreed(Path(approved))):
-        logging.getLogger("flwr").error(
-            "fedclip: the coordinator sends code that this site has not agreed to (sha256 %s); "
-            "it was not started",
-            found,
+        _log_refusal(
+            f"the coordinator sends code that this site has not agreed to (sha256 {found}); it was "
+            "not started. It is that of another version of fedclip, or not fedclip's at all"
         )
         return False
     if record := os.environ.get(RECORD):
         files.replace_file(Path(record), json.dumps({"sha256": found}).encode(), mode=0o600)
     return True
+
+
+def _log_refusal(reason: str) -> None:
+    """Write a refusal to Flower's log, and to the site's."""
+    logging.getLogger("flwr").error("fedclip: %s", reason)
+    if record := os.environ.get(RECORD):
+        state, keys = Path(record).parent, os.environ.get(KEYS)
+        key = log_key(None if keys is None else Path(keys), SITE_KEY, state)
+        log = Log(state / LOG_FILE, key, os.environ.get(NAME, "site"))
+        log.add("refused", run=None, reason=reason)
 
 
 def _agreed(path: Path) -> set[str]:

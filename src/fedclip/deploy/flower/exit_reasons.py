@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from shlex import quote
 
 from fedclip.deploy.addresses import certificate_trouble
 
@@ -67,7 +68,7 @@ def explain(name: str, status: int, log: str) -> Ending:
         words = " ".join(filter(None, found_words[-1])).strip() if found_words else "handshake"
         return Ending(code, f"{name}: {certificate_trouble(words.replace('_', ' '))}", lasts=True)
     if code == 305 and "activate SuperNode" in log:
-        return Ending(code, f"{name} {NOT_ADMITTED.replace('NAME', short)}")
+        return Ending(code, f"{name} {NOT_ADMITTED.replace('NAME', quote(short))}")
     if code == 305:
         return Ending(code, f"{name} could not connect to the coordinator{_last_words(log)}")
     if code in _CODES:

@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any
 from urllib.parse import unquote
 
@@ -103,7 +104,8 @@ def site(
         "copy_to_the_site": [str(target / file) for file in sorted(wanted)],
         "fingerprint": certificates.fingerprint(shown),
         "never_leave_this_machine": [str(folder / CA_KEY), str(folder / SERVER_KEY)],
-        "next": f"fedclip keys register {name} --keys {folder}",
+        "next": f"copy {target} to the site; a coordinator that starts admits it",
+        "if_it_runs_already": f"fedclip keys register {quote(name)} --keys {quote(str(folder))}",
     }
     return facts | ({"moved_aside": str(moved)} if moved else {})
 
@@ -289,9 +291,9 @@ def _readme(name: str, with_key: bool) -> bytes:
 {SITE_PUBLIC}  its public half; the coordinator has it already
 
 1. Copy this folder to the site by a way that nobody else can read, and delete other copies.
-2. Name the folder in the site's configuration.
+2. Name the folder as `keys` in the site's configuration, beside `name: {name}`.
 3. `fedclip keys check FOLDER` says whether the files are whole and current.
 
 Whoever has {SITE_KEY} can take part in this site's name. If it may have been seen, the coordinator
-revokes it: fedclip keys revoke {name}
+revokes it: fedclip keys revoke {quote(name)}
 """.encode()

@@ -149,23 +149,23 @@ def line_digest(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
 
 
-def bodies(path: Path, start: int = 0) -> Iterator[dict[str, Any]]:
-    """What the lines of a log say, unverified; a half-written last line is passed over.
+def bodies(path: Path) -> Iterator[dict[str, Any]]:
+    """What the lines of a log say, unverified; what cannot be read is left out."""
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n") and (body := body_of(line)) is not None:
+                    yield body
 
-    `start` is the position in the file to begin at. Lines that cannot be read are left out.
-    """
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        file.seek(start)
-        for line in file:
-            try:
-                value = files.parse_json(line, "a line") if line.endswith(b"\n") else None
-                body = value["body"] if isinstance(value, dict) else None
-            except (UsageError, KeyError):
-                continue
-            if isinstance(body, dict):
-                yield body
+
+def body_of(line: bytes) -> dict[str, Any] | None:
+    """What a line of a log says, unverified; None where it cannot be read."""
+    try:
+        value = files.parse_json(line, "a line")
+        body = value["body"] if isinstance(value, dict) else None
+    except (UsageError, KeyError):
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def message_facts(key: str, data: bytes) -> dict[str, Any]:

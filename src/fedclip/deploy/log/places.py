@@ -8,6 +8,9 @@ from fedclip.deploy.log.chain import LOG_FILE
 from fedclip.errors import UsageError
 from fedclip.experiment.folder import DEPLOY
 
+SITE_LOCK = "site.lock"
+"""In a site's state: held by the one `fedclip site` that works on it."""
+
 
 def log_in(folder: Path) -> Path:
     """The log of a folder; UsageError where there is none."""
