@@ -15,7 +15,17 @@ from fedclip.config import Config
 from fedclip.config.loading import config_from_dict, dump_config
 from fedclip.deploy.coordinator.rounds import DeployProgress, rounds
 from fedclip.deploy.coordinator.run_files import DeployFiles
-from fedclip.deploy.messages.replies import READY, REFUSAL, TESTED, UPDATE
+from fedclip.deploy.messages.replies import (
+    MASK_KEYS,
+    MASK_OPENED,
+    MASK_SHARES,
+    MASK_SIGNATURE,
+    MASKED,
+    READY,
+    REFUSAL,
+    TESTED,
+    UPDATE,
+)
 from fedclip.deploy.remote.roster import Answer
 from fedclip.deploy.site.config import SiteConfig
 from fedclip.deploy.site.trainer import SiteTrainer
@@ -34,6 +44,11 @@ MAY_LEAVE = {
     | {"num_examples", "loss", "steps", "seconds", "rate_sum", "start_loss"},
     TESTED: COMMON | {"tests", "correct"},
     REFUSAL: COMMON | {"code", "reason"},
+    MASK_KEYS: COMMON | {"keys"},
+    MASK_SHARES: COMMON | {"shares"},
+    MASKED: COMMON | {"num_examples", "steps", "seconds", "keys"},
+    MASK_SIGNATURE: COMMON | {"signature"},
+    MASK_OPENED: COMMON | {"opened", "shares"},
 }
 """All that the header of a site's message may hold, by kind."""
 

@@ -140,6 +140,19 @@ def revoke(
         _show(registry.revoke(control, folder, name), as_json)
 
 
+@app.command()
+def peers(folder: Keys = KEYS, as_json: AsJson = False) -> None:
+    """Write the list of all sites' keys into each site's folder, for masked sums.
+
+    Each site keeps the list beside its own key and compares the fingerprints with the others, by
+    telephone for example: the coordinator is not to be trusted with them.
+    """
+    from fedclip.cli.console import show_rows
+    from fedclip.deploy.keys.peers import write_peers
+
+    show_rows(write_peers(folder), as_json)
+
+
 @app.command("list")
 def list_sites(folder: Keys = KEYS, coordinator: Where = HERE, as_json: AsJson = False) -> None:
     """Show the sites, which are online, and their keys."""

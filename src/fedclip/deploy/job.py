@@ -26,6 +26,9 @@ DATA_KEYS = (
 EPSILON = "epsilon"
 """What a run promises of differential privacy; no run of this version promises any."""
 
+SECURE = "secure"
+"""The section of the same name, where updates are masked."""
+
 APP = "app"
 """Digest of the code that the sites run for it (`app_code`)."""
 
@@ -37,7 +40,8 @@ def make_job(
     whole = config.model_dump(mode="json")
     if Path(config.model.model_name).is_dir():  # where it lies here is nobody's business
         whole["model"]["model_name"] = Path(config.model.model_name).name
-    return {
+    secure = {SECURE: whole[SECURE]} if config.secure.masked else {}
+    return secure | {
         "config": {key: whole[key] for key in SECTIONS}
         | {"evaluation": {"max_examples": whole["evaluation"]["max_examples"]}}
         | {"data": {key: whole["data"][key] for key in DATA_KEYS}}

@@ -80,7 +80,7 @@ def check(update: ClientUpdate, request: TrainRequest) -> Reason | None:
     """
     return (
         _misfit(update.tensors, request)
-        or _report_fault(update, request)
+        or report_fault(update.report, request)
         or not_finite(update.tensors)
     )
 
@@ -160,9 +160,8 @@ def _misfit(tensors: State, request: TrainRequest) -> Reason | None:
     return None
 
 
-def _report_fault(update: ClientUpdate, request: TrainRequest) -> Reason | None:
+def report_fault(report: ClientReport, request: TrainRequest) -> Reason | None:
     """A number of the report that cannot be, or that is not what was agreed."""
-    report = update.report
     divides = request.start_loss or report.client_id in request.offsets  # q-FedAvg, SCAFFOLD
     unneeded = {"start_loss": not request.start_loss, "rate_sum": not divides}
     for key in ("num_examples", "loss", "steps", "seconds", "rate_sum", "start_loss"):

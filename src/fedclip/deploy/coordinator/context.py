@@ -32,7 +32,6 @@ def coordinator_context(config: Config, listener: Listener, sites: dict[str, int
         "federation.sharing.mode": config.federation.sharing.mode != "shared",
         "federation.client_memory_mb": config.federation.client_memory_mb is not None,
         "privacy.unit": config.privacy.unit is not None,
-        "secure.aggregation": config.secure.masked,
     }
     for key in (key for key, given in only_here.items() if given):
         raise UsageError(f"{key} is for runs on one machine; leave it out")

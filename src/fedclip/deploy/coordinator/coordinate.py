@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fedclip.config import Config
 from fedclip.config.loading import dump_config, load_config
+from fedclip.config.secure import LEAST_MASKED, few
 from fedclip.deploy.addresses import Address
 from fedclip.deploy.app_code import APP
 from fedclip.deploy.coordinator import registry
@@ -48,6 +49,7 @@ def coordinate(config: Config, folder: Path, say: Callable[[str], None]) -> Run:
             "federation do not train privately yet; leave the section privacy out, and then "
             "nothing is promised"
         )
+    require_keys(config)
     config = with_absolute_paths(config)
     run = _take_up(config, folder)
     if not run.has_rounds_left():
@@ -70,6 +72,20 @@ def coordinate(config: Config, folder: Path, say: Callable[[str], None]) -> Run:
     link = Supervised(command, files.flower / "superlink.log", ready, say=say)
     with _app() as app, link, _relayed(files, say) as relay:
         return _until_finished(run, files, link, address.from_here, key_folder, app, relay, say)
+
+
+def require_keys(config: Config) -> None:
+    """Refuse masks without the sites' keys, or with fewer sites than a sum hides one among."""
+    if not config.secure.masked:
+        return
+    if config.deploy.keys is None:
+        raise UsageError(
+            "deploy.keys: secure.aggregation: masked needs keys of the sites, by which they know "
+            "each other; `fedclip keys init`, `keys site` and `keys peers` make them"
+        )
+    names = config.deploy.sites or keys.site_names(Path(config.deploy.keys))
+    if 0 < len(names) < LEAST_MASKED:
+        raise UsageError(few("deploy.sites", len(names)))
 
 
 def _take_up(config: Config, folder: Path) -> RunFolder:

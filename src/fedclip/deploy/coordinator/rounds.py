@@ -18,8 +18,8 @@ from rich.console import Console
 
 from fedclip.config import Config
 from fedclip.config.loading import load_config
-from fedclip.config.secure import USUAL_LARGEST_UPDATE
 from fedclip.deploy.coordinator.context import coordinator_context, expected_sites
+from fedclip.deploy.coordinator.engine import remote_engine
 from fedclip.deploy.coordinator.provenance import begin_log, signed_statement, signer_of
 from fedclip.deploy.coordinator.run_files import DeployFiles
 from fedclip.deploy.flower.mail import FlowerMail
@@ -28,7 +28,7 @@ from fedclip.deploy.job import EPSILON, make_job
 from fedclip.deploy.keys.folder import site_names
 from fedclip.deploy.log.adapter_statement import seal_folder
 from fedclip.deploy.log.verify import COORDINATOR
-from fedclip.deploy.remote.engine import Formats, Mail, Patience, RemoteEngine, Roster, Traffic
+from fedclip.deploy.remote.engine import Mail, Patience, Roster, Traffic
 from fedclip.device import return_freed_memory
 from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError
 from fedclip.evaluation.metrics import chosen
@@ -36,6 +36,7 @@ from fedclip.evaluation.per_client import told_by_clients
 from fedclip.experiment.class_coverage import check_measurable
 from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.run import Run, carry_out
+from fedclip.experiment.secure import check_secure
 from fedclip.experiment.strategy import choose_strategy, is_personal
 from fedclip.federated.rounds import RoundResult
 from fedclip.models.summary import base_sha256
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
 
 LOCK_PATIENCE = 60.0
 """Seconds until the process of a killed coordinator has let go of the run folder."""
-
-MOST_EXAMPLES = 10_000.0
-"""Times the examples of all other sites, from which on those are as good as none in a mean."""
 
 
 def carry(grid: Grid, folder: Path) -> None:
@@ -145,11 +143,9 @@ def _rounds(
         attempts=deploy.attempts,
     )
     _gather(roster, patience, count, deploy.join_deadline, listener)
-    say, traffic = listener.message, listener.traffic
-    engine = RemoteEngine(
-        mail, roster, patience, _formats(config, largest), say=say, traffic=traffic
-    )
+    engine = remote_engine(context, files, mail, roster, patience, listener, listener.traffic)
     strategy = choose_strategy(context)
+    check_secure(context, choose_strategy)
 
     signed: dict[str, Any] = {}
 
@@ -166,15 +162,6 @@ def _rounds(
     if signed and head is not None:
         seal_folder(run.adapter, signed, COORDINATOR, signer_of(config, files), head)
     return run
-
-
-def _formats(config: Config, largest: int) -> Formats:
-    """Numbers on the wire, and what is taken from a site."""
-    deploy, robust = config.deploy, config.robust
-    by_examples = robust.chosen is None and robust.largest_share is None
-    most = MOST_EXAMPLES if by_examples else None
-    largest_update = deploy.largest_update or USUAL_LARGEST_UPDATE
-    return Formats(deploy.down, deploy.up, largest, largest_update, most)
 
 
 def _gather(

@@ -6,7 +6,7 @@ Whatever does not match what was asked is a `Refused`, whose message names the s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +24,8 @@ from fedclip.federated.update_checks import BOUNDS, Reason, check, number_fault,
 from fedclip.records import ClientReport, ClientUpdate, State, TrainRequest
 
 READY, UPDATE, TESTED, REFUSAL = "ready", "update", "tested", "refusal"
+MASK_KEYS, MASK_SHARES, MASKED = "mask_keys", "mask_shares", "masked"
+MASK_SIGNATURE, MASK_OPENED, WORDS = "mask_signature", "mask_opened", "masked/words"
 _COMMON = frozenset({"version", "kind", "site", "run", "job", "round", "nonce", "base", LOG})
 NUMBERS = ("num_examples", "loss", "steps", "seconds", "rate_sum", "start_loss")
 KEYS = {
@@ -31,6 +33,11 @@ KEYS = {
     UPDATE: _COMMON | {"layout", "ranks", "form", *NUMBERS},
     TESTED: _COMMON | {"tests", "correct"},
     REFUSAL: _COMMON | {"code", "reason"},
+    MASK_KEYS: _COMMON | {"keys"},
+    MASK_SHARES: _COMMON | {"shares"},
+    MASKED: _COMMON | {"num_examples", "steps", "seconds", "keys"},
+    MASK_SIGNATURE: _COMMON | {"signature"},
+    MASK_OPENED: _COMMON | {"opened", "shares"},
 }
 """All that the header of a site's message may hold, by kind."""
 
@@ -171,8 +178,7 @@ def read_update(
         raise Refused(f"{site}: {error}") from None
     if form != "fp32":
         tensors = {n: exchange.start[n].float() + t for n, t in tensors.items()}
-    numbers = {key: _number(header, key, site, null=key in _MAYBE) for key in NUMBERS}
-    report = ClientReport(site, **numbers)
+    report = ClientReport(site, **read_numbers(header, site, NUMBERS))
     update = Update(report, tensors, _distance(tensors, exchange.start))
     if (reason := check(update, request)) is not None:
         raise _refused(site, reason)
@@ -222,6 +228,7 @@ def _check_kind(envelope: Envelope, kind: str, site: str) -> None:
         raise Refused(f"{site} sends {shortened(strange[0])}, which no answer holds", kind="keys")
     groups = [f"{UPDATE}/{group}" for group in GROUPS] if envelope.kind == UPDATE else []
     known = {*groups, *(f"{group}.scale" for group in groups)}
+    known |= {WORDS} if envelope.kind == MASKED else set()
     if strange := sorted(envelope.tensors.keys() - known):
         raise Refused(f"{site} sends tensors that nobody asked for: {shortened(strange[0])}")
     if envelope.kind == REFUSAL:
@@ -252,9 +259,9 @@ def _check_ticket(header: Mapping[str, Any], ticket: Ticket, site: str) -> None:
         )
 
 
-def count_of(header: Mapping[str, Any], key: str, site: str) -> int:
-    """A whole number of a header, within its bounds; raises Refused."""
-    return int(_number(header, key, site))
+def read_numbers(header: Mapping[str, Any], site: str, keys: Sequence[str]) -> dict[str, Any]:
+    """Numbers of a site's training, within their bounds; raises Refused."""
+    return {key: _number(header, key, site, null=key in _MAYBE) for key in keys}
 
 
 _MAYBE = ("rate_sum", "start_loss")

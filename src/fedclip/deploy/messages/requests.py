@@ -111,9 +111,17 @@ class Exchange:
 
 
 def train(
-    request: TrainRequest, site: str, ticket: Ticket, down: Format, up: Format
+    request: TrainRequest,
+    site: str,
+    ticket: Ticket,
+    down: Format,
+    up: Format,
+    more: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, Exchange]:
-    """A training request to one site as bytes; the exchange has what the site will start from."""
+    """A training request to one site as bytes; the exchange has what the site will start from.
+
+    The header has `more` beside the request, such as what a masked sum needs.
+    """
     exchange = Exchange.of(request, site)
     anchored = request.anchor is request.state
     own = replace(request.of(site), anchor=None) if anchored else request.of(site)
@@ -143,6 +151,7 @@ def train(
         "trained": _numbers(names, request.trained),
         "sent": _numbers(names, request.sent),
         "anchored": anchored,
+        **(more or {}),
     }
     return Envelope(header, arrays).pack(), exchange
 

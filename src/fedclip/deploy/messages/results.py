@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedclip.deploy.messages.envelope import BadMessage, Envelope
-from fedclip.deploy.messages.replies import TESTED, Refused, check_answer, count_of
+from fedclip.deploy.messages.replies import TESTED, Refused, check_answer, read_numbers
 from fedclip.deploy.messages.requests import RESULT, Ticket
 from fedclip.models.state import adapter_sha256
 from fedclip.records import RunState
@@ -66,7 +66,7 @@ def tested(ticket: Ticket, site: str, found: Tested) -> bytes:
 def read_tested(data: bytes, ticket: Ticket, site: str, largest: int) -> Tested:
     """What a site says of its tests; raises Refused, naming the site."""
     header = check_answer(data, TESTED, ticket, site, largest).header
-    found = Tested(*(count_of(header, key, site) for key in ("tests", "correct")))
+    found = Tested(**read_numbers(header, site, ("tests", "correct")))
     if found.correct > found.tests:
         raise Refused(f"{site} says that {found.correct} of {found.tests} tests are right")
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from statistics import median
@@ -34,6 +34,7 @@ class Formats:
     largest_message: int = 2**28
     largest_update: float = 10.0
     most_examples: float | None = None  # times those of all other sites, if examples weigh
+    cap: str = "robust.largest_share"  # the key that bounds what one site weighs
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Traffic:
 
 
 @dataclass
-class _Round:
+class Round:
     """What is under way for one request: whom was asked what, and what has come."""
 
     request: TrainRequest
@@ -99,7 +100,7 @@ class RemoteEngine:
         left out. Raises TrainingFailed, naming the sites that are missing, if there are too few in
         every attempt.
         """
-        work = _Round(request)
+        work = Round(request)
         self._journal.round(request)
         needed = self._patience.needed(len(request.client_ids))
         for attempt in range(1, self._patience.attempts + 1):
@@ -124,15 +125,15 @@ class RemoteEngine:
                 update = work.updates[site]
                 tensors = {n: t[None] for n, t in update.tensors.items()}
                 yield Cohort((update.report,), tensors)
-        absent = self._absent(work)
+        absent = self._absent(work, work.updates)
         for one in absent:
             self._journal.left_out(request.server_round, one)
         yield Cohort((), {}, tuple(work.left_out) + absent)
 
-    def _absent(self, work: _Round) -> tuple[LeftOut, ...]:
+    def _absent(self, work: Round, answered: Container[str]) -> tuple[LeftOut, ...]:
         """The sites that nothing has come from, and why, where they may not join."""
         heard = {one.client_id for one in work.left_out}
-        absent = [s for s in work.request.client_ids if s not in work.updates and s not in heard]
+        absent = [s for s in work.request.client_ids if s not in answered and s not in heard]
         silent = Refused("it has not answered", kind="silent")
         return tuple(_left_out(site, self._roster.refusals.get(site, silent)) for site in absent)
 
@@ -173,7 +174,7 @@ class RemoteEngine:
             self._say(f"{site} has not answered to the result")
         return found
 
-    def _attempt(self, work: _Round) -> None:
+    def _attempt(self, work: Round) -> None:
         """Asks all that are there, and takes in answers until all have come or time is up."""
         started = time.monotonic()
         end = started + self._patience.deadline
@@ -211,10 +212,10 @@ class RemoteEngine:
         self._mail.forget(list(asked))
         return list(asked.values())
 
-    def _present(self, work: _Round) -> int:
+    def _present(self, work: Round) -> int:
         return len(work.updates) + sum(site in self._roster.nodes for site in work.open)
 
-    def _letters(self, work: _Round, sites: Sequence[str]) -> dict[str, bytes]:
+    def _letters(self, work: Round, sites: Sequence[str]) -> dict[str, bytes]:
         """The request to each of the sites."""
         letters = {}
         for site in sites:
@@ -228,9 +229,7 @@ class RemoteEngine:
             letters[site] = data
         return letters
 
-    def _take(
-        self, work: _Round, site: str, data: bytes | None, error: str, started: float
-    ) -> None:
+    def _take(self, work: Round, site: str, data: bytes | None, error: str, started: float) -> None:
         number = work.request.server_round
         if data is None:
             self._leave_out(work, site, Refused(f"{site} has failed: {error}", kind="failed"))
@@ -261,7 +260,7 @@ class RemoteEngine:
             f"({len(work.updates)} of {len(work.request.client_ids)})"
         )
 
-    def _require_others_count(self, work: _Round, site: str) -> None:
+    def _require_others_count(self, work: Round, site: str) -> None:
         """Refuses a site beside whose number of examples all others together are as good as none.
 
         That number is its own word, and the round's result would be its own update.
@@ -271,20 +270,20 @@ class RemoteEngine:
         if limit is not None and agreed[site] > limit * others > 0:
             raise Refused(
                 f"{site} says it has {agreed[site]} examples, over {limit:g} times those of all "
-                "other sites, so that all weight would be its own; robust.largest_share caps what "
+                f"other sites, so that all weight would be its own; {self._formats.cap} caps what "
                 "one site weighs, and then takes it in",
                 kind="examples",
                 figure=agreed[site] / others,
             )
 
-    def _drop_outliers(self, work: _Round) -> None:
+    def _drop_outliers(self, work: Round) -> None:
         limit = self._formats.largest_update
         for site, refused in replies.too_large(work.sizes, limit, self._usual).items():
             del work.updates[site]
             self._leave_out(work, site, refused)
 
     def _leave_out(
-        self, work: _Round, site: str, refused: Refused, answer: bytes | None = None
+        self, work: Round, site: str, refused: Refused, answer: bytes | None = None
     ) -> None:
         """The round goes on without a site: it is told, and part of the round's record."""
         work.out.add(site)

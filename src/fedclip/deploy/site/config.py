@@ -71,6 +71,11 @@ class PolicyConfig(Section):
     signed_result: bool = Field(
         False, description="Take a run's result only with a statement that the coordinator signed."
     )
+    least_masked: Annotated[int, Field(ge=3, le=1_000_000)] | None = Field(
+        None,
+        description="The fewest sites in a masked sum that it takes part in; `null`: more than two "
+        "thirds of those in its list of peers.",
+    )
     when_refused: Literal["wait", "end"] = Field(
         "wait", description="What the site does once it has refused a run: wait, or end (exit 2)."
     )

@@ -61,6 +61,10 @@ class SiteJournal:
         run = {"run": _run_of(ticket), "round": ticket.server_round}
         self._log.add("sent", **run, **facts, **message_facts("sent", message))
 
+    def unmasked(self, ticket: Ticket, step: str, survivors: int) -> None:
+        """The site has helped to unmask a sum over so many sites, or signed their list."""
+        self._note("unmasked", ticket, round=ticket.server_round, step=step, survivors=survivors)
+
     def ended(self, ticket: Ticket, found: Tested, message: bytes, **facts: Any) -> None:
         """The run's result has come, was kept and tested: the last line before the last answer."""
         facts |= {"round": ticket.server_round, **asdict(found)}

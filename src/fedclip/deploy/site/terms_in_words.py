@@ -86,6 +86,9 @@ def _leaves(job: Mapping[str, Any], site: SiteConfig) -> str:
     limits = limits_of(job)
     sent = _GROUPS.values() if limits is None else [_GROUPS[g] for g in sorted(limits.sends)]
     tensors = f"{', '.join(sent)} after each round ({job.get('up')})" if sent else "no tensors"
-    numbers = "the numbers of training examples and steps, mean losses, seconds, versions"
+    losses = "mean losses, "
+    if is_masked(job):
+        tensors, losses = f"{tensors}, with the loss, behind masks", ""
+    numbers = f"the numbers of training examples and steps, {losses}seconds, versions"
     tests = ", how many of its test images are right" if site.policy.tell_accuracy else ""
     return f"{tensors}; {numbers}{tests}"

@@ -21,8 +21,9 @@ from fedclip.data.loading import load_federated
 from fedclip.data.picture_sizes import warn_if_shrunk
 from fedclip.data.sources.site import site_source
 from fedclip.deploy.job import job_config
-from fedclip.deploy.messages import replies, requests, results
+from fedclip.deploy.messages import masks, replies, requests, results
 from fedclip.deploy.messages.envelope import BadMessage, Envelope
+from fedclip.deploy.messages.masks import MASKS
 from fedclip.deploy.messages.requests import HELLO, RESULT, TRAIN, Ticket
 from fedclip.deploy.messages.results import Tested
 from fedclip.deploy.site import policy
@@ -30,21 +31,24 @@ from fedclip.deploy.site.config import SiteConfig
 from fedclip.deploy.site.consent import Terms, require_base, require_consent
 from fedclip.deploy.site.exchange_limits import check_request
 from fedclip.deploy.site.journal import SiteJournal
+from fedclip.deploy.site.masking import SiteMasks
 from fedclip.deploy.site.private_state import PrivateState, drop_other_runs
-from fedclip.deploy.site.requirements import unmet
+from fedclip.deploy.site.requirements import is_masked, unmet
 from fedclip.deploy.site.signed_result import checked_statement
-from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError
+from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError, shortened
 from fedclip.experiment.build import build, model_config, model_seed
 from fedclip.experiment.context import RunContext
 from fedclip.experiment.engine import create_engine
 from fedclip.experiment.evaluate import evaluate_model
 from fedclip.experiment.save_adapters import save_adapter
 from fedclip.federated.rounds import Engine
+from fedclip.federated.secure.session import Broken
 from fedclip.federated.update_checks import require_sound
 from fedclip.models.clip import create_clip_model
 from fedclip.models.pretrained import advice_on_size, load_pixels
 from fedclip.models.state import adapter_sha256
 from fedclip.models.summary import base_sha256
+from fedclip.records import ClientUpdate, State, TrainRequest
 from fedclip.reports.listener import Listener
 
 if TYPE_CHECKING:
@@ -80,6 +84,7 @@ class SiteTrainer:
         self._say = say
         self._work: Work | None = None
         self._journal: SiteJournal | None = None
+        self._masks = SiteMasks(config)
 
     @property
     def journal(self) -> SiteJournal:
@@ -102,8 +107,10 @@ class SiteTrainer:
                 return self._train(envelope, ticket, data)
             if envelope.kind == RESULT:
                 return self._result(envelope, ticket, data)
+            if envelope.kind == MASKS:
+                return self._mask_step(envelope, ticket)
             raise BadMessage(f"an unknown kind of message, {envelope.kind!r}")
-        except (policy.Against, BadMessage, TrainingFailed) as error:
+        except (policy.Against, BadMessage, TrainingFailed, Broken) as error:
             return self._refused(ticket, "refused", str(error), str(error))
         except UnknownJob:
             return replies.refusal(ticket, site, "job", "it has not been told what the run is")
@@ -141,15 +148,19 @@ class SiteTrainer:
         work, site = self._known(ticket), self.config.name
         request, exchange, form = requests.read_train(envelope, site)
         check_request(work.job, request, exchange)
+        if is_masked(work.job):
+            asked = self._masks.asked(envelope, ticket, work.job, request)
+            self.journal.asked(ticket, request, message)
+            update = self._trained(work, request, {})
+            own, binding = self.journal.own(ticket), masks.binding(envelope)
+            vector = self._masks.masked(asked, binding, work.job, exchange, update)
+            return self._sent(ticket, update, masks.masked(own, update.report, *vector))
         self.journal.asked(ticket, request, message)
         folder = Path(self.config.state) / "private"
         private = PrivateState(folder, ticket.run, request.purpose, self._say)
         before = private.before(request.server_round)
         kept = {name: before[KEPT + name] for name in exchange.kept if KEPT + name in before}
-        if not request.shift:
-            work.context.shift({})  # an earlier run of the same job may have left one
-        (cohort,) = work.engine.train(replace(request, starts={site: kept}))
-        update = require_sound(cohort, request)
+        update = self._trained(work, request, kept)
         tensors = dict(update.tensors)
         residual = {
             n.removeprefix(RESIDUAL): t for n, t in before.items() if n.startswith(RESIDUAL)
@@ -160,12 +171,32 @@ class SiteTrainer:
         after |= {RESIDUAL + name: tensor for name, tensor in lost.items()}
         if after:
             private.save(request.server_round, after)
+        return self._sent(ticket, update, data)
+
+    def _trained(self, work: Work, request: TrainRequest, kept: State) -> ClientUpdate:
+        """The site's update, which is one that may be sent."""
+        if not request.shift:
+            work.context.shift({})  # an earlier run of the same job may have left one
+        (cohort,) = work.engine.train(replace(request, starts={self.config.name: kept}))
+        return require_sound(cohort, request)
+
+    def _sent(self, ticket: Ticket, update: ClientUpdate, data: bytes) -> bytes:
+        """Writes down that an answer is about to be sent."""
+        report = update.report
         self.journal.sent(ticket, report, data)
         self._say(
-            f"round {request.server_round}: loss {report.loss:.3f}, "
+            f"round {ticket.server_round}: loss {report.loss:.3f}, "
             f"{report.seconds:.1f} s, {len(data)} bytes sent"
         )
         return data
+
+    def _mask_step(self, envelope: Envelope, ticket: Ticket) -> bytes:
+        """One step of a masked sum that is no training."""
+        answer = self._masks.step(envelope, self.journal.own(ticket), self._known(ticket).job)
+        if (survivors := envelope.header.get("survivors")) is not None:
+            step = shortened(envelope.header.get("step"), 20)
+            self.journal.unmasked(ticket, step, len(survivors))
+        return answer
 
     def _result(self, envelope: Envelope, ticket: Ticket, message: bytes) -> bytes:
         """Keeps the run's adapter, with the site's own factors in it, and tests it here."""
@@ -226,6 +257,7 @@ class SiteTrainer:
         site = self.config
         config = job_config(job, site.device, site.as_data, site.model)
         policy.check_job(site.policy, job, config)
+        self._masks.require_able(job)
         names, templates = tuple(job["class_names"]), tuple(job["templates"])
         model = create_clip_model(
             model_config(config), class_names=names, templates=templates, seed=model_seed(config)

@@ -63,6 +63,11 @@ class Aggregator:
             raise Broken(f"{site} sends shares of another length than shares have", site)
         self._sealed[site] = dict(sealed)
 
+    @property
+    def senders(self) -> tuple[str, ...]:
+        """Those who have sent shares so far."""
+        return tuple(self._sealed)
+
     def settle(self) -> tuple[str, ...]:
         """Ends the sending of shares; gives the members."""
         self.session.require_enough(list(self._sealed), "have sent shares")
