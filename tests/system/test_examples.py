@@ -130,14 +130,15 @@ def test_plain_peft_trains_what_fedclip_trains(tmp_path: Path) -> None:
         "model": {"lora": {"target_modules": {"vision_encoder": ["q_proj", "v_proj"]}}},
         "client": {"learning_rate": 0.01},
         "optimizer": {"schedule": "cosine"},
-        "data": {"name": "digits", "max_train_examples": 400, "test_fraction": 0.4},
+        "data": {"name": "digits", "max_train_examples": 240, "test_seed": 0},
         "federation": {"rounds": 2, "num_clients": 3},
+        "evaluation": {"every": 2},
     }
     summary = fedclip.run(config, output=tmp_path / "run").summary
     accuracy = example.main(tmp_path / "run")
     assert accuracy[0] == pytest.approx(summary["zero_shot_accuracy"], abs=1e-6)
-    assert accuracy[-1] > accuracy[0] + 0.08
-    assert accuracy[-1] == pytest.approx(summary["accuracy"], abs=0.03)
+    assert accuracy[-1] > accuracy[0] + 0.04
+    assert accuracy[-1] == pytest.approx(summary["accuracy"], abs=0.04)
     assert not re.search(r"^(import|from) fedclip", (EXAMPLES / "plain_peft.py").read_text(), re.M)
 
 
