@@ -125,6 +125,20 @@ STRATEGIES: dict[str, StrategyEntry] = {
     "centralised": _strategy("averaging:FedAvg", needs_lora=False, allows_dora=True, pools=True),
 }
 
+ELSEWHERE = {
+    "fedprox": "client.proximal_mu, such as 0.01,",
+    "scaffold": "federation.scaffold: true",
+    "ditto": "federation.ditto_mu, such as 0.1,",
+    "fedavgm": "federation.server_optimizer.name: avgm",
+    "fedopt": "federation.server_optimizer.name, such as adam,",
+    "fedadam": "federation.server_optimizer.name: adam",
+    "fedyogi": "federation.server_optimizer.name: yogi",
+    "fedadagrad": "federation.server_optimizer.name: adagrad",
+    "krum": "robust.rule: krum",
+    "dpfedavg": "privacy.unit: client",
+}
+"""What others call strategies and here is a key of its own, by its name without - and _."""
+
 DATA_SETS: dict[str, DataSetEntry] = {
     "digits": DataSetEntry(f"{_SOURCES}.builtin:digits"),
     "fashion_mnist": DataSetEntry(f"{_SOURCES}.builtin:fashion_mnist"),
@@ -222,6 +236,8 @@ def unknown(
     if name in known:
         return None
     plain = {re.sub(r"[-_ ]", "", other).casefold(): other for other in known}
+    if kind == "strategies" and (other := ELSEWHERE.get(re.sub(r"[-_ ]", "", name).casefold())):
+        return choices(kind, known), f"; that is {other} here, around any strategy"
     near = difflib.get_close_matches(re.sub(r"[-_ ]", "", name).casefold(), plain, n=1)
     return choices(kind, known), f"; did you mean {plain[near[0]]}?" if near else ""
 

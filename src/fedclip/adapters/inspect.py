@@ -47,7 +47,7 @@ from fedclip.experiment.strategy import expected_traffic
 from fedclip.experiment.summary import FLOWER
 from fedclip.experiment.summary_file import read_summary
 from fedclip.federated.strategies.base import own_starts
-from fedclip.models.clip import adapter_sha256, create_clip_model
+from fedclip.models.clip import CLIPLoRAWrapper, adapter_sha256, create_clip_model
 from fedclip.records import RunState
 from fedclip.reports.listener import Listener
 
@@ -74,13 +74,21 @@ def info(
     model = create_clip_model(
         model_config(config), class_names=_class_names(config, closed), seed=model_seed(config)
     )
+    facts = config_facts(config, model, closed=closed)
+    if run_folder and run_folder.is_finished():
+        facts["summary"] = summary_of(run_folder, best)
+    return facts
+
+
+def config_facts(config: Config, model: CLIPLoRAWrapper, *, closed: bool = False) -> dict[str, Any]:
+    """Parameters and traffic of a configuration and its model; `closed`: no file of code is run."""
     counts = model.get_model_summary()
     traffic = expected_traffic(config, model.trainable())
     messages = None
     if not (closed and in_file(config.federation.strategy)):
         messages = expected_messages(config, model.get_parameters())
     full = counts["base_parameters"] * _BYTES
-    facts: dict[str, Any] = {
+    return {
         **counts,
         "input_size": model.image_size,
         "bytes_up_per_client_round": traffic.up,
@@ -91,9 +99,6 @@ def info(
         "times_less_traffic": 2 * full / sum(traffic) if sum(traffic) else None,
         "rounds": config.federation.rounds,
     }
-    if run_folder and run_folder.is_finished():
-        facts["summary"] = summary_of(run_folder, best)
-    return facts
 
 
 def evaluate(

@@ -19,8 +19,10 @@ from fedclip.cli import inference as cli_use
 from fedclip.cli import keys as cli_keys
 from fedclip.cli import log as cli_log
 from fedclip.cli.audit import audit
+from fedclip.cli.doctor import doctor
 from fedclip.cli.options import AsJson, Best, Overrides, only, sorted_out
 from fedclip.cli.report import report
+from fedclip.cli.start import configs, init, schema
 from fedclip.errors import UsageError
 
 if TYPE_CHECKING:
@@ -172,6 +174,8 @@ def info(
 
 for _command in (cli_use.evaluate, cli_use.predict, cli_use.serve, cli_use.card, cli_use.push):
     app.command()(_command)
+for _start in (init, configs, schema, doctor):
+    app.command()(_start)
 app.command()(report)
 app.command()(audit)
 

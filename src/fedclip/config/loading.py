@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from fedclip.config.checks import cross_problems, lookup
 from fedclip.config.model import ModelConfig
 from fedclip.config.overrides import RATES, deep_merge, listed, parse_overrides, with_references
+from fedclip.config.ready import of_name
 from fedclip.config.strict_yaml import dump_yaml, read_yaml
 from fedclip.config.tree import Config
 from fedclip.config.wording import (
@@ -63,6 +64,10 @@ class Source:
 
 def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file (or start from the defaults), lay overrides over it, and check it all."""
+    if path is not None and not Path(path).exists() and (found := of_name(str(path))):
+        raise UsageError(
+            f"there is no file {path} here; `fedclip configs {found.name}` copies the ready one"
+        )
     return load_as(Config, path, overrides)
 
 

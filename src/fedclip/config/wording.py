@@ -161,14 +161,25 @@ def _model(kind: Any) -> type[BaseModel] | None:
 
 
 SYNONYMS = {
-    "alpha": "lora_alpha",
-    "dropout": "lora_dropout",
-    "epochs": "local_epochs",
-    "lr": "learning_rate",
-    "mu": "proximal_mu",
-    "rank": "r",
+    "algorithm": ("federation.strategy",),
+    "aggregation": ("federation.strategy",),
+    "alpha": ("model.lora.lora_alpha",),
+    "backbone": ("model.model_name",),
+    "clients": ("federation.num_clients",),
+    "dataset": ("data.name",),
+    "dropout": ("model.lora.lora_dropout",),
+    "epochs": ("client.local_epochs",),
+    "epsilon": ("privacy.target_epsilon",),
+    "fedprox": ("client.proximal_mu",),
+    "fraction_fit": ("federation.clients_per_round",),
+    "lr": ("client.learning_rate", "optimizer.learning_rate"),
+    "mu": ("client.proximal_mu",),
+    "num_rounds": ("federation.rounds",),
+    "num_sites": ("federation.num_clients",),
+    "rank": ("model.lora.r",),
+    "sites": ("federation.num_clients",),
 }
-"""What others call the same things, too unlike in spelling to be found by it."""
+"""What others call the same keys, too unlike in spelling to be found by it."""
 
 
 def nearest(key: str, root: type[BaseModel]) -> str | None:
@@ -176,11 +187,13 @@ def nearest(key: str, root: type[BaseModel]) -> str | None:
     keys = [known for known, _ in known_keys(root)]
     parent, _, name = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == parent}
-    if SYNONYMS.get(name) in siblings:
-        return siblings[SYNONYMS[name]]
-    close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
-    if close:
-        return siblings[close[0]]
+    meant = SYNONYMS.get(name.casefold(), ())
+    if here := [k for k in meant if k.rpartition(".")[0] == parent and k in keys]:
+        return here[0]
     # The right name in the wrong place: `lora.r` instead of `model.lora.r`.
     elsewhere = [k for k in keys if f".{k}".endswith(f".{key}") or k.rpartition(".")[2] == name]
+    if not elsewhere and meant and meant[0] in keys:
+        return meant[0]
+    if close := difflib.get_close_matches(name, siblings, n=1, cutoff=0.6):
+        return siblings[close[0]]
     return max(elsewhere, key=lambda k: difflib.SequenceMatcher(a=key, b=k).ratio(), default=None)

@@ -13,7 +13,7 @@ from fedclip.evaluation.metrics import chosen
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import RunFolder
-from fedclip.federated.privacy.accounting import noise_for
+from fedclip.federated.privacy.accounting import Spent, largest, noise_for
 from fedclip.federated.privacy.charging import ChargedEngine
 from fedclip.federated.privacy.client_level import ClientMechanism, PrivateMean
 from fedclip.federated.privacy.dp_sgd import DpSgd, steps_of
@@ -236,6 +236,23 @@ def _books(context: RunContext, run: str, key: bytes) -> Books:
         },
         entries=[],
     )
+
+
+def epsilon_at_end(context: RunContext) -> float | None:
+    """The epsilon that a run spends in all its rounds, by the client that spends most of it."""
+    if context.config.privacy.unit is None:
+        return None
+    books = _books(context, "", b"")
+    if context.config.privacy.unit == "client":
+        steps = {MEAN: context.config.federation.rounds}
+    else:
+        each, asked = _steps(context.config, context.clients), _times_asked(context)
+        steps = {client: asked[client] * each[client] for client in each}
+    parties = [
+        Spent(own.sampling_rate, own.noise_multiplier, steps[name])
+        for name, own in books.mechanisms.items()
+    ]
+    return largest(parties, books.delta).least
 
 
 def noise_of(privacy: PrivacyConfig, rate: float, steps: int) -> float:

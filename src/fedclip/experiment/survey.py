@@ -59,18 +59,21 @@ def _of_one(task: str, config: Config, listener: Listener) -> dict[str, Any]:
         captions=config.task == "contrastive",
         source=source,
     )
-    facts: dict[str, Any] = {"task": task} if task else {}
-    facts |= {
-        "images": len(found.labels),
-        "classes": "captions" if found.captioned else len(found.class_names),
-        "sites": len(found.clients),
-        "central_test_images": len(found.test),
-        "central_validation_images": len(found.validation),
-        "damaged": len(found.bad_images),
-        "passed_over": in_words(source.passed_over) or "none",
-    }
+    facts = data_facts(task, found) | {"passed_over": in_words(source.passed_over) or "none"}
     del sizes[0]  # that of a trial
     return facts | _sizes(sizes, config, found) | {"table": _table(found)}
+
+
+def data_facts(task: str, data: FederatedData) -> dict[str, Any]:
+    """What the data of a task hold."""
+    return ({"task": task} if task else {}) | {
+        "images": len(data.labels),
+        "classes": "captions" if data.captioned else len(data.class_names),
+        "sites": len(data.clients),
+        "central_test_images": len(data.test),
+        "central_validation_images": len(data.validation),
+        "damaged": len(data.bad_images),
+    }
 
 
 def _sizes(sizes: list[tuple[int, int]], config: Config, found: FederatedData) -> dict[str, Any]:

@@ -135,7 +135,9 @@ def duration(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
     if hours >= 2:
         return f"{hours:.1f} h"
-    return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
+    if minutes >= 2:
+        return f"{minutes:.0f} min"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def left_out(server_round: int, fault: Mapping[str, Any]) -> str:

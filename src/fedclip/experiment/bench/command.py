@@ -11,8 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from fedclip import files
+from fedclip.config.ready import GRIDS, ready_named
 from fedclip.data.source import some
-from fedclip.errors import UsageError, harmless
+from fedclip.errors import harmless
 from fedclip.experiment.bench.digest import code_digests, input_digests
 from fedclip.experiment.bench.display import Display, remark
 from fedclip.experiment.bench.plan import Cell, Plan, make_plan, short
@@ -33,7 +34,6 @@ OTHER_CODE = (
     "warning: fedclip has changed since the first of these runs, and finished ones are not "
     "repeated; the result names the code that began. Take another --work to run all anew"
 )
-_CHECKOUT = Path(__file__).resolve().parents[4]
 
 
 def bench(
@@ -95,17 +95,11 @@ def bench(
 
 
 def find_grid(name: str) -> Path:
-    """The grid file `configs/bench/<name>.yaml`, here or in the checkout that fedclip runs from."""
+    """A grid file: one that is named, `configs/bench/<name>.yaml` here, or a ready one."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
-    for root in (Path(), _CHECKOUT):
-        file = root / "configs" / "bench" / f"{name}.yaml"
-        if file.is_file():
-            return file
-    raise UsageError(
-        f"there is no grid configs/bench/{name}.yaml here; name a file by --grid FILE, or work in "
-        "a checkout of fedclip, which has the grids strategies and ranks"
-    )
+    file = Path("configs") / GRIDS / f"{name}.yaml"
+    return file if file.is_file() else ready_named(f"{GRIDS}/{name}").path
 
 
 def _write(work: Path, tables: dict[str, Cells], rows: dict[str, dict[str, Any]]) -> None:
