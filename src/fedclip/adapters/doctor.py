@@ -12,8 +12,8 @@ from fedclip.adapters.inspect import config_facts
 from fedclip.config import Config
 from fedclip.data.federated_data import FederatedData
 from fedclip.experiment.build import build, with_absolute_paths
+from fedclip.experiment.class_coverage import check_measurable
 from fedclip.experiment.context import ONLY, RunContext
-from fedclip.experiment.coverage import check_measurable
 from fedclip.experiment.forecast import Forecast, forecast, free_memory
 from fedclip.experiment.privacy import epsilon_at_end
 from fedclip.experiment.privacy_checks import check_privacy

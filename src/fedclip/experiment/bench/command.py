@@ -34,6 +34,7 @@ OTHER_CODE = (
     "warning: fedclip has changed since the first of these runs, and finished ones are not "
     "repeated; the result names the code that began. Take another --work to run all anew"
 )
+_CHECKOUT = Path(__file__).resolve().parents[4]
 
 
 def bench(
