@@ -33,6 +33,7 @@ from fedclip.deploy.log.chain import (
 from fedclip.deploy.log.verify import compare, read_log, told, verify_folders
 from fedclip.deploy.messages.envelope import BadMessage, Envelope
 from fedclip.deploy.messages.heads import Head
+from fedclip.deploy.messages.requests import Ticket
 from fedclip.errors import FedclipError, UsageError
 from tests.conftest import Command
 from tests.support.machines import NAMES, FakeMail, coordinate_here, trainer, tree, write_images
@@ -58,7 +59,7 @@ def test_a_line_has_the_digest_of_the_one_before_and_a_signature(tmp_path: Path)
     assert not certificates.signed_by(first["key"], canonical(first), signature)
     found = read_log(tmp_path / LOG_FILE)
     assert found.bodies == [first, second]
-    assert told(found)["confirmed"] == "0 by nobody here"
+    assert told(found)["confirmed"] == "0 confirmed by nobody here"
     assert told(found)["note"].startswith("a cut end would not be seen")
 
 
@@ -176,14 +177,14 @@ def test_one_log_alone_is_verified_up_to_where_others_confirm_it(
     logs: Path, tmp_path: Path, fedclip: Command
 ) -> None:
     alone = verify_folders([logs / "north" / LOG_FILE])
-    assert alone[0]["confirmed"] == "7 by the adapter's seal"
+    assert alone[0]["confirmed"] == "7 confirmed by the adapter's seal"
     path = tmp_path / LOG_FILE
     path.write_bytes((logs / "north" / LOG_FILE).read_bytes())
-    assert verify_folders([path])[0]["confirmed"] == "0 by nobody here"
+    assert verify_folders([path])[0]["confirmed"] == "0 confirmed by nobody here"
     assert "would not be seen" in verify_folders([path])[0]["note"]
     two = verify_folders([logs / "north", logs / "run", logs / "run"])
     assert len(two) == 2
-    assert re.fullmatch(r"\d+ by north, the adapter's seal", two[1]["confirmed"])
+    assert re.fullmatch(r"\d+ confirmed by north, the adapter's seal", two[1]["confirmed"])
     code, output, _ = fedclip("log", "verify", logs / "north", logs / "run")
     assert code == 0
     assert "nothing is missing" in output
@@ -194,6 +195,22 @@ def test_every_mutation_is_found(logs: Path) -> None:
     tried, not_found = missed([logs / "run", *(logs / name for name in NAMES)], 60)
     assert not any(not_found.values()), not_found
     assert set(tried.values()) == {12}
+
+
+@pytest.mark.parametrize("kind", ["hello", "train", "result", "nonsense"])
+def test_a_refusal_carries_the_sites_head_not_the_coordinators(
+    logs: Path, tmp_path: Path, kind: str
+) -> None:
+    ticket = Ticket("r", "j", 1, "n", "b", Head(99, "9" * 64))
+    site = trainer(logs / "images", tmp_path, "north")
+    header = {"kind": kind, "site": "north", **ticket.header()}
+    for _ in range(2):  # the same again is no event of its own
+        answer = Envelope.unpack(site.answer(Envelope(header).pack()))
+        assert answer.kind == "refusal"
+        head = Head.of(answer.header)
+        digests = read_log(tmp_path / "north" / LOG_FILE).digests
+        assert head == Head(len(digests), digests[-1])
+        assert len(digests) <= 2
 
 
 def rewritten(data: bytes, key: Any, change: Mapping[int, Mapping[str, Any]]) -> bytes:

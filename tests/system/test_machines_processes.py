@@ -211,3 +211,34 @@ def test_a_wheel_has_all_that_coordinator_and_sites_need(from_wheel: Path, tmp_p
         lab.until(lambda: coordinator.poll() is not None)
     assert coordinator.returncode == 0, lab.said()
     assert lab.summary()["adapter_sha256"] == lab.reference()["adapter_sha256"]
+
+
+def test_sites_join_once_a_person_has_approved_the_run(tmp_path: Path) -> None:
+    """Refused at first, approved by the command, and all that happened can be verified."""
+    lab = Lab(tmp_path, secure=True, federation={"rounds": 1})
+    for name in NAMES:
+        path = tmp_path / f"{name}.yaml"
+        policy = {"approved": f"approved-{name}.json", "signed_result": True}
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "policy": policy}))
+    coordinator = lab.coordinator()
+    with lab.sites():
+        for name in NAMES:
+            lab.until(lambda name=name: "has approved no run yet" in lab.said(name))  # type: ignore[misc]
+            approving = lab.start(
+                "approve", "site", "approve", "--config", f"{tmp_path}/{name}.yaml", "--yes"
+            )
+            assert approving.wait(PATIENCE) == 0, lab.said("approve")
+        lab.until(lambda: coordinator.poll() is not None)
+        assert coordinator.returncode == 0, lab.said()
+        lab.until(lambda: "the run has ended" in lab.said("north"))
+        second = lab.start("second", "site", "--config", f"{tmp_path}/north.yaml")
+        assert second.wait(PATIENCE) == 2
+        assert "another `fedclip site` works on" in lab.said("second")
+    assert "OTHER CODE" not in lab.said("approve")
+    assert "approved by the site" in lab.said("north")
+    folders = ["run", *(f"state-{name}" for name in NAMES)]
+    verified = lab.start("verified", "log", "verify", *folders, "--keys", "keys")
+    assert verified.wait(PATIENCE) == 0, lab.said("verified")
+    assert lab.said("verified").count("nothing is missing") == 4
+    adapter = lab.start("adapter", "verify", "state-north/adapter", "--key", "keys/ca.crt")
+    assert adapter.wait(PATIENCE) == 0, lab.said("adapter")

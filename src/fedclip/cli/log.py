@@ -37,10 +37,15 @@ def verify(
     FOLDER is a run of `fedclip coordinate` or a site's state. A log alone can be checked for
     changes only; whether its end was cut off, the other sides' logs tell.
     """
-    from fedclip.cli.console import show_rows
+    from fedclip.cli.console import echo, show_rows
     from fedclip.deploy.log.verify import verify_folders
 
-    show_rows(verify_folders(folders, keys), as_json)
+    rows = verify_folders(folders, keys)
+    if as_json:
+        show_rows(rows, as_json)
+        return
+    for row in rows:
+        echo("{log}: {lines} lines, {confirmed}; {note}; signed by {keys}".format(**row))
 
 
 def verify_adapter(

@@ -195,7 +195,7 @@ def told(log: Verified) -> dict[str, Any]:
     return {
         "log": log.who,
         "lines": total,
-        "confirmed": f"{most} by {by}",
+        "confirmed": f"{most} confirmed by {by}",
         "keys": ", ".join(map(certificates.openssh_fingerprint, log.keys)),
         "note": note,
     }

@@ -113,7 +113,8 @@ class SiteTrainer:
         except (policy.Against, BadMessage, TrainingFailed, Broken) as error:
             return self._refused(ticket, "refused", str(error), str(error))
         except UnknownJob:
-            return replies.refusal(ticket, site, "job", "it has not been told what the run is")
+            own = ticket and self.journal.own(ticket)
+            return replies.refusal(own, site, "job", "it has not been told what the run is")
         except FedclipError as error:  # may name files and classes, so its words stay here
             return self._refused(ticket, "refused", OWN_LOG, str(error))
         except Exception as error:
