@@ -67,14 +67,19 @@ def test_info_as_a_table_and_as_json(
     code, out, _ = fedclip("info", config, "seed=1")
     assert code == 0
     assert experiment.calls == [("info", config, ["seed=1"])]
-    rows = dict(line.split("  ", 1) for line in out.splitlines())
+    table, end = out.split("\n\n")
+    rows = dict(line.split("  ", 1) for line in table.splitlines())
     assert {key: value.strip() for key, value in rows.items()} == {
         "base parameters": "151,277,313",
         "up per client round": "2.359 MB",
         "times less traffic": "256.5",
-        "summary: model": "[b]tiny",
-        "summary: best": "-",
+        "data": "[b]digits",
+        "strategy": "fedavg",
+        "engine": "batched",
+        "clients": "3",
+        "seconds": "1.5",
     }
+    assert end == "accuracy 0.900 (zero-shot 0.400) after 3 rounds\n"
     assert json.loads(fedclip("info", config, "--json")[1])["base_parameters"] == 151277313
 
 

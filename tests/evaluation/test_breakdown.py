@@ -147,3 +147,19 @@ def test_the_command_shows_tables_and_writes_plots(
     code, _, err = fedclip("evaluate", finished_run, "--plots", tmp_path / "file")
     assert code == 2
     assert "--plots" in err
+
+
+def test_evaluate_has_figures_by_class_and_info_fits_on_a_screen(
+    fedclip: Command, finished_run: Path
+) -> None:
+    found = json.loads(fedclip("evaluate", finished_run, "--json")[1])
+    rows, right = found["classes"], 0.0
+    assert len(rows) == 10
+    right = sum(row["examples"] * (row["recall"] or 0) for row in rows)
+    assert right == pytest.approx(found["accuracy"] * found["test_examples"])
+    _, out, _ = fedclip("evaluate", finished_run)
+    assert [line.split()[0] for line in out.splitlines()[-10:]] == [row["class"] for row in rows]
+    _, out, _ = fedclip("info", finished_run)
+    assert len(out.splitlines()) < 32
+    assert "sha256" not in out
+    assert "accuracy" in out

@@ -35,7 +35,16 @@ class Experiment(types.ModuleType):
             "base_parameters": 151277313,
             "bytes_up_per_client_round": 2359296,
             "times_less_traffic": 256.48,
-            "summary": {"model": "[b]tiny", "best": None},
+            "summary": {
+                "data": "[b]digits",
+                "strategy": "fedavg",
+                "engine": "batched",
+                "clients": 3,
+                "rounds": 3,
+                "seconds": 1.5,
+                "accuracy": 0.9,
+                "zero_shot_accuracy": 0.4,
+            },
         }
 
     def evaluate(

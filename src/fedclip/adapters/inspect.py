@@ -23,7 +23,8 @@ from fedclip.deploy.coordinator.context import coordinator_context
 from fedclip.deploy.coordinator.run_files import DeployFiles
 from fedclip.deploy.message_sizes import expected_messages
 from fedclip.errors import UsageError
-from fedclip.evaluation.breakdown import in_detail
+from fedclip.evaluation.breakdown import class_rows, in_detail
+from fedclip.evaluation.predictions import none
 from fedclip.experiment.build import (
     build,
     check_partition,
@@ -111,6 +112,7 @@ def evaluate(
     """Evaluates a finished run's adapter again, on the central test set and by client.
 
     It is the last round's, or with `best` that of the best round by validation.
+    `classes` has recall, precision and F1 of each class, of a run on captions none.
     With `detail` the figures hold one more, `detail`: by class, site and confidence, beside the
     base model (`evaluation.breakdown.in_detail`). Of several tasks, `adapters` has the accuracy of
     every adapter on every task.
@@ -167,7 +169,7 @@ def _of_one(context: RunContext, run_folder: RunFolder, detail: bool, best: bool
         check_built(run_folder, context)
     else:
         context.model.load_adapter(run_and_adapter(run_folder.path, best)[1])
-    figures = evaluate_model(context, personal=personal)
+    figures = evaluate_model(context, personal=personal) | _by_class(context)
     return figures | ({"detail": _detail(context, personal)} if detail else {})
 
 
@@ -175,10 +177,26 @@ def _of_tasks(context: RunContext, run_folder: RunFolder, best: bool) -> dict[st
     state = _state(run_folder, best)
     check_built(run_folder, context)
     figures = evaluate_run(context, state, personal=_is_personal(context.config, run_folder))
+    figures |= _by_class(context)  # before other adapters are measured
     adapters = evaluate_matrix(context, state)
     if state.groups:
         adapters["merged"] = evaluate_merged(context, run_and_adapter(run_folder.path, best)[1])
     return {**figures, "adapters": adapters}
+
+
+def _by_class(context: RunContext) -> dict[str, Any]:
+    """Recall, precision and F1 of each class in the evaluation just made; none of captions."""
+    rows = [
+        {**({"task": name} if context.several else {}), **_without_base(row)}
+        for name, task in context.tasks.items()
+        for last in task.last_test
+        for row in class_rows(last.found, none(), task.data.class_names)
+    ]
+    return {"classes": rows} if rows else {}
+
+
+def _without_base(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in ("base_recall", "change")}
 
 
 def _is_personal(config: Config, run_folder: RunFolder) -> bool:

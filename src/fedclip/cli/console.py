@@ -44,22 +44,35 @@ def show_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     Console(highlight=False).print(table)
 
 
-def show_evaluation(figures: Mapping[str, Any], as_json: bool) -> None:
-    """Print an evaluation; one in detail has a table of classes and one of sites below."""
-    detail = figures.get("detail")
-    if "adapters" in figures and not as_json:
-        show({key: value for key, value in figures.items() if key != "adapters"}, as_json=False)
-        click.echo()
-        show_matrix(figures["adapters"])
+def show_info(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print what a configuration or a run is on one screen; JSON has the whole summary."""
+    summary = facts.get("summary")
+    if as_json or summary is None:
+        show(facts, as_json)
         return
-    if as_json or detail is None:
+    from fedclip.reports.closing import closing_lines
+
+    told = {key: summary[key] for key in ("data", "strategy", "engine", "clients", "seconds")}
+    show({k: v for k, v in facts.items() if k not in ("summary", *told)} | told, as_json=False)
+    echo("\n".join(["", *closing_lines(summary)]))
+
+
+def show_evaluation(figures: Mapping[str, Any], as_json: bool) -> None:
+    """Print an evaluation, with its table of classes; one in detail has one of sites below."""
+    if as_json:
         show(figures, as_json)
         return
-    both = {name: detail[name] for name in ("base", "trained")}
-    show({key: value for key, value in figures.items() if key != "detail"} | both, as_json=False)
+    detail, apart = figures.get("detail"), ("detail", "classes", "adapters")
+    both = {name: detail[name] for name in ("base", "trained")} if detail else {}
+    show({key: value for key, value in figures.items() if key not in apart} | both, as_json=False)
+    tables = detail or {"classes": figures.get("classes", ())}
     for name in ("classes", "sites"):
+        if tables.get(name):
+            click.echo()
+            show_rows(tables[name], as_json=False)
+    if "adapters" in figures:
         click.echo()
-        show_rows(detail[name], as_json=False)
+        show_matrix(figures["adapters"])
 
 
 def show_matrix(adapters: Mapping[str, Mapping[str, float | None]]) -> None:

@@ -167,9 +167,9 @@ def info(
     if target.is_dir() and changes:
         raise UsageError(f"{target} is a run, whose configuration cannot be changed any more")
     from fedclip import info as describe
-    from fedclip.cli.console import show
+    from fedclip.cli.console import show_info
 
-    show(describe(target, changes, best=best), as_json)
+    show_info(describe(target, changes, best=best), as_json)
 
 
 for _command in (cli_use.evaluate, cli_use.predict, cli_use.serve, cli_use.card, cli_use.push):

@@ -21,8 +21,9 @@ _MOST_ROUNDS = 50
 
 def init(
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The new file.")
-    ] = Path("fedclip.yaml"),
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The file [default: fedclip.yaml]."),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option("--data", metavar="FOLDER", help="Your images [default: built-in digits]."),
@@ -44,6 +45,7 @@ def init(
     Without options, on a terminal, it asks. With --minutes a few steps are measured, and the
     rounds are as many as that time allows.
     """
+    output = output or Path("fedclip.yaml")
     if output.exists():
         raise UsageError(f"{output} exists; name another file by --output")
     asked = (data, classes, model, minutes) == (None,) * 4 and sys.stdin.isatty()
