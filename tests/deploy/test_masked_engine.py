@@ -90,8 +90,8 @@ def mean_moved(cohort: Cohort) -> float:
     return float(change.mean())
 
 
-def test_rounds_go_on_with_keys_made_ahead(key_folder: Path) -> None:
-    mail = FakeMail(light_sites(key_folder))
+def test_rounds_go_on_with_keys_made_ahead(key_folder: Path, tmp_path: Path) -> None:
+    mail = FakeMail(light_sites(key_folder, tmp_path))
     engine, _ = masked_engine(key_folder, mail)
     for server_round in (1, 2, 3):
         cohort = only(engine.train(ask(server_round)))
@@ -104,8 +104,10 @@ def test_rounds_go_on_with_keys_made_ahead(key_folder: Path) -> None:
     assert asked(mail, "west") == ["hello", "keys", "shares", *["train", "open"] * 3]
 
 
-def test_keys_are_not_made_ahead_where_other_clients_may_come(key_folder: Path) -> None:
-    mail = FakeMail(light_sites(key_folder))
+def test_keys_are_not_made_ahead_where_other_clients_may_come(
+    key_folder: Path, tmp_path: Path
+) -> None:
+    mail = FakeMail(light_sites(key_folder, tmp_path))
     engine, _ = masked_engine(key_folder, mail, ahead=False)
     for server_round in (1, 2):
         only(engine.train(ask(server_round)))
@@ -113,8 +115,8 @@ def test_keys_are_not_made_ahead_where_other_clients_may_come(key_folder: Path) 
 
 
 @pytest.mark.parametrize("step", ["keys", "shares", "train", "open"])
-def test_one_of_four_may_drop_out_at_each_step(key_folder: Path, step: str) -> None:
-    sites = light_sites(key_folder)
+def test_one_of_four_may_drop_out_at_each_step(key_folder: Path, tmp_path: Path, step: str) -> None:
+    sites = light_sites(key_folder, tmp_path)
     sites["west"] = silent_at(sites["west"], step)
     mail = FakeMail(sites)
     engine, said = masked_engine(key_folder, mail)
@@ -124,15 +126,17 @@ def test_one_of_four_may_drop_out_at_each_step(key_folder: Path, step: str) -> N
     assert [one.client_id for one in cohort.left_out] == ["west"]
     assert any("west has not answered within" in line for line in said)
     assert ("confirm" in asked(mail, "north")) == (step == "train")
-    sites["west"] = LightSite("west", key_folder, 0.4)  # it is back, with no memory of keys
+    sites["west"] = LightSite(
+        "west", key_folder, tmp_path, 0.4
+    )  # it is back, with no memory of keys
     again = only(engine.train(ask(2)))
     assert mean_moved(again) == pytest.approx(0.3, abs=1e-6)
     assert asked(mail, "north").count("keys") == 2
 
 
 @pytest.mark.parametrize("step", ["keys", "shares", "train", "confirm"])
-def test_with_two_of_four_gone_there_is_no_sum(key_folder: Path, step: str) -> None:
-    sites = light_sites(key_folder)
+def test_with_two_of_four_gone_there_is_no_sum(key_folder: Path, tmp_path: Path, step: str) -> None:
+    sites = light_sites(key_folder, tmp_path)
     steps = {"west": (step,), "south": (step,)}
     if step == "confirm":
         steps["south"] = ("train",)
@@ -147,8 +151,9 @@ def test_with_two_of_four_gone_there_is_no_sum(key_folder: Path, step: str) -> N
 
 def test_a_round_is_repeated_with_new_keys_as_long_as_nobody_has_unmasked(
     key_folder: Path,
+    tmp_path: Path,
 ) -> None:
-    sites = light_sites(key_folder)
+    sites = light_sites(key_folder, tmp_path)
     times = {"west": 0, "south": 0}
 
     def once(name: str) -> Answer:
@@ -173,9 +178,9 @@ def test_a_round_is_repeated_with_new_keys_as_long_as_nobody_has_unmasked(
     assert any("asked again, with new keys" in line for line in said)
 
 
-def test_a_round_that_was_unmasked_is_never_summed_again(key_folder: Path) -> None:
+def test_a_round_that_was_unmasked_is_never_summed_again(key_folder: Path, tmp_path: Path) -> None:
     """Not in the next attempt, and not by a coordinator that says it has lost the sum."""
-    sites = light_sites(key_folder)
+    sites = light_sites(key_folder, tmp_path)
     for name in ("west", "south"):
         sites[name] = silent_at(sites[name], "open")
     mail = FakeMail(sites)
@@ -187,17 +192,20 @@ def test_a_round_that_was_unmasked_is_never_summed_again(key_folder: Path) -> No
     with pytest.raises(TrainingFailed, match="2 of 4 clients have sent keys"):
         only(again.train(ask()))
     assert sum("has helped to unmask round 1 already" in line for line in said) == 2
-    mail = FakeMail(light_sites(key_folder))
+    mail = FakeMail(light_sites(key_folder, tmp_path / "other"))
     only(masked_engine(key_folder, mail)[0].train(ask()))
-    with pytest.raises(TrainingFailed, match="0 of 4 clients have sent keys"):
-        only(masked_engine(key_folder, mail)[0].train(ask()))
+    restarted = FakeMail(light_sites(key_folder, tmp_path / "other"))
+    for again in (mail, restarted):
+        with pytest.raises(TrainingFailed, match="0 of 4 clients have sent keys"):
+            only(masked_engine(key_folder, again)[0].train(ask()))
+    assert mean_moved(only(masked_engine(key_folder, restarted)[0].train(ask(2))))
 
 
 def test_a_coordinator_that_is_started_again_has_the_last_sum(
     key_folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / LAST_SUM
-    mail = FakeMail(light_sites(key_folder))
+    mail = FakeMail(light_sites(key_folder, tmp_path))
     first = only(masked_engine(key_folder, mail, last=path)[0].train(ask()))
     sent = len(mail.sent)
     engine, said = masked_engine(key_folder, mail, last=path)
@@ -240,9 +248,11 @@ LIES: dict[str, tuple[str, Callable[[dict[str, Any], Any], None], str]] = {
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_a_site_that_answers_nonsense_is_left_out_by_name(key_folder: Path, name: str) -> None:
+def test_a_site_that_answers_nonsense_is_left_out_by_name(
+    key_folder: Path, tmp_path: Path, name: str
+) -> None:
     step, lie, text = LIES[name]
-    sites = light_sites(key_folder)
+    sites = light_sites(key_folder, tmp_path)
     sites["west"] = lies(sites["west"], step, lie)
     engine, _ = masked_engine(key_folder, FakeMail(sites))
     cohort = only(engine.train(ask()))
@@ -253,8 +263,8 @@ def test_a_site_that_answers_nonsense_is_left_out_by_name(key_folder: Path, name
     assert text in left_out.reason
 
 
-def test_a_site_cannot_send_keys_in_the_name_of_another(key_folder: Path) -> None:
-    sites, seen = light_sites(key_folder), dict[str, Any]()
+def test_a_site_cannot_send_keys_in_the_name_of_another(key_folder: Path, tmp_path: Path) -> None:
+    sites, seen = light_sites(key_folder, tmp_path), dict[str, Any]()
     sites["east"] = lies(sites["east"], "keys", lambda h, t: seen.update(keys=h["keys"]))
     sites["west"] = lies(sites["west"], "keys", lambda h, t: h.update(seen))
     engine, _ = masked_engine(key_folder, FakeMail(sites))
@@ -262,9 +272,11 @@ def test_a_site_cannot_send_keys_in_the_name_of_another(key_folder: Path) -> Non
     assert "sends keys in the name of east" in cohort.left_out[0].reason
 
 
-def test_a_change_that_is_too_large_is_the_sites_own_to_say(key_folder: Path) -> None:
-    sites = light_sites(key_folder)
-    sites["west"] = LightSite("west", key_folder, 4.0)
+def test_a_change_that_is_too_large_is_the_sites_own_to_say(
+    key_folder: Path, tmp_path: Path
+) -> None:
+    sites = light_sites(key_folder, tmp_path)
+    sites["west"] = LightSite("west", key_folder, tmp_path, 4.0)
     engine, _ = masked_engine(key_folder, FakeMail(sites))
     cohort = only(engine.train(ask()))
     assert "changes a number by too much for a masked sum" in cohort.left_out[0].reason
@@ -312,9 +324,11 @@ DOCTORED: dict[str, tuple[str, Callable[[dict[str, Any], Any], None], str]] = {
 
 
 @pytest.mark.parametrize("name", DOCTORED)
-def test_a_site_refuses_what_a_lying_coordinator_asks(key_folder: Path, name: str) -> None:
+def test_a_site_refuses_what_a_lying_coordinator_asks(
+    key_folder: Path, tmp_path: Path, name: str
+) -> None:
     step, lie, text = DOCTORED[name]
-    sites = light_sites(key_folder)
+    sites = light_sites(key_folder, tmp_path)
     sites["west"] = told(sites["west"], step, lie)
     engine, _ = masked_engine(key_folder, FakeMail(sites))
     cohort = only(engine.train(ask()))
@@ -322,9 +336,9 @@ def test_a_site_refuses_what_a_lying_coordinator_asks(key_folder: Path, name: st
     assert text in cohort.left_out[0].reason
 
 
-def test_a_site_takes_part_in_large_sums_only(key_folder: Path) -> None:
+def test_a_site_takes_part_in_large_sums_only(key_folder: Path, tmp_path: Path) -> None:
     """Three of four: more than two thirds of the list, which is three, cannot be below that."""
-    sites = light_sites(key_folder, policy={"least_masked": 4})
+    sites = light_sites(key_folder, tmp_path, policy={"least_masked": 4})
     engine, said = masked_engine(key_folder, FakeMail(sites))
     with pytest.raises(TrainingFailed):
         only(engine.train(ask()))
@@ -333,7 +347,7 @@ def test_a_site_takes_part_in_large_sums_only(key_folder: Path) -> None:
 
 @pytest.mark.parametrize("what", ["model", "rates", "unit"])
 def test_a_site_that_is_given_another_model_than_the_rest_spoils_the_sum(
-    key_folder: Path, what: str
+    key_folder: Path, tmp_path: Path, what: str
 ) -> None:
     """Its masks are bound to what it was asked: the coordinator gets noise, and says so."""
 
@@ -345,15 +359,15 @@ def test_a_site_that_is_given_another_model_than_the_rest_spoils_the_sum(
         else:
             in_masks(unit=10)(header, tensors)
 
-    sites = light_sites(key_folder)
+    sites = light_sites(key_folder, tmp_path)
     sites["west"] = told(sites["west"], "train", other)
     engine, _ = masked_engine(key_folder, FakeMail(sites))
     with pytest.raises(TrainingFailed, match="do not add up"):
         only(engine.train(ask()))
 
 
-def test_a_replayed_message_gets_a_site_to_nothing(key_folder: Path) -> None:
-    mail = FakeMail(light_sites(key_folder))
+def test_a_replayed_message_gets_a_site_to_nothing(key_folder: Path, tmp_path: Path) -> None:
+    mail = FakeMail(light_sites(key_folder, tmp_path))
     engine, _ = masked_engine(key_folder, mail)
     only(engine.train(ask()))
     only(engine.train(ask(2)))

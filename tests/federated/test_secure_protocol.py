@@ -293,6 +293,18 @@ def test_keys_of_another_run_round_or_session_are_refused(other: dict[str, objec
         one.coordinator.add_keys(old.adverts[1])
 
 
+def test_keys_with_which_all_secrets_are_known_are_refused() -> None:
+    """Points of low order, signed all the same: of zeros the secret is zeros, with anybody."""
+    signers = Signers()
+    one = Sum.of(names(4), signers=signers)
+    session, bad = one.coordinator.session, bytes(32)
+    own = one.clients["site-000"].keys()
+    message = Advert.message(session, "site-001", bad, own.share_key[::-1])
+    signature = signers.of("site-001").sign(message)
+    with pytest.raises(Broken, match="the keys of site-001 are none that can be"):
+        one.coordinator.add_keys(Advert("site-001", bad, own.share_key[::-1], signature))
+
+
 def test_a_client_wants_its_own_keys_and_enough_of_them() -> None:
     one = Sum.of(names(4))
     adverts = [client.keys() for client in one.clients.values()]

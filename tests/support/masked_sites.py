@@ -32,10 +32,10 @@ EXAMPLES = {"east": 10, "north": 20, "south": 30, "west": 40}
 class LightSite:
     """Answers as a trainer does; `moved` is what it adds."""
 
-    def __init__(self, name: str, key_folder: Path, moved: float, **config: Any) -> None:
-        place = str(keys.site_folder(key_folder, name))
+    def __init__(self, name: str, key_folder: Path, state: Path, moved: float, **config: Any):
+        own = {"name": name, "keys": str(keys.site_folder(key_folder, name))}
         self.name, self.moved = name, moved
-        self.config = SiteConfig.model_validate({"name": name, "keys": place, **config})
+        self.config = SiteConfig.model_validate({**own, "state": str(state / name), **config})
         self.masks = SiteMasks(self.config)
 
     def __call__(self, data: bytes) -> bytes:
@@ -59,10 +59,12 @@ class LightSite:
         return masks.masked(ticket, report, *vector)
 
 
-def light_sites(key_folder: Path, **config: Any) -> dict[str, Callable[[bytes], bytes | None]]:
+def light_sites(
+    key_folder: Path, state: Path, **config: Any
+) -> dict[str, Callable[[bytes], bytes | None]]:
     """Four sites, whose mean by examples moves by 0.3."""
     moved = {"east": 0.1, "north": 0.2, "south": 0.3, "west": 0.4}
-    return {name: LightSite(name, key_folder, by, **config) for name, by in moved.items()}
+    return {name: LightSite(name, key_folder, state, by, **config) for name, by in moved.items()}
 
 
 def masked_engine(

@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import time
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import yaml
 
 from fedclip.deploy.addresses import free_port
 from fedclip.deploy.keys import folder as keys
+from fedclip.deploy.keys.peers import write_peers
 from fedclip.experiment.run import run
 from tests.support.machines import NAMES, SIZES, sequential, tree, write_images
 
@@ -35,23 +36,29 @@ class Lab:
     """A folder with images, keys and configurations, and the commands that use them."""
 
     def __init__(
-        self, folder: Path, secure: bool, python: Path = Path(sys.executable), **sections: Any
+        self,
+        folder: Path,
+        keyed: bool,
+        python: Path = Path(sys.executable),
+        sizes: Mapping[str, int] = SIZES,
+        **sections: Any,
     ) -> None:
         self.folder = folder
+        self.names = tuple(sizes)
         self.python = python
         self.port = free_port()
         self.sections = sections
         self.started: list[subprocess.Popen[bytes]] = []
-        deploy: dict[str, Any] = {"address": f"127.0.0.1:{self.port}", "sites": list(NAMES)}
-        write_images(folder, SIZES)
-        if secure:
+        deploy: dict[str, Any] = {"address": f"127.0.0.1:{self.port}", "sites": list(sizes)}
+        write_images(folder, sizes)
+        if keyed:
             keys.init(folder / "keys", ["localhost"])
             deploy["keys"] = str(folder / "keys")
         more = dict(sections)
         deploy |= more.pop("deploy", {})
         values = tree(folder, deploy=deploy, **more)
         (folder / "coordinator.yaml").write_text(yaml.safe_dump(values))
-        for name in NAMES:
+        for name in self.names:
             own = {
                 "name": name,
                 "coordinator": f"127.0.0.1:{self.port}",
@@ -59,10 +66,12 @@ class Lab:
                 "device": "cpu",
                 "data": {"path": f"sites/{name}"},
             }
-            if secure:
+            if keyed:
                 keys.site(folder / "keys", name)
                 own["keys"] = f"keys/sites/{name}"
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(own))
+        if keyed:
+            write_peers(folder / "keys")
 
     @property
     def run(self) -> Path:
@@ -88,7 +97,7 @@ class Lab:
     def sites(self) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
         started = {
             name: self.start(name, "site", "--config", str(self.folder / f"{name}.yaml"))
-            for name in NAMES
+            for name in self.names
         }
         try:
             yield started
@@ -132,7 +141,7 @@ def descendant(process: subprocess.Popen[bytes], words: str) -> psutil.Process:
 
 def test_sites_with_keys_end_as_the_sequential_engine_whatever_is_killed(tmp_path: Path) -> None:
     """kill -9 of the coordinator before and between rounds, and of Flower's server alone."""
-    lab = Lab(tmp_path, secure=True, federation={"rounds": 4})
+    lab = Lab(tmp_path, keyed=True, federation={"rounds": 4})
     with lab.sites():
         first = lab.coordinator()
         lab.until(lambda: "waiting for 3 sites" in lab.said())
@@ -157,7 +166,7 @@ def test_sites_with_keys_end_as_the_sequential_engine_whatever_is_killed(tmp_pat
 def test_a_site_that_is_killed_in_training_is_left_out_and_comes_back(tmp_path: Path) -> None:
     lab = Lab(
         tmp_path,
-        secure=False,
+        keyed=False,
         federation={"rounds": 4},
         deploy={"round_deadline": 40.0, "quorum": 2},
     )
@@ -205,7 +214,7 @@ def test_a_wheel_has_all_that_coordinator_and_sites_need(from_wheel: Path, tmp_p
     where = [from_wheel, "-c", "import fedclip; print(fedclip.__file__)"]
     found = subprocess.run(where, check=True, capture_output=True, text=True, cwd=tmp_path)
     assert Path(found.stdout.strip()).is_relative_to(from_wheel.parents[1])
-    lab = Lab(tmp_path, secure=True, python=from_wheel, federation={"rounds": 2})
+    lab = Lab(tmp_path, keyed=True, python=from_wheel, federation={"rounds": 2})
     with lab.sites():
         coordinator = lab.coordinator()
         lab.until(lambda: coordinator.poll() is not None)

@@ -230,9 +230,9 @@ class MaskedRemoteEngine(SteppingEngine):
             found = mean_of(now.total(), start.start, names, examples, terms)
         except Broken as error:
             raise TrainingFailed(
-                f"round {work.request.server_round}: {error}; there is no sum, the last finished "
-                "round is kept, and sites that have helped to unmask a round do not repeat it: it "
-                "can go on once they are started again"
+                f"round {work.request.server_round}: {error}; there is no sum, and the last "
+                "finished round is kept. Sites that have helped to unmask a round do not repeat "
+                "it: their operators may allow it (unmasked.json), or a new run begins"
             ) from None
         self._prepared = after
         return found

@@ -6,12 +6,14 @@ was agreed to be masked is trained behind masks only, and of a round one sum is 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
+from fedclip import files
 from fedclip.config import SecureConfig
 from fedclip.deploy.job import SECURE
 from fedclip.deploy.keys.peers import own_peers, signer, verifier
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+UNMASKED = "unmasked.json"
+"""In the site's state: what it never unmasks again."""
+MOST_RUNS = 20
 KEPT_SESSIONS = 3
 MOST_UNIT = 10**9
 
@@ -51,7 +56,7 @@ class SiteMasks:
     def __init__(self, site: SiteConfig) -> None:
         self._site = site
         self._sessions: dict[Session, Participant] = {}  # the newest last
-        self._unmasked: set[tuple[str, int]] = set()  # rounds by run, of which nothing more is told
+        self._rounds = UnmaskedRounds(Path(site.state) / UNMASKED)
 
     def require_able(self, job: Mapping[str, Any]) -> None:
         """Raises Against for a masked job that this site has no keys, list or memory for."""
@@ -88,7 +93,7 @@ class SiteMasks:
         if step != "open":
             raise BadMessage(f"an unknown step of a masked sum, {shortened(step)}")
         self._require_first(session)
-        self._unmasked.add((session.run, session.server_round))  # also if what follows fails
+        self._rounds.add(session)  # also if what follows fails
         shares = own.reveal(survivors, masks.read_bytes(header.get("signatures")))
         following = self._next_shares(header.get("next"), ticket)
         opened = masks.bytes_json(shares)
@@ -190,16 +195,40 @@ class SiteMasks:
         return own_peers(Path(str(self._site.keys)), self._site.name)
 
     def _require_first(self, session: Session) -> None:
-        if (session.run, session.server_round) in self._unmasked:
+        if session.server_round <= (last := self._rounds.last(session.run)):
             raise Against(
-                f"it has helped to unmask round {session.server_round} already; a second sum of "
-                "the same round would show single updates"
+                f"it has helped to unmask round {last} already; a second sum of the same round "
+                f"would show single updates ({UNMASKED} in the site's state keeps count)"
             )
 
     def _require_masked(self, job: Mapping[str, Any]) -> None:
         if not is_masked(job):
             raise Against("masks are asked for, in a run that is not masked")
         self.require_able(job)
+
+
+class UnmaskedRounds:
+    """The last round of each run that the site has helped to unmask, also after a restart."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def last(self, run: str) -> int:
+        """Its number, 0 for none."""
+        return self._read().get(run, 0)
+
+    def add(self, session: Session) -> None:
+        """Notes a session's round before anything is told of it."""
+        known = {run: last for run, last in self._read().items() if run != session.run}
+        kept = dict(list(known.items())[-(MOST_RUNS - 1) :]) | {session.run: session.server_round}
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.replace_file(self._path, json.dumps(kept).encode(), mode=0o600)
+
+    def _read(self) -> dict[str, int]:
+        found = files.read_json(self._path) if self._path.exists() else {}
+        if not isinstance(found, dict) or any(type(last) is not int for last in found.values()):
+            raise UsageError(f"{self._path} is damaged; put it back")
+        return found
 
 
 class Asked(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ class Aggregator:
     def __init__(self, session: Session, verify: Verify) -> None:
         self.session = session
         self._verify = verify
+        self._probe = KeyPair(os.urandom(32))
         self._adverts: dict[str, Advert] = {}
         self._sealed: dict[str, dict[str, bytes]] = {}  # by sender, then receiver
         self._whole = self._purpose = b""
@@ -46,6 +48,11 @@ class Aggregator:
         """Takes a client's keys."""
         self._require_new(advert.site, self._adverts, "keys", open_=not self._whole)
         advert.check(self.session, self._verify)
+        try:
+            for public in (advert.mask_key, advert.share_key):
+                self._probe.agreed(public)
+        except ValueError:  # with which all others would refuse the round
+            raise Broken(f"the keys of {advert.site} are none that can be", advert.site) from None
         self._adverts[advert.site] = advert
 
     def keys(self) -> list[Advert]:
