@@ -117,7 +117,7 @@ def doctored_accepted(place: Path) -> tuple[int, int]:
     jobs: list[tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = [
         (consent.changed(path, value), {}, {}) for path, value, _ in consent.DOCTORED.values()
     ]
-    jobs.append((consent.changed("app", "e5"), {}, {}))
+    jobs.append((consent.changed("app", consent.OTHER), {}, {}))
     jobs.append((consent.JOB, {"policy": {"require": ["masked"]}}, {}))
     jobs.append((consent.JOB, {}, {"base": "0" * 64}))
     jobs.append((consent.JOB, {"model": str(consent.doctored_base(place))}, {}))
@@ -140,13 +140,14 @@ def overhead(images: Path, rounds: int) -> tuple[float, float]:
         logged[0] = request.server_round % 2 == 0
         whole[0](journal, request)
 
-    Journal.round = begin  # type: ignore[method-assign]
-    Log.add = lambda log, event, **facts: (  # type: ignore[method-assign]
-        whole[1](log, event, **facts) if logged[0] else NOWHERE
-    )
-    Log.head = property(  # type: ignore[assignment, method-assign]
-        lambda log: whole[2].fget(log) if logged[0] else None  # type: ignore[attr-defined]
-    )
+    def add(log: Log, /, event: str, **facts: Any) -> Head:
+        return whole[1](log, event, **facts) if logged[0] else NOWHERE
+
+    def head(log: Log) -> Head | None:
+        return whole[2].fget(log) if logged[0] else None  # type: ignore[attr-defined, no-any-return]
+
+    Journal.round, Log.add = begin, add  # type: ignore[method-assign, assignment]
+    Log.head = property(head)  # type: ignore[assignment, method-assign]
     try:
         with tempfile.TemporaryDirectory(prefix="fedclip-log-") as place:
             seconds = federation(Path(place), images, 2 * rounds)[1]

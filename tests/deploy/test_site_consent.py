@@ -46,6 +46,7 @@ CLASSES = tuple(f"digit_{n}" for n in range(5))
 CONFIG = config_from_dict(tree(Path("nowhere")))
 JOB = make_job(CONFIG, CLASSES, ("a {}.",))
 RUN = "0" * 16
+OTHER = "e5" * 32
 
 
 @cache
@@ -185,10 +186,25 @@ def test_a_base_with_one_changed_weight_is_refused(
 def test_another_app_is_refused(tmp_path: Path, unread: list[str]) -> None:
     """That the node has started, or that the job names."""
     (tmp_path / "state").mkdir()
-    (tmp_path / "state" / RUNNING).write_text('{"sha256": "e5"}')
+    (tmp_path / "state" / RUNNING).write_text(json.dumps({"sha256": OTHER}))
     assert "is not the one that the job names" in answer(site(tmp_path), asked(JOB))["reason"]
-    header = answer(site(tmp_path), asked(changed("app", "e5")))
-    assert f"code of the app (sha256): approved {installed_app()}, asked for e5" in header["reason"]
+    header = answer(site(tmp_path), asked(changed("app", OTHER)))
+    assert (
+        f"code of the app (sha256): approved {installed_app()}, asked for {OTHER}"
+        in header["reason"]
+    )
+    assert unread == []
+
+
+def test_a_job_that_names_no_code_or_has_no_end_is_refused(
+    tmp_path: Path, unread: list[str]
+) -> None:
+    trainer = site(tmp_path, policy={"approved": None})
+    for app in (None, "", "x", "E5" * 32, 7, "a" * 900_000):
+        header = answer(trainer, asked({**JOB, "app": app}))
+        assert "does not name its base model and its code" in header["reason"]
+    header = answer(trainer, asked({**JOB, "more": "x" * 10_000_001}))
+    assert "the job has more than 10000000 characters" in header["reason"]
     assert unread == []
 
 
@@ -253,7 +269,7 @@ def test_approving_shows_the_terms_and_writes_them(images: Path, tmp_path: Path)
     assert words["trains"].startswith("LoRA of rank 4, alpha 8")
     assert "NONE is promised" in words["privacy"]
     assert words["leaves this site"].startswith("factors A, factors B, the head")
-    odd = in_words(replace(read_terms(file)[0], app="e5"), trainer.config)
+    odd = in_words(replace(read_terms(file)[0], app=OTHER), trainer.config)
     assert "OTHER CODE" in odd["code"]
     with pytest.raises(UsageError, match=r"policy\.approved names no file"):
         approve(SiteConfig(), shown.append, lambda _: True)

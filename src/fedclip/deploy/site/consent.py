@@ -7,6 +7,7 @@ With `policy.approved` a run's base, code and recipe must be those of an approva
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +20,15 @@ from fedclip.deploy.job import APP
 from fedclip.deploy.messages.requests import Ticket
 from fedclip.deploy.site.config import SiteConfig
 from fedclip.deploy.site.policy import Against
-from fedclip.errors import UsageError, first_fault, shortened
+from fedclip.errors import UsageError, first_fault
 
 ASKED, PINNED, RUNNING = "asked.json", "pinned.json", "app.json"
 """In the site's state: the last job that was asked for, those of known runs, the app that runs."""
 PINS = 20
 """Runs whose first job is remembered."""
+LARGEST_JOB = 10_000_000
 _SHOWN = 5
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 HOW = "`fedclip site approve --config FILE` at the site shows what is asked for and approves it"
 
 
@@ -42,12 +45,16 @@ class Terms:
     def of(cls, ticket: Ticket, job: Mapping[str, Any], state: Path) -> Terms:
         """The terms of a job; its app is the one that Flower's node has started, if any."""
         told, running = str(job.get(APP)), state / RUNNING
+        if not _DIGEST.fullmatch(told) or not _DIGEST.fullmatch(ticket.base):
+            raise Against("the job does not name its base model and its code by their SHA-256")
+        if len(json.dumps(job)) > LARGEST_JOB:
+            raise Against(f"the job has more than {LARGEST_JOB} characters")
         if running.exists():
             actual = str(files.read_json(running).get("sha256"))
-            if APP in job and actual != told:
+            if actual != told:
                 raise Against(
                     f"the code that was sent ({actual[:16]}) is not the one that the job names "
-                    f"({shortened(told, 20)})"
+                    f"({told[:16]})"
                 )
             told = actual
         return cls(ticket.run, ticket.base, told, {k: v for k, v in job.items() if k != APP})
