@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedclip.adapters.export import export
-    from fedclip.adapters.inspect import evaluate, info, load_run_model, predict
+    from fedclip.adapters.inspect import info, load_run_model, predict
     from fedclip.adapters.merge import merge
+    from fedclip.adapters.python import Run, evaluate, resume, run
     from fedclip.config import Config, load_config
     from fedclip.errors import UsageError
-    from fedclip.experiment.run import Run, resume, run
     from fedclip.federated.strategies import Strategy
     from fedclip.models.adapter_updates import open_adapter
     from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
@@ -29,12 +29,12 @@ _HOMES = {
     "CLIPLoRAWrapper": "fedclip.models.clip",
     "Config": "fedclip.config",
     "Listener": "fedclip.reports.listener",
-    "Run": "fedclip.experiment.run",
+    "Run": "fedclip.adapters.python",
     "Strategy": "fedclip.federated.strategies",
     "UsageError": "fedclip.errors",
     "base_folder": "fedclip.models.pretrained",
     "create_clip_model": "fedclip.models.clip",
-    "evaluate": "fedclip.adapters.inspect",
+    "evaluate": "fedclip.adapters.python",
     "export": "fedclip.adapters.export",
     "info": "fedclip.adapters.inspect",
     "load_config": "fedclip.config",
@@ -42,8 +42,8 @@ _HOMES = {
     "merge": "fedclip.adapters.merge",
     "open_adapter": "fedclip.models.adapter_updates",
     "predict": "fedclip.adapters.inspect",
-    "resume": "fedclip.experiment.run",
-    "run": "fedclip.experiment.run",
+    "resume": "fedclip.adapters.python",
+    "run": "fedclip.adapters.python",
 }
 
 __all__ = [

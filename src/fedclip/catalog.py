@@ -7,16 +7,14 @@ A name is one of the rows below, else an entry point of an installed package in 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from fedclip.errors import UsageError
+from fedclip.outside import from_file, given_object, in_file, is_given
 
 _ALGORITHMS, _BYTES = "fedclip.federated.strategies", "fedclip.federated.traffic"
 _SOURCES = "fedclip.data.sources"
@@ -194,14 +192,9 @@ KINDS = {
 }
 
 
-def in_file(name: str) -> bool:
-    """Whether a name is `path/to/file.py:Name`."""
-    return re.fullmatch(r".+\.py:\w+", name) is not None
-
-
 def short_name(name: str) -> str:
-    """A name without the folders of the machine it was given on."""
-    return name.rpartition(":")[2] if in_file(name) else name
+    """A name without the folders of the machine it was given on; of a class `given`, its own."""
+    return name.rpartition(":")[2] if in_file(name) or is_given("strategies", name) else name
 
 
 def load(kind: str, name: str, key: str | None = None) -> Any:
@@ -212,14 +205,15 @@ def load(kind: str, name: str, key: str | None = None) -> Any:
     row, key = KINDS[kind].rows.get(name), key or KINDS[kind].key
     if row is not None:
         return target_of(row.target)
+    if is_given(kind, name):
+        return given_object(kind, name, key)
     if name in (own := _table(kind)):
         return own[name]
-    found = _installed(kind).get(name, [])
-    if found:
+    if found := _installed(kind).get(name):
         return _from_package(kind, found, key)
     if wrong := unknown(kind, name):
         raise UsageError(f"{key} must be {wrong[0]}, got {name!r}{wrong[1]}")
-    return _from_file(name, key, KINDS[kind].word)
+    return from_file(name, key, KINDS[kind].word)
 
 
 def unknown(
@@ -230,7 +224,7 @@ def unknown(
     The names of `also` are right too, and no row's of which the field `without` holds.
     """
     rows = [*also, *rows_without(kind, without)]
-    if name in rows or (KINDS[kind].opens and in_file(name)):
+    if name in rows or is_given(kind, name) or (KINDS[kind].opens and in_file(name)):
         return None
     known = [*rows, *sorted(_installed(kind).keys() - KINDS[kind].rows.keys())]
     if name in known:
@@ -286,29 +280,6 @@ def _from_package(kind: str, found: list[Any], key: str) -> Any:
     except (Exception, SystemExit) as error:
         name = f"{found[0].name}, which is {where[0]},"
         raise UsageError(f"{key}: {name} cannot be loaded: {error!r}") from error
-
-
-def _from_file(name: str, key: str, word: str) -> Any:
-    import importlib.machinery
-    import importlib.util
-
-    file, _, attribute = name.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise UsageError(f"{key}: there is no file {file}")
-    # A name that no other module has; dataclasses look their module up by it.
-    own_name = f"_fedclip_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}"
-    loader = importlib.machinery.SourceFileLoader(own_name, str(path))
-    spec = importlib.util.spec_from_loader(own_name, loader)
-    sys.modules[own_name] = module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    try:
-        loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[own_name]
-        raise UsageError(f"{key}: {file} cannot be loaded: {error!r}") from error
-    if hasattr(module, attribute):
-        return getattr(module, attribute)
-    raise UsageError(f"{key}: {file} has no {word} {attribute}")
 
 
 def strategy_row(name: str) -> StrategyEntry:

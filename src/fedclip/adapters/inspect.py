@@ -49,6 +49,7 @@ from fedclip.experiment.summary import FLOWER
 from fedclip.experiment.summary_file import read_summary
 from fedclip.federated.strategies.base import own_starts
 from fedclip.models.clip import CLIPLoRAWrapper, adapter_sha256, create_clip_model
+from fedclip.outside import is_given
 from fedclip.records import RunState
 from fedclip.reports.listener import Listener
 
@@ -86,7 +87,8 @@ def config_facts(config: Config, model: CLIPLoRAWrapper, *, closed: bool = False
     counts = model.get_model_summary()
     traffic = expected_traffic(config, model.trainable())
     messages = None
-    if not (closed and in_file(config.federation.strategy)):
+    strategy = config.federation.strategy
+    if not (closed and (in_file(strategy) or is_given("strategies", strategy))):
         messages = expected_messages(config, model.get_parameters())
     full = counts["base_parameters"] * _BYTES
     return {

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from fedclip.adapters.find_images import read_image
 from fedclip.adapters.load import load_run_model, of_run, run_and_adapter
 from fedclip.config import Config
 from fedclip.config.loading import load_config
+from fedclip.data.pictures import checked_array, checked_list
 from fedclip.device import autocast, resolve_device, resolve_precision
 from fedclip.errors import UsageError
 from fedclip.experiment.folder import CONFIG
+from fedclip.files import as_rgb
 from fedclip.models.clip import CLIPLoRAWrapper
 
 if TYPE_CHECKING:
@@ -88,55 +91,81 @@ class Predictor:
 
 def predictions(
     predictor: Predictor,
-    paths: Sequence[str],
+    images: Sequence[Any],
     *,
     batch_size: int = BATCH,
     on_bad: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Classifies image files one batch after another: no more than a batch is in memory.
+    """Classifies images, by path or in memory, one batch after another.
 
-    Each prediction holds the image's path, its label, the label's probability, and the
-    probabilities of all labels, highest first. `on_bad` hears of each file that cannot be read,
-    which is then left out. Without it all files are read once before any is classified, and the
-    first bad one raises a UsageError. `progress` hears how many of all are done.
+    Each prediction holds the image's path, or its number in the list, its label, the label's
+    probability, and the probabilities of all labels, highest first. `on_bad` hears of each image
+    that cannot be read, which is then left out. Without it all are read once before any is
+    classified, and the first bad one raises a UsageError. `progress` hears how many of all are
+    done.
     """
     if on_bad is None:
-        for path in paths:
-            read_image(path)
-    for first in range(0, len(paths), batch_size):
-        batch = paths[first : first + batch_size]
+        for number, image in enumerate(images):
+            _read(image, number)
+    for first in range(0, len(images), batch_size):
+        batch = images[first : first + batch_size]
         good, pixels = [], []
-        for path in batch:
+        for number, image in enumerate(batch, start=first):
             try:
-                pixels.append(predictor.to_pixels(read_image(path)))
-                good.append(path)
+                pixels.append(predictor.to_pixels(_read(image, number)))
+                good.append(str(image) if isinstance(image, str | Path) else number)
             except UsageError as error:
                 if on_bad is None:
                     raise
                 on_bad(str(error))
         if good:
-            for path, scores in zip(good, predictor.classify(np.stack(pixels)), strict=True):
-                yield {"image": path, **best(scores), "scores": scores}
+            for name, scores in zip(good, predictor.classify(np.stack(pixels)), strict=True):
+                yield {"image": name, **best(scores), "scores": scores}
         if progress is not None:
-            progress(first + len(batch), len(paths))
+            progress(first + len(batch), len(images))
+
+
+def _read(image: Any, number: int) -> Image.Image:
+    """An image as upright RGB; UsageError that names it where it cannot be read."""
+    if isinstance(image, str | Path):
+        return read_image(image)
+    try:
+        return as_rgb(image)
+    except Exception as error:  # Pillow decodes lazily, and raises nearly anything
+        raise UsageError(f"images[{number}] cannot be read: {error}") from error
+
+
+def _listed(images: Any) -> Sequence[Any]:
+    """Images as a list: paths as they are, what is in memory checked."""
+    if isinstance(images, str | Path | Image.Image):
+        return [images]
+    if not isinstance(images, Sequence):
+        return list(checked_array(images, "images"))
+    for number, image in enumerate(images):
+        if not isinstance(image, str | Path):
+            checked_list([image], "images", first=number)
+    return images
 
 
 def predict(
     folder: str | Path,
-    images: Sequence[str | Path],
+    images: Any,
     labels: Sequence[str] | None = None,
     *,
     best: bool = False,
 ) -> list[dict[str, Any]]:
-    """Classifies image files with a run's model, the last round's, or with `best` the best one's.
+    """Classifies images with a run's model, the last round's, or with `best` the best one's.
 
-    `labels` replaces the classes that the run was trained on; only a text head can take others.
-    Each prediction holds the image's path, its label, the label's probability, and the
+    `images` is a path or a PIL image, a list of paths, PIL images and uint8 arrays
+    `[height, width, 3]` or `[height, width]`, or one uint8 array of many. `labels` replaces the
+    classes that the run was trained on; only a text head can take others. Each prediction holds
+    the image's path (or its number in the list), its label, the label's probability, and the
     probabilities of all labels, highest first.
     """
+    found = _listed(images)
     predictor = Predictor.of_run(folder, labels, best=best)
-    return list(predictions(predictor, [str(image) for image in images]))
+    return list(predictions(predictor, found))
 
 
 def best(scores: dict[str, float]) -> dict[str, Any]:

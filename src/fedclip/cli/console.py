@@ -104,7 +104,7 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{words}: ")
         else:
             # Bytes are for programs; people read megabytes.
-            measured = "bytes" in str(name)
+            measured = "bytes" in str(name) and value is not None
             label = " ".join(word for word in words.split(" ") if word != "bytes")
             yield label if measured else words, f"{value / 1e6:,.3f} MB" if measured else value
 

@@ -259,9 +259,15 @@ app.add_typer(cli_log.app)
 
 
 def _load(file: str, overrides: list[str]) -> Config:
+    from fedclip.catalog import KINDS
     from fedclip.config.loading import load_config
+    from fedclip.outside import given_object, is_given
 
-    return load_config(Path(file), overrides)
+    config = load_config(Path(file), overrides)
+    for kind, name in (("data_sets", config.data.name), ("strategies", config.federation.strategy)):
+        if is_given(kind, name):  # which only the configuration of a run folder may name
+            given_object(kind, name, KINDS[kind].key)
+    return config
 
 
 def main() -> None:

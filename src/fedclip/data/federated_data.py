@@ -11,6 +11,7 @@ import numpy as np
 
 from fedclip.data.decode import Pixels
 from fedclip.data.splits import SPLIT_RULE, ClientData, Indices
+from fedclip.outside import GIVEN
 
 PRIVATE = "private"
 """Key of a partition record that leaves out which examples are whose."""
@@ -112,7 +113,11 @@ class FederatedData:
 
     def _classes_record(self) -> dict[str, Any]:
         if not self.captioned:
-            return {"class_names": list(self.class_names)}
+            # Of data in memory neither paths nor a file say which label is whose.
+            own = hashlib.sha256(self.labels.astype("<i8").tobytes()).hexdigest()
+            return {"class_names": list(self.class_names)} | (
+                {"labels_sha256": own} if self.name == GIVEN else {}
+            )
         digest = hashlib.sha256("\0".join(self.class_names).encode())
         digest.update(self.labels.astype("<i8").tobytes())
         return {"captions": len(self.class_names), "captions_sha256": digest.hexdigest()}

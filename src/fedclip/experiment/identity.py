@@ -14,14 +14,16 @@ from typing import Any
 
 import torch
 
-from fedclip.catalog import in_file
+from fedclip.catalog import in_file, load
 from fedclip.config import Config
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.checkpoint import Checkpoint
+from fedclip.experiment.code_digest import class_sha256
 from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
 from fedclip.files import file_sha256
 from fedclip.models.summary import base_sha256
+from fedclip.outside import is_given
 from fedclip.records import RunState
 from fedclip.reports.listener import Listener
 
@@ -76,7 +78,7 @@ def check_config(config: Config, folder: RunFolder, listener: Listener) -> None:
         _check_digests(
             checkpoint.identity, {"code": code_sha256(config), "training": TRAINING}, folder
         )
-    files = ", ".join(code_sha256(config))
+    files = ", ".join(name for name in code_sha256(config) if not is_given("strategies", name))
     if files:
         listener.message(f"{folder.path} names code of its own, which is run now: {files}")
 
@@ -130,13 +132,16 @@ def identity_of(context: RunContext) -> dict[str, Any]:
 
 
 def code_sha256(config: Config) -> dict[str, str]:
-    """Digests of the users' files of code that a configuration names, by path."""
+    """Digests of the users' code that a configuration names: files by path, a class by name."""
     sections = [config.data, *config.tasks.values()]
     names = [config.federation.strategy, config.engine.name, *(data.name for data in sections)]
     names += [*config.evaluation.other_data, *config.evaluation.metrics, config.robust.rule or ""]
     files = sorted({name.rpartition(":")[0] for name in names if in_file(name)})
     # Of one that is not there, importing it will say so.
-    return {file: file_sha256(Path(file)) if Path(file).is_file() else "" for file in files}
+    found = {file: file_sha256(Path(file)) if Path(file).is_file() else "" for file in files}
+    strategy = config.federation.strategy
+    given = is_given("strategies", strategy)
+    return found | ({strategy: class_sha256(load("strategies", strategy))} if given else {})
 
 
 def _config_of(config: Config, *, remote: bool) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from fedclip.federated.strategies import Strategy
 from fedclip.federated.updates import Quorum
 from fedclip.records import RunState, plain_json
 from fedclip.reports.curves import curves_png
-from fedclip.reports.listener import Listener, Listeners
+from fedclip.reports.listener import Heard, Listener, Listeners
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def run(
     config: Config | Mapping[str, Any] | str | Path,
     *,
     output: str | Path | None = None,
-    listener: Listener | Sequence[Listener] | None = None,
+    listener: Heard | Sequence[Heard] | None = None,
 ) -> Run:
     """Runs a configuration, given as a tree, a dictionary or a YAML file, into a new folder.
 
@@ -80,7 +80,7 @@ def run(
     """
     name = Path(config).stem if isinstance(config, str | Path) else "run"
     started = time.perf_counter()
-    config = with_absolute_paths(_as_config(config))
+    config = with_absolute_paths(as_config(config))
     path = Path(output) if output else next_folder(name)
     RunFolder.check_free(path)  # before anything slow
     with (
@@ -98,7 +98,7 @@ def run(
         return carry_out(context, strategy, folder, heard, started)
 
 
-def resume(folder: str | Path, *, listener: Listener | Sequence[Listener] | None = None) -> Run:
+def resume(folder: str | Path, *, listener: Heard | Sequence[Heard] | None = None) -> Run:
     """Goes on with a run that was stopped; a finished one is returned as it is.
 
     One that a listener has ended early goes on to the last round of its configuration.
@@ -123,13 +123,14 @@ def resume(folder: str | Path, *, listener: Listener | Sequence[Listener] | None
         return carry_out(context, strategy, run_folder, heard, started)
 
 
-def _listeners(given: Listener | Sequence[Listener] | None, processes: Processes) -> Listeners:
+def _listeners(given: Heard | Sequence[Heard] | None, processes: Processes) -> Listeners:
     """All that listen to a run, put together here alone; only the first process has any."""
     listeners = Listeners.of(given)
     return listeners if processes.is_first else Listeners([])
 
 
-def _as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
+def as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
+    """A configuration from any of its forms, checked."""
     if isinstance(config, Config):
         return config
     if isinstance(config, Mapping):

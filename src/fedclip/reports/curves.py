@@ -11,12 +11,18 @@ if TYPE_CHECKING:
 
 
 def curves_png(metrics: Sequence[Mapping[str, Any]], zero_shot: float | None) -> bytes:
-    """Loss and accuracy by round as a PNG, with the clients' spread and the zero-shot line."""
-    from matplotlib.figure import Figure  # slow to import, and not needed before a run's end
+    """Loss and accuracy by round as a PNG."""
+    return png(curves(metrics, zero_shot))
+
+
+def curves(metrics: Sequence[Mapping[str, Any]], zero_shot: float | None) -> Figure:
+    """Loss and accuracy by round, with the clients' spread and the zero-shot line."""
+    # Slow to import, and not needed before a run's end.
+    from fedclip.reports.notebook_figure import NotebookFigure
 
     # A Figure of its own, without pyplot: no global state and no window system.
     # Fixed margins: a layout that is computed takes half a second.
-    figure = Figure(figsize=(9, 3.6))
+    figure = NotebookFigure(figsize=(9, 3.6))
     figure.subplots_adjust(left=0.065, right=0.985, bottom=0.14, top=0.91, wspace=0.18)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
 
@@ -51,7 +57,7 @@ def curves_png(metrics: Sequence[Mapping[str, Any]], zero_shot: float | None) ->
         axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
-    return png(figure)
+    return figure
 
 
 def png(figure: Figure) -> bytes:

@@ -6,7 +6,7 @@ checkpoint stays: an error is never swallowed, and `resume` goes on from the las
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -71,6 +71,22 @@ class Listener:
         """The run has ended and everything is written; `summary` is that of `summary.json`."""
 
 
+class Callback(Listener):
+    """A function as a listener, called with each round's record; what it returns is passed over."""
+
+    def __init__(self, function: Callable[[Mapping[str, Any]], Any]) -> None:
+        """Takes the function."""
+        self._function = function
+
+    def round(self, record: Mapping[str, Any]) -> None:
+        """Calls the function."""
+        self._function(record)
+
+
+Heard = Listener | Callable[[Mapping[str, Any]], Any]
+"""What may listen to a run: a listener, or a function of each round's record."""
+
+
 class Listeners(Listener):
     """Several listeners as one: each hears of every event, in the order given."""
 
@@ -80,17 +96,17 @@ class Listeners(Listener):
         self._entered = ExitStack()
 
     @classmethod
-    def of(cls, given: Listener | Sequence[Listener] | None) -> Self:
-        """One listener, several or none as one; UsageError for anything else."""
-        several = given if isinstance(given, list | tuple) else [given]
+    def of(cls, given: Heard | Sequence[Heard] | None) -> Self:
+        """One listener or function, several or none as one; UsageError for anything else."""
+        several: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
         listeners: list[Any] = [] if given is None else list(several)
         for one in listeners:
-            if not isinstance(one, Listener):
+            if isinstance(one, type) or not (isinstance(one, Listener) or callable(one)):
                 raise UsageError(
-                    "listener must be an instance of a class derived from fedclip.Listener, or a "
-                    f"list of them, got {one!r}"
+                    "listener must be an instance of a class derived from fedclip.Listener, a "
+                    f"function of each round's record, or a list of them, got {one!r}"
                 )
-        return cls(listeners)
+        return cls([one if isinstance(one, Listener) else Callback(one) for one in listeners])
 
     def __enter__(self) -> Self:
         """Enters all; if one fails, those before it are left again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from fedclip.catalog import FLAGS, STRATEGIES, StrategyEntry, in_file, load
 from fedclip.errors import FedclipError, UsageError
 from fedclip.federated.strategies.averaging import FedAvg
@@ -15,13 +17,13 @@ def create_strategy(name: str, setting: Setting | None = None) -> Strategy:
     return make_strategy(name, load_strategy(name)[0], setting or Setting())
 
 
-def load_strategy(name: str) -> tuple[type[Strategy], StrategyEntry]:
-    """The class that a name stands for, and what may be combined with it."""
+def load_strategy(name: str) -> tuple[type[Strategy] | Strategy, StrategyEntry]:
+    """The class, or the object handed over, that a name stands for, and what goes with it."""
     found = load("strategies", name)
     row = STRATEGIES.get(name)
     if row is not None:
         return found, row
-    if not (isinstance(found, type) and issubclass(found, Strategy)):
+    if not issubclass(found if isinstance(found, type) else type(found), Strategy):
         file, _, attribute = name.rpartition(":")
         what = f"{file} has no class {attribute}" if in_file(name) else f"{name} is no class"
         raise UsageError(
@@ -42,8 +44,12 @@ def load_strategy(name: str) -> tuple[type[Strategy], StrategyEntry]:
     return found, StrategyEntry(name, options=tuple(options), **flags)
 
 
-def make_strategy(name: str, own: type[Strategy], setting: Setting) -> Strategy:
-    """An object of a strategy's class."""
+def make_strategy(name: str, own: type[Strategy] | Strategy, setting: Setting) -> Strategy:
+    """An object of a strategy's class; of an object, a copy that knows the run."""
+    if isinstance(own, Strategy):
+        made = copy.deepcopy(own)
+        made.setting = setting
+        return made
     if name in STRATEGIES:
         return own(setting)
     try:
