@@ -120,7 +120,7 @@ def test_an_error_of_a_listener_ends_the_run_and_keeps_the_round(undisturbed, tm
     assert contents(folder) == contents(undisturbed[0].folder)
 
 
-@pytest.mark.parametrize("given", [Notes, "wandb", [Notes(), print], [None]])
+@pytest.mark.parametrize("given", [Notes, "wandb", [Notes(), 3], [None]])
 def test_what_is_no_listener_is_refused_before_anything_is_done(given, tmp_path):
     with pytest.raises(UsageError, match=r"derived from fedclip\.Listener"):
         fedclip.run(CONFIG, output=tmp_path / "run", listener=given)
