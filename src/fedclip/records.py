@@ -190,7 +190,8 @@ class ClientReport:
     """What a client says about its training, besides the tensors.
 
     `rate_sum` is the sum of the learning rates of its steps, `start_loss` its loss before training,
-    where that was asked for. `weight` is its weight in means, None for its number of examples.
+    where that was asked for. `weight` is its weight in means, None for its number of examples. A
+    site that hides its examples tells no loss (nan), and the `epsilon` that it has spent.
     """
 
     client_id: str
@@ -201,6 +202,7 @@ class ClientReport:
     rate_sum: float = math.nan
     start_loss: float = math.nan
     weight: float | None = None
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)

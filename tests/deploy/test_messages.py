@@ -24,7 +24,8 @@ from fedclip.deploy.messages.codec import (
     rank_map,
 )
 from fedclip.deploy.messages.envelope import BadMessage, Envelope, pack_header, read_header
-from fedclip.deploy.messages.replies import Refused, read_update, too_large
+from fedclip.deploy.messages.outliers import too_large
+from fedclip.deploy.messages.replies import Refused, read_update
 from fedclip.deploy.messages.requests import Exchange, Ticket
 from fedclip.records import ClientReport, RunState, TrainRequest
 

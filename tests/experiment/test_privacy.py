@@ -321,9 +321,11 @@ def test_without_an_accountant_nothing_begins(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_federation_over_machines_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"privacy.unit: example is for runs on one machine"):
-        coordinate(config_from_dict(CONFIG), tmp_path / "run", lambda text: None)
+def test_a_federation_over_machines_hides_no_whole_clients(tmp_path):
+    config = config_from_dict(with_(privacy={"unit": "client"}))
+    with pytest.raises(UsageError, match=r"privacy.unit: client is for runs on one machine"):
+        coordinate(config, tmp_path / "run", lambda text: None)
+    assert not (tmp_path / "run").exists()
     assert not (tmp_path / "run").exists()
 
 

@@ -10,7 +10,7 @@ from fedclip.config.section import Section
 
 
 class PrivacyConfig(Section):
-    """Differential privacy of a run on one machine; the page on privacy says what it promises."""
+    """Differential privacy of a run; the page on privacy says what it promises."""
 
     unit: Literal["example", "client"] | None = Field(
         None,

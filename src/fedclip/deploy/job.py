@@ -24,7 +24,7 @@ DATA_KEYS = (
 """Keys of `data` that are the run's; the others are the site's own."""
 
 EPSILON = "epsilon"
-"""What a run promises of differential privacy; no run of this version promises any."""
+"""What a run promises of differential privacy for each example, None for nothing that is known."""
 
 SECURE = "secure"
 """The section of the same name, where updates are masked."""
@@ -37,7 +37,7 @@ def make_job(
     config: Config, class_names: Sequence[str], templates: Sequence[str]
 ) -> dict[str, Any]:
     """The job of a run, as JSON; nothing in it is about the coordinator's machine."""
-    whole = config.model_dump(mode="json")
+    whole, privacy = config.model_dump(mode="json"), config.privacy
     if Path(config.model.model_name).is_dir():  # where it lies here is nobody's business
         whole["model"]["model_name"] = Path(config.model.model_name).name
     secure = {SECURE: whole[SECURE]} if config.secure.masked else {}
@@ -45,9 +45,10 @@ def make_job(
         "config": {key: whole[key] for key in SECTIONS}
         | {"evaluation": {"max_examples": whole["evaluation"]["max_examples"]}}
         | {"data": {key: whole["data"][key] for key in DATA_KEYS}}
-        | {"federation": {"strategy": "fedavg", "rounds": config.federation.rounds}},
+        | {"federation": {"strategy": "fedavg", "rounds": config.federation.rounds}}
+        | ({} if privacy.unit is None else {"privacy": whole["privacy"]}),
         "strategy": whole_name(config),
-        EPSILON: None,
+        EPSILON: privacy.target_epsilon if privacy.unit == "example" else None,
         APP: installed_app(),
         "up": config.deploy.up,
         "class_names": list(class_names),

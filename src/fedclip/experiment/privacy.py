@@ -9,10 +9,10 @@ from typing import Any
 
 from fedclip.config import Config, PrivacyConfig
 from fedclip.errors import UsageError
-from fedclip.evaluation.metrics import chosen
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import RunFolder
+from fedclip.experiment.openness import Openness, public_part
 from fedclip.federated.privacy.accounting import Spent, largest, noise_for
 from fedclip.federated.privacy.charging import ChargedEngine
 from fedclip.federated.privacy.client_level import ClientMechanism, PrivateMean
@@ -34,52 +34,9 @@ from fedclip.reports.listener import Listener
 
 KEY, LEDGER = "noise.key", "ledger.json"
 MEAN = "mean over clients"
-PUBLIC = frozenset(
-    {"server_round", "bytes_up", "bytes_down", "accuracy", "test_loss", "test_examples"}
-    | {"retrieval", "macro_f1", "majority_class_rate", "worst_class", "stopped_by"}
-)
-"""Keys of a record that speak of the adapter and of test images, not of single clients."""
 NO_GUARANTEE = (
     "privacy.reproducible: noise and batches follow from the seed: no guarantee of privacy"
 )
-
-
-class Openness:
-    """What a run that promises nothing does with what `RunPrivacy` keeps private: it tells all."""
-
-    tells_classes = True
-    sample: Sample | None = None
-
-    def engine(self, create: Callable[[DpSgd | None], Engine]) -> Engine:
-        """The engine of the run."""
-        return create(None)
-
-    def strategy(self, inner: Strategy) -> Strategy:
-        """What combines the updates."""
-        return inner
-
-    def hears(self, listener: Listener) -> Callable[[ClientReport], None]:
-        """Who hears of each client's training."""
-        return listener.client
-
-    def result(self, result: RoundResult) -> RoundResult:
-        """A round's result as it may be told."""
-        return result
-
-    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """What of a record may be told."""
-        return dict(record)
-
-    def public(self, folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
-        """A round's record as it is written; what is left out may go to a file of its own."""
-        return dict(record)
-
-    def promise(self) -> dict[str, Any]:
-        """What the summary says of it."""
-        return {}
-
-    def end(self, folder: RunFolder, summary: Mapping[str, Any]) -> None:
-        """Clears up after the last round."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +74,7 @@ class RunPrivacy(Openness):
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """What speaks of the adapter and of test images, and not of single clients."""
-        public = PUBLIC | chosen(self.metrics).keys()
-        return {k: v for k, v in record.items() if k in public or k.startswith("zero_shot_")}
+        return public_part(record, self.metrics)
 
     def public(self, folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
         """The record without the rest, and with what was spent."""

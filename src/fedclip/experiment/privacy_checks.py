@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 
+from fedclip.config import Config
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.context import RunContext
 from fedclip.experiment.privacy import noise_of
@@ -30,12 +31,48 @@ def check_privacy(context: RunContext, choose: Callable[[RunContext], Strategy])
     config = context.config
     if config.privacy.unit is None:
         return
-    require_accountant()
-    if texts := list(_misfits(context)):
-        raise UsageError("; ".join(texts))
+    require_fit(context)
     numbers = _dry_round(context, choose(context))
     if config.privacy.unit == "client":
         _warn_of_noise(context, numbers)
+
+
+def require_at_sites(config: Config) -> None:
+    """Raise UsageError for what sites on other machines cannot promise."""
+    privacy = config.privacy
+    if privacy.unit is None:
+        return
+    reasons = {
+        "privacy.unit: client": (
+            privacy.unit == "client",
+            "is for runs on one machine; over several machines each site hides its own examples: "
+            "privacy.unit: example",
+        ),
+        "privacy.reproducible": (
+            privacy.reproducible,
+            "does not go with sites, which draw their noise from secrets of their own; leave it "
+            "out",
+        ),
+        "privacy.tell": (
+            privacy.tell,
+            "does not go with sites, which tell nothing beside the guarantee; leave it out",
+        ),
+        "secure.aggregation: masked": (
+            config.secure.masked,
+            "sums the sites' losses too, which a private run over several machines does not tell; "
+            "leave out one of the two",
+        ),
+    }
+    for key, (given, why) in reasons.items():
+        if given:
+            raise UsageError(f"{key} {why}")
+
+
+def require_fit(context: RunContext) -> None:
+    """Raise UsageError where the clients of a built run are not such as its privacy needs."""
+    require_accountant()
+    if texts := list(_misfits(context)):
+        raise UsageError("; ".join(texts))
 
 
 def _misfits(context: RunContext) -> Iterator[str]:
@@ -45,7 +82,7 @@ def _misfits(context: RunContext) -> Iterator[str]:
     if context.processes.count > 1:
         yield "privacy: a private run is one process; leave torchrun out"
     if context.sites is not None:
-        yield "privacy: runs over several machines cannot be private yet; leave the section out"
+        return  # each site sees to it by itself
     if privacy.unit == "client":
         if privacy.delta >= 1 / len(clients):
             yield (

@@ -10,7 +10,7 @@ from fedclip.experiment.build import check_partition
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import PARTITION, RunFolder
-from fedclip.experiment.privacy import Openness
+from fedclip.experiment.openness import Openness
 from fedclip.experiment.round_records import Judge, figures_of
 from fedclip.experiment.stopwatch import Stopwatch
 from fedclip.federated.rounds import RoundResult

@@ -29,9 +29,10 @@ from fedclip.experiment.engine import create_engine, step_settings
 from fedclip.experiment.evaluate import evaluate_merged
 from fedclip.experiment.folder import CONFIG, RunFolder, next_folder
 from fedclip.experiment.identity import check_config, take_up
+from fedclip.experiment.openness import Openness
 from fedclip.experiment.predictions_file import write_predictions
-from fedclip.experiment.privacy import Openness, begin_privacy
 from fedclip.experiment.privacy_checks import check_privacy
+from fedclip.experiment.privacy_of_sites import take_up_privacy
 from fedclip.experiment.report import write_report
 from fedclip.experiment.round_files import OpenRun, record_partition
 from fedclip.experiment.round_records import Judge, before_training, round_record
@@ -157,7 +158,7 @@ def carry_out(
         listener.start(config)
         checkpoint = take_up(context, folder)
         record_partition(context, folder, listener)
-        privacy = begin_privacy(context, folder, checkpoint, listener)
+        privacy = take_up_privacy(context, folder, checkpoint, listener)
         if engine is None:
             trained = privacy.engine(partial(create_engine, context))
             engine = secure.masked_engine(context, trained)

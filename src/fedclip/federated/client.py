@@ -120,15 +120,14 @@ def local_train(
     2020, arXiv:1812.06127, equation 2).
     """
     task = task or LocalTask()
-    before = math.nan
+    data, before = (pixels, labels, indices), math.nan
     if task.request.start_loss:
-        before = mean_loss(model, pixels, labels, indices, settings, device, objective)
+        before = mean_loss(model, *data, settings, device, objective)
     model.train()
     live = model.trainable()
     leaves = _leaves(live, task)
     correct = _correction(leaves, settings, task)
-    optimizer = make_optimizer(leaves, settings)
-    scaler = make_scaler(settings, device)
+    optimizer, scaler = make_optimizer(leaves, settings), make_scaler(settings, device)
     steps = _steps(indices, settings, task.private, seed)
     loss_sum = torch.zeros((), dtype=torch.float64, device=float64_home(device))
     rate_sum = 0.0

@@ -50,6 +50,7 @@ BOUNDS = {
     "start_loss": Bounds(0, 1e6),
     "rate_sum": Bounds(0, 1e12),
     "seconds": Bounds(0, 1e9),
+    "epsilon": Bounds(0, 1e9),
     "tests": Bounds(0, 1e9, whole=True),
     "correct": Bounds(0, 1e9, whole=True),
 }
@@ -164,6 +165,7 @@ def report_fault(report: ClientReport, request: TrainRequest) -> Reason | None:
     """A number of the report that cannot be, or that is not what was agreed."""
     divides = request.start_loss or report.client_id in request.offsets  # q-FedAvg, SCAFFOLD
     unneeded = {"start_loss": not request.start_loss, "rate_sum": not divides}
+    unneeded |= {"loss": report.epsilon is not None}
     for key in ("num_examples", "loss", "steps", "seconds", "rate_sum", "start_loss"):
         value = getattr(report, key)
         unknown = unneeded.get(key, False) and isinstance(value, float) and math.isnan(value)

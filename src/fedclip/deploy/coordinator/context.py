@@ -15,6 +15,7 @@ from fedclip.data.prompts import PROMPTS
 from fedclip.errors import UsageError
 from fedclip.experiment.build import build, load_data
 from fedclip.experiment.context import RunContext
+from fedclip.experiment.privacy_checks import require_at_sites
 from fedclip.models.pretrained import load_pixels
 from fedclip.reports.listener import Listener
 
@@ -31,10 +32,10 @@ def coordinator_context(config: Config, listener: Listener, sites: dict[str, int
         "task: contrastive": config.task != "classification",
         "federation.sharing.mode": config.federation.sharing.mode != "shared",
         "federation.client_memory_mb": config.federation.client_memory_mb is not None,
-        "privacy.unit": config.privacy.unit is not None,
     }
     for key in (key for key, given in only_here.items() if given):
         raise UsageError(f"{key} is for runs on one machine; leave it out")
+    require_at_sites(config)
     alone = _as_one_client(config)
     data = _tests(load_data(alone, listener)) if config.deploy.test_data else _no_data(config)
     context = build(alone, listener, data=data)

@@ -28,6 +28,7 @@ from fedclip.deploy.keys import folder as keys
 from fedclip.errors import FedclipError, UsageError
 from fedclip.experiment.build import with_absolute_paths
 from fedclip.experiment.folder import CONFIG, METRICS, RunFolder
+from fedclip.experiment.privacy_checks import require_at_sites
 from fedclip.experiment.run import Run
 from fedclip.experiment.summary_file import read_summary
 
@@ -43,12 +44,7 @@ def coordinate(config: Config, folder: Path, say: Callable[[str], None]) -> Run:
     `say` gets lines of progress. Raises UsageError for what the user can mend, and what stopped
     the rounds otherwise.
     """
-    if config.privacy.unit is not None:  # a promise that nobody would keep
-        raise UsageError(
-            f"privacy.unit: {config.privacy.unit} is for runs on one machine: sites of a "
-            "federation do not train privately yet; leave the section privacy out, and then "
-            "nothing is promised"
-        )
+    require_at_sites(config)
     require_keys(config)
     config = with_absolute_paths(config)
     run = _take_up(config, folder)

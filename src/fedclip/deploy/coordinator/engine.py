@@ -56,4 +56,5 @@ def _formats(config: Config) -> Formats:
         deploy.largest_update or USUAL_LARGEST_UPDATE,
         MOST_EXAMPLES if by_examples else None,
         "secure.most_examples" if secure.masked else "robust.largest_share",
+        private=config.privacy.unit is not None,
     )

@@ -35,6 +35,7 @@ from fedclip.evaluation.metrics import chosen
 from fedclip.evaluation.per_client import told_by_clients
 from fedclip.experiment.class_coverage import check_measurable
 from fedclip.experiment.folder import RunFolder
+from fedclip.experiment.privacy_checks import check_privacy
 from fedclip.experiment.run import Run, carry_out
 from fedclip.experiment.secure import check_secure
 from fedclip.experiment.strategy import choose_strategy, is_personal
@@ -146,6 +147,7 @@ def _rounds(
     engine = remote_engine(context, files, mail, roster, patience, listener, listener.traffic)
     strategy = choose_strategy(context)
     check_secure(context, choose_strategy)
+    check_privacy(context, choose_strategy)
 
     signed: dict[str, Any] = {}
 

@@ -20,7 +20,7 @@ from fedclip.deploy.messages.envelope import BadMessage, Envelope
 from fedclip.deploy.messages.heads import LOG, Head
 from fedclip.deploy.messages.requests import Exchange, Ticket
 from fedclip.errors import shortened
-from fedclip.federated.update_checks import BOUNDS, Reason, check, number_fault, outliers
+from fedclip.federated.update_checks import BOUNDS, Reason, check, number_fault
 from fedclip.records import ClientReport, ClientUpdate, State, TrainRequest
 
 READY, UPDATE, TESTED, REFUSAL = "ready", "update", "tested", "refusal"
@@ -30,7 +30,7 @@ _COMMON = frozenset({"version", "kind", "site", "run", "job", "round", "nonce", 
 NUMBERS = ("num_examples", "loss", "steps", "seconds", "rate_sum", "start_loss")
 KEYS = {
     READY: _COMMON | {"num_examples", "software"},
-    UPDATE: _COMMON | {"layout", "ranks", "form", *NUMBERS},
+    UPDATE: _COMMON | {"layout", "ranks", "form", "epsilon", *NUMBERS},
     TESTED: _COMMON | {"tests", "correct"},
     REFUSAL: _COMMON | {"code", "reason"},
     MASK_KEYS: _COMMON | {"keys"},
@@ -122,6 +122,8 @@ def update(
         "rate_sum": report.rate_sum,
         "start_loss": report.start_loss,
     }
+    if report.epsilon is not None:
+        header |= {"epsilon": report.epsilon}
     return Envelope(header, arrays).pack(), lost
 
 
@@ -151,10 +153,12 @@ def read_update(
     *,
     request: TrainRequest,
     largest: int,
+    private: bool = False,
 ) -> Update:
     """A site's update; raises Refused, naming the site, for whatever does not match the request.
 
-    `request` is what the round's sites were asked, `exchange` this one's part of it.
+    `request` is what the round's sites were asked, `exchange` this one's part of it. Of a `private`
+    run it tells the epsilon that it has spent, and no loss.
     """
     envelope = check_answer(data, UPDATE, ticket, site, largest)
     header, layout = envelope.header, exchange.answer_layout
@@ -178,7 +182,10 @@ def read_update(
         raise Refused(f"{site}: {error}") from None
     if form != "fp32":
         tensors = {n: exchange.start[n].float() + t for n, t in tensors.items()}
-    report = ClientReport(site, **read_numbers(header, site, NUMBERS))
+    if private != ("epsilon" in header):
+        told = "no epsilon, in a private run" if private else "an epsilon, in a run without"
+        raise Refused(f"{site} sends {told}", kind="keys")
+    report = ClientReport(site, **read_numbers(header, site, NUMBERS, private=private))
     update = Update(report, tensors, _distance(tensors, exchange.start))
     if (reason := check(update, request)) is not None:
         raise _refused(site, reason)
@@ -193,24 +200,6 @@ def check_answer(data: bytes, kind: str, ticket: Ticket, site: str, largest: int
     _check_kind(envelope, kind, site)
     _check_ticket(envelope.header, ticket, site)
     return envelope
-
-
-def too_large(
-    changes: Mapping[str, float], times: float, usual: float | None
-) -> dict[str, Refused]:
-    """Why updates of such norms are not taken, by site: more than `times` what others have.
-
-    Each is compared with the median of the others, a single one with `usual`, if there is one.
-    """
-    return {
-        site: Refused(
-            f"{site} sends an update {found.times:.0f} times as large as the others' "
-            f"(norm {found.norm:.3g}); {times:g} times is the limit (deploy.largest_update)",
-            kind="size",
-            figure=found.times,
-        )
-        for site, found in outliers(changes, times, usual).items()
-    }
 
 
 def _opened(data: bytes, largest: int, site: str) -> Envelope:
@@ -259,9 +248,13 @@ def _check_ticket(header: Mapping[str, Any], ticket: Ticket, site: str) -> None:
         )
 
 
-def read_numbers(header: Mapping[str, Any], site: str, keys: Sequence[str]) -> dict[str, Any]:
+def read_numbers(
+    header: Mapping[str, Any], site: str, keys: Sequence[str], *, private: bool = False
+) -> dict[str, Any]:
     """Numbers of a site's training, within their bounds; raises Refused."""
-    return {key: _number(header, key, site, null=key in _MAYBE) for key in keys}
+    maybe = ("loss", *_MAYBE) if private else _MAYBE
+    found = {key: _number(header, key, site, null=key in maybe) for key in keys}
+    return found | ({"epsilon": _number(header, "epsilon", site)} if private else {})
 
 
 _MAYBE = ("rate_sum", "start_loss")

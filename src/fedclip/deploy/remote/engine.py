@@ -15,6 +15,7 @@ from typing import Any
 
 from fedclip.deploy.messages import replies, requests, results
 from fedclip.deploy.messages.codec import Format
+from fedclip.deploy.messages.outliers import too_large
 from fedclip.deploy.messages.replies import Refused, Update, believed
 from fedclip.deploy.messages.requests import Exchange, Ticket
 from fedclip.deploy.messages.results import Tested
@@ -35,6 +36,7 @@ class Formats:
     largest_update: float = 10.0
     most_examples: float | None = None  # times those of all other sites, if examples weigh
     cap: str = "robust.largest_share"  # the key that bounds what one site weighs
+    private: bool = False  # sites tell the epsilon that they have spent, and no losses
 
 
 @dataclass
@@ -246,6 +248,7 @@ class RemoteEngine:
                     self._formats.up,
                     request=work.request,
                     largest=self._formats.largest_message,
+                    private=self._formats.private,
                 )
                 self._require_others_count(work, site)
         except Refused as refused:
@@ -278,7 +281,7 @@ class RemoteEngine:
 
     def _drop_outliers(self, work: Round) -> None:
         limit = self._formats.largest_update
-        for site, refused in replies.too_large(work.sizes, limit, self._usual).items():
+        for site, refused in too_large(work.sizes, limit, self._usual).items():
             del work.updates[site]
             self._leave_out(work, site, refused)
 

@@ -79,6 +79,11 @@ class PolicyConfig(Section):
     when_refused: Literal["wait", "end"] = Field(
         "wait", description="What the site does once it has refused a run: wait, or end (exit 2)."
     )
+    total_epsilon: OwnWeight | None = Field(
+        None,
+        description="The most that all private runs together may spend of these images: the sum of "
+        "their epsilons, kept in the site's state; `null` leaves it to each run.",
+    )
     largest_epsilon: OwnWeight | None = Field(
         None,
         description="The least privacy: takes part only in runs that promise differential "

@@ -57,7 +57,8 @@ class SiteJournal:
 
     def sent(self, ticket: Ticket, report: ClientReport, message: bytes) -> None:
         """The answer to it is about to be sent."""
-        facts = {"loss": report.loss, "seconds": round(report.seconds, 1)}
+        told = {"loss": report.loss} if report.epsilon is None else {"epsilon": report.epsilon}
+        facts = {**told, "seconds": round(report.seconds, 1)}
         run = {"run": _run_of(ticket), "round": ticket.server_round}
         self._log.add("sent", **run, **facts, **message_facts("sent", message))
 

@@ -86,9 +86,11 @@ def _leaves(job: Mapping[str, Any], site: SiteConfig) -> str:
     limits = limits_of(job)
     sent = _GROUPS.values() if limits is None else [_GROUPS[g] for g in sorted(limits.sends)]
     tensors = f"{', '.join(sent)} after each round ({job.get('up')})" if sent else "no tensors"
-    losses = "mean losses, "
+    private = "privacy" in job["config"]
+    losses = "the epsilon spent, " if private else "mean losses, "
     if is_masked(job):
         tensors, losses = f"{tensors}, with the loss, behind masks", ""
     numbers = f"the numbers of training examples and steps, {losses}seconds, versions"
-    tests = ", how many of its test images are right" if site.policy.tell_accuracy else ""
+    tells = site.policy.tell_accuracy and not private
+    tests = ", how many of its test images are right" if tells else ""
     return f"{tensors}; {numbers}{tests}"

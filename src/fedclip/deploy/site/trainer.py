@@ -7,20 +7,13 @@ from __future__ import annotations
 
 import json
 import traceback
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedclip import files
-from fedclip.config import Config
-from fedclip.data.federated_data import FederatedData
-from fedclip.data.loading import load_federated
-from fedclip.data.picture_sizes import warn_if_shrunk
-from fedclip.data.sources.site import site_source
-from fedclip.deploy.job import job_config
 from fedclip.deploy.messages import masks, replies, requests, results
 from fedclip.deploy.messages.envelope import BadMessage, Envelope
 from fedclip.deploy.messages.masks import MASKS
@@ -35,21 +28,14 @@ from fedclip.deploy.site.masking import SiteMasks
 from fedclip.deploy.site.private_state import PrivateState, drop_other_runs
 from fedclip.deploy.site.requirements import is_masked, unmet
 from fedclip.deploy.site.signed_result import checked_statement
-from fedclip.errors import FedclipError, FedclipWarning, TrainingFailed, UsageError, shortened
-from fedclip.experiment.build import build, model_config, model_seed
-from fedclip.experiment.context import RunContext
-from fedclip.experiment.engine import create_engine
+from fedclip.deploy.site.work import Work, begin_work
+from fedclip.errors import FedclipError, TrainingFailed, UsageError, shortened
 from fedclip.experiment.evaluate import evaluate_model
 from fedclip.experiment.save_adapters import save_adapter
-from fedclip.federated.rounds import Engine
 from fedclip.federated.secure.session import Broken
 from fedclip.federated.update_checks import require_sound
-from fedclip.models.clip import create_clip_model
-from fedclip.models.pretrained import advice_on_size, load_pixels
 from fedclip.models.state import adapter_sha256
-from fedclip.models.summary import base_sha256
-from fedclip.records import ClientUpdate, State, TrainRequest
-from fedclip.reports.listener import Listener
+from fedclip.records import ClientReport, ClientUpdate, State, TrainRequest
 
 if TYPE_CHECKING:
     import torch
@@ -59,20 +45,6 @@ JOB, ADAPTER = "job.json", "adapter"
 PURPOSES = ("client", "personal")
 """What a site trains for; what it keeps of the second, Ditto's, is laid over that of the first."""
 OWN_LOG = "its data or settings do not fit this run; its own log says how"
-
-
-@dataclass(frozen=True)
-class Work:
-    """A job that the site has taken up: the engine that trains it, and what it is about."""
-
-    digest: str
-    context: RunContext
-    engine: Engine
-    base: str
-    num_examples: int
-    job: Mapping[str, Any]
-    app: str
-    agreed: str
 
 
 class SiteTrainer:
@@ -166,8 +138,8 @@ class SiteTrainer:
         residual = {
             n.removeprefix(RESIDUAL): t for n, t in before.items() if n.startswith(RESIDUAL)
         }
-        own, report = self.journal.own(ticket), update.report
-        data, lost = replies.update(own, report, tensors, exchange, form, residual)
+        own = self.journal.own(ticket)
+        data, lost = replies.update(own, update.report, tensors, exchange, form, residual)
         after = {KEPT + name: tensors[name] for name in exchange.kept}
         after |= {RESIDUAL + name: tensor for name, tensor in lost.items()}
         if after:
@@ -179,14 +151,17 @@ class SiteTrainer:
         if not request.shift:
             work.context.shift({})  # an earlier run of the same job may have left one
         (cohort,) = work.engine.train(replace(request, starts={self.config.name: kept}))
-        return require_sound(cohort, request)
+        update = require_sound(cohort, request)
+        if work.privacy is None:
+            return update
+        return replace(update, report=work.privacy.told(update.report))
 
     def _sent(self, ticket: Ticket, update: ClientUpdate, data: bytes) -> bytes:
         """Writes down that an answer is about to be sent."""
         report = update.report
         self.journal.sent(ticket, report, data)
         self._say(
-            f"round {ticket.server_round}: loss {report.loss:.3f}, "
+            f"round {ticket.server_round}: {_in_words(report)}, "
             f"{report.seconds:.1f} s, {len(data)} bytes sent"
         )
         return data
@@ -223,7 +198,10 @@ class SiteTrainer:
         self.journal.ended(ticket, found, message, adapter=str(folder / ADAPTER))
         if signed is not None:
             self.journal.seal(folder / ADAPTER, signed)
-        found = found if self.config.policy.tell_accuracy else Tested()
+        tells = self.config.policy.tell_accuracy and work.privacy is None
+        found = found if tells else Tested()
+        if work.privacy is not None and ticket.server_round >= work.rounds:
+            work.privacy.end()
         return results.tested(self.journal.own(ticket), site, found)
 
     def _known(self, ticket: Ticket) -> Work:
@@ -246,54 +224,19 @@ class SiteTrainer:
             raise policy.Against(reason)
         asked = Terms.of(ticket, job, state)
         agreed = require_consent(self.config, asked)
-        if self._work is None or self._work.digest != ticket.job:
+        if self._work is None or not self._work.serves(ticket):
+            self._masks.require_able(job)
             self._say(agreed)
             self._work = None  # one model in memory at a time
-            self._work = self._begin(asked, job, ticket.job, agreed)
+            self._work = begin_work(self.config, asked, job, ticket.job, agreed, self._say)
         require_base(asked, self._work.base)
         return self._work
 
-    def _begin(self, asked: Terms, job: Mapping[str, Any], digest: str, agreed: str) -> Work:
-        """Builds the model, and then reads the images: a model that was not agreed on sees none."""
-        site = self.config
-        config = job_config(job, site.device, site.as_data, site.model)
-        policy.check_job(site.policy, job, config)
-        self._masks.require_able(job)
-        names, templates = tuple(job["class_names"]), tuple(job["templates"])
-        model = create_clip_model(
-            model_config(config), class_names=names, templates=templates, seed=model_seed(config)
-        )
-        policy.check_adapter(site.policy, model.trainable())
-        base = base_sha256(model)
-        require_base(asked, base)
-        data = replace(self._images(config, names), templates=templates)
-        (own,) = data.clients
-        if own.client_id != site.name:
-            raise UsageError("the site's images were divided, which they must not be")
-        context = build(config, Listener(), data=data, model=model)
-        self._say(f"took up a run: {len(own.train)} training examples")
-        engine, count = create_engine(context), len(own.train)
-        return Work(digest, context, engine, base, count, job, asked.app, agreed)
 
-    def _images(self, config: Config, names: Sequence[str]) -> FederatedData:
-        """The site's images, all of them its own; what there is to say of them stays here."""
-        site = self.config
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", FedclipWarning)
-            pixels = load_pixels(config.model.model_name)
-            data = load_federated(
-                config.data,
-                num_clients=1,
-                seed=config.seed,
-                to_pixels=pixels.to_pixels,
-                pixels_key=pixels.key,
-                source=site_source(site.data.path, site.name, names, site.data.classes),
-                needs_tests=False,  # a small site may hold out none, as in a simulation
-            )
-            warn_if_shrunk(data, pixels.image_size, advice_on_size(config.model.model_name))
-        for warning in caught:
-            self._say(f"note: {warning.message}")
-        return data
+def _in_words(report: ClientReport) -> str:
+    if report.epsilon is None:
+        return f"loss {report.loss:.3f}"
+    return f"epsilon {report.epsilon:.3g} spent"
 
 
 class UnknownJob(Exception):

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from fedclip.errors import UsageError
-from fedclip.federated.privacy.ledger import Ledger, request_sha256
+from fedclip.federated.privacy.ledger import request_sha256
 from fedclip.records import Cohort, TrainRequest
 
 
 class Refused(UsageError):
     """What a strategy asks for cannot be had with privacy."""
+
+
+class Charged(Protocol):
+    """Books that note what a request takes before it is trained."""
+
+    def charge(self, request: TrainRequest, steps: Mapping[str, int]) -> None:
+        """Note it, or raise BudgetSpent."""
+        ...
 
 
 class ChargedEngine:
@@ -20,7 +29,7 @@ class ChargedEngine:
     def __init__(
         self,
         train: Callable[[TrainRequest], Iterator[Cohort]],
-        ledger: Ledger,
+        ledger: Charged,
         steps: Mapping[str, int],
     ) -> None:
         """`train` is the engine's own; `steps` are those of each client in a request."""

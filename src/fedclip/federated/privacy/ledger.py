@@ -76,10 +76,11 @@ class Ledger:
         return ledger
 
     @classmethod
-    def read(cls, path: Path, *, run: str, key_sha256: str | None) -> Ledger:
+    def read(cls, path: Path, *, run: str | None = None, key_sha256: str | None = None) -> Ledger:
         """Read the books of a run; `UsageError` where they are damaged or another run's.
 
-        Nothing is spent out of books that cannot be read. Without `key_sha256` any key's are taken.
+        Nothing is spent out of books that cannot be read. Without `run` or `key_sha256` any run's
+        or key's are taken.
         """
         mend = "what they say counts as spent: put the file back, or start a new run"
         values = read_json(path)
@@ -90,7 +91,7 @@ class Ledger:
             raise UsageError(f"{path} are no privacy books: {first_fault(error)}; {mend}") from None
         if digest != _sha256(books):
             raise UsageError(f"{path}: privacy books are damaged; {mend}")
-        if books.run != run:
+        if run is not None and books.run != run:
             raise UsageError(f"{path}: privacy books of another run; {mend}")
         if key_sha256 is not None and books.key_sha256 != key_sha256:
             raise UsageError(
@@ -103,6 +104,33 @@ class Ledger:
 
         Raises BudgetSpent, and notes nothing, where that is more than the run may spend.
         """
+        books, limit = self._with(request, steps), self.books.largest_epsilon
+        if books is self.books:
+            return
+        if limit is not None:
+            after = _epsilon(books).least
+            if after > limit:
+                raise BudgetSpent(
+                    f"the next round would take privacy.target_epsilon from "
+                    f"{self.epsilon().least:.4g} to {after:.4g}, above {limit:g}"
+                )
+        self._write(books)
+        self.books = books
+
+    def after(self, request: TrainRequest, steps: Mapping[str, int]) -> Epsilon:
+        """The largest epsilon by mechanism once a request is noted."""
+        return _epsilon(self._with(request, steps))
+
+    def epsilon(self) -> Epsilon:
+        """The largest epsilon spent so far, by mechanism."""
+        return _epsilon(self.books)
+
+    def steps(self, name: str) -> int:
+        """Steps of a mechanism so far."""
+        return _spent(self.books, name).steps
+
+    def _with(self, request: TrainRequest, steps: Mapping[str, int]) -> Books:
+        """The books with what is new of a request; those that are there if nothing is."""
         assert request.digest is not None
         key = (request.server_round, request.purpose, request.digest)
         known = {
@@ -113,30 +141,10 @@ class Ledger:
         }
         new = {name: count for name, count in steps.items() if name not in known and count}
         if not new:
-            return
+            return self.books
         round_, purpose, digest = key
         entry = Entry(server_round=round_, purpose=purpose, request_sha256=digest, steps=new)
-        books = self.books.model_copy(update={"entries": [*self.books.entries, entry]})
-        limit = books.largest_epsilon
-        if limit is not None:
-            after = largest((_spent(books, name) for name in new), books.delta).least
-            if after > limit:
-                raise BudgetSpent(
-                    f"the next round would take privacy.target_epsilon from "
-                    f"{self.epsilon().least:.4g} to {after:.4g}, above {limit:g}"
-                )
-        self._write(books)
-        self.books = books
-
-    def epsilon(self) -> Epsilon:
-        """The largest epsilon spent so far, by mechanism."""
-        return largest(
-            (_spent(self.books, name) for name in self.books.mechanisms), self.books.delta
-        )
-
-    def steps(self, name: str) -> int:
-        """Steps of a mechanism so far."""
-        return _spent(self.books, name).steps
+        return self.books.model_copy(update={"entries": [*self.books.entries, entry]})
 
     def _write(self, books: Books) -> None:
         whole = {**books.model_dump(), "sha256": _sha256(books)}
@@ -169,6 +177,10 @@ def request_sha256(request: TrainRequest) -> str:
         if field.name not in ("client_ids", "digest"):
             add(field.name, getattr(request, field.name))
     return digest.hexdigest()
+
+
+def _epsilon(books: Books) -> Epsilon:
+    return largest((_spent(books, name) for name in books.mechanisms), books.delta)
 
 
 def _spent(books: Books, name: str) -> Spent:
