@@ -119,7 +119,10 @@ def _read(name: str, data: bytes) -> None:
         numbers = [torch.tensor(getattr(found.report, key)) for key in replies.NUMBERS]
         if not all(bool(t.isfinite().all()) for t in [*found.tensors.values(), *numbers]):
             raise Damaged("an update with numbers that are not finite")
-        if any(not (b.least <= getattr(found.report, k, 1) <= b.most) for k, b in BOUNDS.items()):
+        told = {key: getattr(found.report, key, None) for key in BOUNDS}
+        if any(
+            not BOUNDS[k].least <= v <= BOUNDS[k].most for k, v in told.items() if v is not None
+        ):
             raise Damaged(f"a report with numbers out of bounds: {found.report}")
     elif name == "ready":
         told = replies.read_ready(data, TICKET, "north", LARGEST)
