@@ -16,6 +16,7 @@ import shlex
 import shutil
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,6 +118,7 @@ def test_commands_are_known(page: Path, monkeypatch: pytest.MonkeyPatch) -> None
                 name, *arguments = arguments
                 command = command.commands[name]
             command.make_context(name, list(arguments), parent=click.Context(group))
+            own |= {b for a, b in pairwise(arguments) if a in ("-o", "--output")}
             for file in arguments:
                 if file.endswith(".yaml") and file not in own:
                     load_config(ROOT / file, overrides_of(arguments))

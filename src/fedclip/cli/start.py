@@ -155,12 +155,25 @@ def configs(
     echo(str(target))
 
 
-def schema() -> None:
+def schema(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write it here instead of printing."),
+    ] = None,
+) -> None:
     """Print the JSON schema of configurations, for editors.
 
     An editor that knows YAML then completes and explains keys.
     """
+    from fedclip import files
     from fedclip.config import Config
 
     address = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    typer.echo(json.dumps(address | Config.model_json_schema(), indent=2, ensure_ascii=False))
+    text = json.dumps(address | Config.model_json_schema(), indent=2, ensure_ascii=False)
+    if output is None:
+        typer.echo(text)
+        return
+    try:
+        files.replace_file(output, text.encode())
+    except OSError as error:
+        raise UsageError(f"--output {output}: {error.strerror or error}") from None
