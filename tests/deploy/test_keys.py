@@ -348,6 +348,17 @@ def test_the_command(fedclip: Command, tmp_path: Path, monkeypatch: pytest.Monke
     assert code == 0
     assert "north" in out
     assert fedclip("keys", "check", "keys/sites/north")[0] == 0
+    for name in ("south", "west"):
+        code, _, err = fedclip("keys", "peers")
+        assert code == 2
+        assert "masked sums need 3" in err
+        fedclip("keys", "site", name)
+    code, out, _ = fedclip("keys", "peers")
+    assert code == 0
+    assert "SHA256:" in out
+    lists = {path.read_text() for path in Path("keys/sites").glob("*/peers.pub")}
+    assert len(lists) == 1
+    assert len(lists.pop().splitlines()) == 3
 
 
 @pytest.mark.parametrize(

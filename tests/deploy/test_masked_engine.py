@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.fuzz_messages import _bytes, _header, _tensors
 from fedclip.deploy.keys import folder as keys
 from fedclip.deploy.keys.peers import PEERS, own_peers, read_peers, write_peers
 from fedclip.deploy.messages.envelope import Envelope, read_header
@@ -376,6 +380,43 @@ def test_a_replayed_message_gets_a_site_to_nothing(key_folder: Path, tmp_path: P
         answer = mail.sites["north"](data)
         assert answer is not None
         assert read_header(answer)["kind"] == "refusal", step_of(data)
+
+
+@pytest.mark.parametrize("way", ["asked", "answered"])
+@pytest.mark.parametrize("step", ["keys", "shares", "train", "confirm", "open"])
+def test_mutated_messages_cost_one_site_its_part_and_nothing_else(
+    key_folder: Path, tmp_path: Path, way: str, step: str
+) -> None:
+    """Whatever is changed in them, nothing but fedclip's own errors comes of it."""
+    draw, mutations = random.Random(f"{way} {step}"), (_bytes, _header, _header, _tensors)
+    for case in range(1):
+
+        def mutated(data: bytes) -> bytes:
+            for _ in range(draw.randint(1, 2)):
+                with suppress(Exception):  # no longer a message that this change could read
+                    data = draw.choice(mutations)(draw, data)
+            return data
+
+        def odd(data: bytes, mutated: Answer = mutated, site: Answer | None = None) -> bytes | None:
+            assert site is not None
+            if read_header(data).get("step", read_header(data)["kind"]) != step:
+                return site(data)
+            return site(mutated(data) or b"") if way == "asked" else mutated(site(data) or b"")
+
+        sites = light_sites(key_folder, tmp_path / str(case))
+        sites["west"] = partial(odd, mutated=mutated, site=sites["west"])
+        if step == "confirm":  # which is asked where somebody is missing
+            sites["east"] = silent_at(sites["east"], "train")
+        engine, _ = masked_engine(key_folder, FakeMail(sites))
+        try:
+            cohort = only(engine.train(ask()))
+        except TrainingFailed:
+            continue
+        assert cohort.total is not None
+        assert bool(cohort.total.mean["w"].isfinite().all())
+        out = {one.client_id for one in cohort.left_out}
+        # A site whose shares cannot be opened by another costs that one its part.
+        assert out <= {"west", "east"} or (step, way) == ("shares", "answered")
 
 
 # --- the list of peers ---

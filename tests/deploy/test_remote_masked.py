@@ -18,7 +18,6 @@ from fedclip.deploy.keys import folder as keys
 from fedclip.deploy.keys.peers import PEERS, write_peers
 from fedclip.deploy.messages.envelope import Envelope, read_header
 from fedclip.deploy.messages.replies import MASKED, WORDS
-from fedclip.deploy.remote.last_sum import LAST_SUM
 from fedclip.errors import TrainingFailed, UsageError
 from fedclip.experiment.run import run
 from fedclip.models.adapter_folder import read_adapter
@@ -104,24 +103,6 @@ def test_a_masked_run_is_the_plain_one_and_shows_nothing_else(
             assert chi2.sf(float(((counts - expected) ** 2).sum() / expected), 255) > 1e-6
     log = (tmp_path / "north" / "log.jsonl").read_text()
     assert log.count('"event":"unmasked"') == 3
-
-
-def test_a_run_over_three_sites_of_whom_one_is_gone_ends_without_a_sum(
-    images: Path, key_folder: Path, tmp_path: Path
-) -> None:
-    names = ("north", "south", "west")
-    sites = {n: site(images, tmp_path, key_folder, n, policy={"least_masked": 3}) for n in names}
-
-    def killed(data: bytes) -> bytes | None:
-        return None if read_header(data)["kind"] == "train" else whole(data)
-
-    whole, sites["west"] = sites["west"], killed
-    federation = {**FFA, "num_clients": 3}
-    given = {**sections(key_folder, sites=list(names)), "federation": federation}
-    with pytest.raises(TrainingFailed, match=r"2 of 3 sites .*masked sum needs 3; missing: west"):
-        coordinate_here(config_from_dict(tree(images, **given)), tmp_path / "run", FakeMail(sites))
-    assert not (tmp_path / "run" / "deploy" / LAST_SUM).exists()
-    assert len(metrics(tmp_path / "run")) == 1  # the untrained model's
 
 
 def test_a_site_that_cannot_mask_says_what_it_lacks(

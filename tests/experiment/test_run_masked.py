@@ -14,10 +14,11 @@ from fedclip.errors import TrainingFailed, UsageError
 from fedclip.experiment.run import Run, resume, run
 from fedclip.federated.rounds import run_rounds
 from fedclip.federated.secure.simulated import MaskedEngine
+from fedclip.federated.secure.updates import SummedUpdates
 from fedclip.federated.strategies import create_strategy
 from fedclip.federated.updates import Quorum
 from fedclip.models.adapter_folder import read_adapter
-from fedclip.records import ClientReport, Cohort, RunState, TrainRequest
+from fedclip.records import ClientReport, Cohort, RunState, SecureSum, TrainRequest
 from fedclip.reports.listener import Listener
 from tests.support.runs import StopAfter
 
@@ -26,6 +27,7 @@ CONFIG: dict[str, Any] = {
     "client": {"learning_rate": 0.01},
     "data": {"name": "digits", "max_train_examples": 90},
     "federation": {"rounds": 2, "num_clients": 3, "strategy": "ffa"},
+    "evaluation": {"max_examples": 10},
 }
 MASKED = {"secure": {"aggregation": "masked"}}
 
@@ -194,19 +196,32 @@ def test_a_strategy_that_says_it_takes_the_mean_alone_and_does_not_is_found_out(
 ) -> None:
     """Before the first round, and before a folder is made."""
     file = tmp_path / "own.py"
-    for does, text in (
-        ("train(request).stacked()", "single updates"),
-        ("train(request).mean(lambda report: 1.0)", "weigh by examples alone"),
+    file.write_text(
+        "from fedclip.federated.strategies import Strategy\nclass Own(Strategy):\n"
+        "    masks = True\n    def round(self, state, request, train):\n"
+        "        train(request).stacked()\n        return state\n"
+    )
+    values = laid_over(federation={"strategy": f"{file}:Own"})
+    with pytest.raises(UsageError, match="single updates"):
+        run(values, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_masked_updates_give_the_mean_by_examples_and_nothing_else() -> None:
+    report = ClientReport("a", 1, 1.0, 1, 0.0)
+    cohort = Cohort((report,), {}, (), SecureSum({"w": torch.ones(4)}, 0.5))
+    updates = SummedUpdates(TrainRequest(1, ("a",), STATE), [cohort])
+    for take in (
+        updates.stacked,
+        lambda: updates.mean(lambda report: 1.0),
+        lambda: updates.apply(lambda cohort: cohort),
     ):
-        file.write_text(
-            "from fedclip.federated.strategies import Strategy\nclass Own(Strategy):\n"
-            "    masks = True\n    def round(self, state, request, train):\n"
-            f"        {does}\n        return state\n"
-        )
-        values = laid_over(federation={"strategy": f"{file}:Own"})
-        with pytest.raises(UsageError, match=text):
-            run(values, output=tmp_path / "run")
-        assert not (tmp_path / "run").exists()
+        with pytest.raises(UsageError, match=r"secure.aggregation: masked"):
+            take()
+    assert updates.mean()["w"].tolist() == [1.0] * 4
+    assert updates.loss == 0.5
+    with pytest.raises(TrainingFailed, match="no masked sum"):
+        SummedUpdates(TrainRequest(1, ("a",), STATE), []).mean()
 
 
 def test_a_share_of_the_clients_must_be_three(tmp_path: Path) -> None:

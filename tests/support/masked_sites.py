@@ -39,9 +39,10 @@ class LightSite:
         self.masks = SiteMasks(self.config)
 
     def __call__(self, data: bytes) -> bytes:
-        envelope = Envelope.unpack(data)
-        ticket, site = Ticket.of(envelope.header), self.name
+        ticket, site = None, self.name
         try:
+            envelope = Envelope.unpack(data)
+            ticket = Ticket.of(envelope.header)
             if envelope.kind == HELLO:
                 return replies.ready(ticket, site, EXAMPLES[site], {})
             if envelope.kind == TRAIN:

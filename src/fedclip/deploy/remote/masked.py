@@ -196,6 +196,8 @@ class MaskedRemoteEngine(SteppingEngine):
             )
 
         self._trip(work, now.members, "train", letter, take, self._patience.deadline)
+        if not exchanges:
+            raise Broken("no site is there that could train behind masks")
         return reports, adverts, exchanges[0]
 
     # --- the sum ---
