@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 from fedclip.cli import main as cli
 from tests.support.runs import CONFIG
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Files that take seconds, by room: `make quick` leaves them out.
 SLOW = {
@@ -76,5 +81,36 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of one round, to be left as it is."""
     import fedclip as package
 
-    config = CONFIG | {"federation": CONFIG["federation"] | {"rounds": 1}}
+    tiny = CONFIG["model"] | {"model_name": "random:tiny"}  # which can be exported
+    config = CONFIG | {"model": tiny, "federation": CONFIG["federation"] | {"rounds": 1}}
     return package.run(config, output=tmp_path_factory.mktemp("finished") / "run").folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def draw() -> Iterator[Callable[..., None]]:
+    """What takes a third of a small run and is no subject: drawing plots, waiting for the disk."""
+    from matplotlib.figure import Figure
+
+    draw = Figure.savefig
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", _described)
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield draw
+
+
+def _described(figure: Figure, file: IO[Any], **how: object) -> None:
+    """Writes what a plot shows, not its pixels."""
+    if isinstance(file, io.TextIOBase):
+        file.write('<svg width="1pt" height="1pt"></svg>')
+        return
+    shown = [
+        (axes.get_title(), [line.get_xydata().tolist() for line in axes.get_lines()])
+        for axes in figure.get_axes()
+    ]
+    file.write(b"\x89PNG\r\n\x1a\n" + repr((how, shown)).encode())
+
+
+@pytest.fixture
+def pixels(draw: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are drawn."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", draw)

@@ -93,7 +93,10 @@ def test_a_trained_head_comes_along(tmp_path: Path, make: Make) -> None:
 
 
 def test_runs_are_exported_in_every_form(fedclip: Command, tmp_path: Path) -> None:
-    run = package.run(with_(federation={"rounds": 1}), output=tmp_path / "run")
+    run = package.run(
+        with_(model={"model_name": "random:tiny"}, federation={"rounds": 1}),
+        output=tmp_path / "run",
+    )
     code, out, _ = fedclip("export", run.folder, "--to", "peft", "--output", tmp_path / "peft")
     assert code == 0
     assert str(tmp_path / "peft") in out

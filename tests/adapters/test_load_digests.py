@@ -20,9 +20,10 @@ from fedclip.adapters.load import load_run_model
 from fedclip.adapters.merge import read_adapters
 from fedclip.errors import DamagedFile, UsageError
 from fedclip.models.adapter_folder import read_adapter
+from tests.support.small import SMALL
 
 CONFIG: dict[str, Any] = {
-    "model": {"model_name": "random:tiny", "head": "linear", "lora": {"r": 2, "last_layers": 1}},
+    "model": {"model_name": SMALL, "head": "linear", "lora": {"r": 2, "last_layers": 1}},
     "data": {"name": "digits", "max_train_examples": 40},
     "federation": {"rounds": 1, "num_clients": 2},
     "evaluation": {"max_examples": 10},

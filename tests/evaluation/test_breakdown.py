@@ -73,6 +73,7 @@ def test_calibration_as_its_formula_reads(examples: list[tuple[bool, float]]) ->
     assert sum(row["examples"] for row in reliability(found)) == len(examples)
 
 
+@pytest.mark.usefixtures("pixels")
 def test_no_examples_give_no_figures() -> None:
     none = made([], [])
     detail = in_detail(none, none, {"site": (none, none)}, ["a"])
@@ -82,6 +83,7 @@ def test_no_examples_give_no_figures() -> None:
     assert all(data.startswith(PNG) for data in plots(detail).values())
 
 
+@pytest.mark.usefixtures("pixels")
 def test_plots_take_many_classes_and_odd_names() -> None:
     many = [f"$x_{number}" for number in range(70)]
     for names in (["a$b$c", "d", "e"], many):
@@ -126,6 +128,7 @@ def test_clients_models_are_judged_on_their_own_examples(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.usefixtures("pixels")
 def test_the_command_shows_tables_and_writes_plots(
     fedclip: Command, finished_run: Path, tmp_path: Path
 ) -> None:

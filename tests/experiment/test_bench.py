@@ -446,6 +446,7 @@ def bench(file: Path, work: Path, stub: Stub, **options: Any) -> int:
     return command.bench(file, work, jobs=1, run_cell=stub, **options)
 
 
+@pytest.mark.usefixtures("pixels")
 def test_tables_plots_and_result_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stub = Stub(lambda c: finished(c, 0.9 if rate(c) == 0.1 else 0.4))
     target = tmp_path / "results" / "mine.json"

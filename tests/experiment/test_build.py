@@ -28,9 +28,10 @@ from fedclip.models.clip import create_clip_model
 from fedclip.models.pretrained import base_folder
 from fedclip.reports.listener import Listener
 from tests.support.runs import StopAfter
+from tests.support.small import SMALL
 
 SMALL = {
-    "model": {"model_name": "random:tiny", "lora": {"r": 2}},
+    "model": {"model_name": SMALL, "lora": {"r": 2}},
     "data": {"name": "digits", "max_train_examples": 60},
     "federation": {"rounds": 1, "num_clients": 2},
 }
@@ -134,13 +135,13 @@ def test_info_without_the_data_counts_what_it_can(tmp_path: Path) -> None:
     path = tmp_path / "site.yaml"
     data = {"name": "imagefolder", "path": str(tmp_path / "absent")}
     path.write_text(yaml.safe_dump({"model": SMALL["model"], "data": data}))
-    assert inspection.info(path)["trainable_parameters"] == 2 * 256 * 4 * 4
+    assert inspection.info(path)["trainable_parameters"] == 2 * 64 * 4 * 4
     with pytest.raises(UsageError, match=r"data\.path"):
         inspection.info(path, ["model.head=linear"])
     facts = inspection.info(path, ["model.head=linear", "model.num_classes=3"])
-    assert facts["head_parameters"] == 3 * 128 + 3
+    assert facts["head_parameters"] == 3 * 16 + 3
     facts = inspection.info(path, ["model.head=linear", "data.class_names=[a,b]"])
-    assert facts["head_parameters"] == 2 * 128 + 2
+    assert facts["head_parameters"] == 2 * 16 + 2
 
 
 def test_numbers_that_another_yaml_reader_left_as_text() -> None:

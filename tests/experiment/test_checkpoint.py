@@ -24,9 +24,10 @@ from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.run import resume
 from fedclip.reports.listener import Listener
 from tests.support.runs import COMPARED, StopAfter
+from tests.support.small import SMALL
 
 CONFIG: dict[str, Any] = {
-    "model": {"model_name": "random:tiny", "lora": {"r": 2, "last_layers": 1}},
+    "model": {"model_name": SMALL, "lora": {"r": 2, "last_layers": 1}},
     "data": {"name": "digits", "max_train_examples": 60, "batch_size": 8},
     "federation": {"rounds": 2, "num_clients": 2},
     "evaluation": {"max_examples": 20},

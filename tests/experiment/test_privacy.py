@@ -19,10 +19,11 @@ from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.federated.privacy.accounting import Spent, epsilon
 from fedclip.federated.strategies.averaging import FedAvg
 from tests.support.runs import StopAfter
+from tests.support.small import SMALL
 
 PRIVACY = {"unit": "example", "noise_multiplier": 1.0, "delta": 1e-3}
 CONFIG = {
-    "model": {"model_name": "random:tiny", "lora": {"r": 2, "last_layers": 1}},
+    "model": {"model_name": SMALL, "lora": {"r": 2, "last_layers": 1}},
     "data": {
         "name": "digits",
         "max_train_examples": 90,

@@ -44,8 +44,8 @@ def test_a_run_folder_holds_what_the_documentation_lists(undisturbed):
     assert [r["server_round"] for r in records] == [0, 1, 2, 3]
     assert summary["accuracy"] == records[-1]["accuracy"]
     assert summary["zero_shot_accuracy"] == records[0]["accuracy"]
-    # r * (in + out) of 4 projections in 4 layers of width 128
-    assert summary["trainable_parameters"] == 2 * (128 + 128) * 4 * 4
+    # r * (in + out) of 4 projections in 4 layers of width 32
+    assert summary["trainable_parameters"] == 2 * (32 + 32) * 4 * 4
     assert summary["bytes_up_per_client_round"] == 4 * summary["trainable_parameters"]
     assert set(summary["client_accuracy"]) == {"mean", "min", "max"}
     assert all(len(r["clients"]) == 2 for r in records[1:])

@@ -74,8 +74,10 @@ def test_batched_is_one_example_after_another_in_float64(options):
 @pytest.mark.parametrize("change", [{"precision": "bf16"}, {"augment": "affine"}], ids=str)
 def test_engines_agree_with_other_settings(change):
     settings = LocalSettings(batch_size=4, learning_rate=1e-3, **change)
-    one = trained("batched", settings, private=dp_sgd())
-    other = trained("sequential", settings, private=dp_sgd())
+    # bf16 is too coarse for a small model, whose clipped gradients are few.
+    options = {"private": dp_sgd(), "name": "random:tiny"}
+    one = trained("batched", settings, **options)
+    other = trained("sequential", settings, **options)
     assert difference(one, other) <= (0.05 if "precision" in change else 1e-4)
 
 

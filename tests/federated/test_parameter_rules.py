@@ -11,13 +11,14 @@ from fedclip.federated.local_steps import LocalSettings
 from fedclip.federated.parameter_rules import decays
 from fedclip.models.clip import create_clip_model
 from tests.support.models import FULL, NAMES
+from tests.support.small import SMALL
 
 LR = 0.01
 
 
 @pytest.fixture
 def model():
-    return create_clip_model(FULL | {"model_name": "random:tiny"}, class_names=NAMES)
+    return create_clip_model(FULL | {"model_name": SMALL}, class_names=NAMES)
 
 
 def train(model, **settings):

@@ -17,6 +17,7 @@ from fedclip.models.clip import CLIPLoRAWrapper, create_clip_model
 from fedclip.models.peft_lora import lora_layers
 from tests.support.algebra import distance, exact_mean, seeded
 from tests.support.models import NAMES, shaken, some_pixels
+from tests.support.small import SMALL
 
 T = TypeVar("T")
 SCALING = 1.5
@@ -25,7 +26,7 @@ TARGETS = {"vision_encoder": ["q_proj", "fc1", "fc2"], "text_encoder": ["out_pro
 
 def clip() -> CLIPLoRAWrapper:
     lora = {"r": 2, "lora_alpha": 2 * SCALING, "lora_dropout": 0.0, "target_modules": TARGETS}
-    config = {"model_name": "random:tiny", "lora": lora}
+    config = {"model_name": SMALL, "lora": lora}
     return create_clip_model(config, class_names=NAMES, seed=1).eval()
 
 

@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from PIL import Image
 from rich.console import Console
 
@@ -67,6 +68,7 @@ def test_the_partition_table_shows_counts_and_folds_many_classes():
     assert many.split("\n")[-3].split() == ["a", "2", "5", "1", "6"]
 
 
+@pytest.mark.usefixtures("pixels")
 def test_the_curves_are_an_image_also_after_a_single_round():
     for metrics in ([RECORD], [{"server_round": 0, "accuracy": None, "client_accuracy": None}]):
         image = Image.open(io.BytesIO(curves_png(metrics, zero_shot=0.2)))

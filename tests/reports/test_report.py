@@ -23,6 +23,8 @@ from fedclip.reports.report.record import (
 )
 from fedclip.reports.report.sections import run_page
 
+pytestmark = pytest.mark.usefixtures("pixels")
+
 NASTY = "<img src=x onerror=alert(1)>\"'&</td>{{7*7}}$x^2$\u202e"
 VOID = {"meta", "img", "br", "link"}
 PIXEL = "data:image/png;base64,iVBORw0KGgo="

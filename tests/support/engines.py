@@ -17,6 +17,7 @@ from fedclip.models.pretrained import base_folder
 from fedclip.models.stacked.clients import StackedClients
 from fedclip.models.stacked.prefix_cache import FrozenInputs, PixelInputs
 from fedclip.records import RunState
+from tests.support.small import SMALL
 
 CPU = torch.device("cpu")
 VISION = {"vision_encoder": ["q_proj", "v_proj", "fc1"]}
@@ -30,7 +31,7 @@ def build(
     dropout=0.0,
     dtype=torch.float32,
     last=None,
-    name="random:tiny",
+    name=SMALL,
     checkpointing=False,
     lora=None,
 ):

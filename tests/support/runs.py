@@ -1,9 +1,10 @@
 """What the tests of whole runs share."""
 
 from fedclip.reports.listener import Listener
+from tests.support.small import SMALL
 
 CONFIG = {
-    "model": {"model_name": "random:tiny", "lora": {"r": 2, "lora_dropout": 0.1}},
+    "model": {"model_name": SMALL, "lora": {"r": 2, "lora_dropout": 0.1}},
     "client": {"learning_rate": 0.01},
     "optimizer": {"schedule": "cosine"},
     "data": {

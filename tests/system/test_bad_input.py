@@ -213,7 +213,7 @@ AT_A_TERMINAL = (
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send")
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_stops_a_real_process_which_can_go_on(
-    config: Path, tmp_path: Path, name: str, code: int
+    fedclip: Command, config: Path, tmp_path: Path, name: str, code: int
 ) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-c", AT_A_TERMINAL, "run"]
@@ -235,8 +235,8 @@ def test_a_signal_stops_a_real_process_which_can_go_on(
     assert not (run / "summary.json").exists()
     if name != "SIGTERM":  # going on is the same after all of them
         return
-    done = subprocess.run([*command, "--resume", str(run)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    code, _, err = fedclip("run", "--resume", run)
+    assert code == 0, err
     assert len(RunFolder.open(run).read_metrics()) == 13
 
 

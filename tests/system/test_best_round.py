@@ -31,15 +31,17 @@ from tests.system.test_old_run import KEPT
 from tests.system.test_tasks import config as tasks_config
 
 DOORS = ("evaluate", "info", "card", "predict", "serve", "export", "push")
+TINY = {"model_name": "random:tiny"}  # with a tokenizer, so that it can be exported
 TWO_ROUNDS = {
     "optimizer": {"schedule": "constant"},
     "client": {"learning_rate": 0.1},
     "evaluation": {"keep_best": True, "metrics": ["balanced_accuracy"]},
 }
 KINDS = {
-    "shared": with_(federation={"rounds": 2}, **TWO_ROUNDS),
-    "personal": with_(federation={"rounds": 2, "strategy": "fedsa"}, **TWO_ROUNDS),
-    "tasks": tasks_config() | {"evaluation": {"keep_best": True, "max_examples": 40}},
+    "shared": with_(model=TINY, federation={"rounds": 2}, **TWO_ROUNDS),
+    "personal": with_(model=TINY, federation={"rounds": 2, "strategy": "fedsa"}, **TWO_ROUNDS),
+    "tasks": tasks_config(model_name="random:tiny")
+    | {"evaluation": {"keep_best": True, "max_examples": 40}},
 }
 
 

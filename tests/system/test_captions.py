@@ -29,12 +29,13 @@ from fedclip.reports.listener import Listener
 from fedclip.seeding import seed_for
 from tests.support.captions import picture, rows_of, write_pairs
 from tests.support.runs import COMPARED, StopAfter
+from tests.support.small import SMALL
 
 BOTH = {"vision_encoder": ["q_proj"], "text_encoder": ["v_proj"]}
 CONFIG = {
     "task": "contrastive",
     "model": {
-        "model_name": "random:tiny",
+        "model_name": SMALL,
         "lora": {"r": 2, "lora_dropout": 0.1, "target_modules": BOTH},
     },
     "client": {"learning_rate": 0.01},
@@ -405,7 +406,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(table, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fedclip.run(config, output=tmp_path / "halves", listener=StopAfter(1))
     halves = resume(tmp_path / "halves").folder
-    for name in COMPARED:
+    for name in set(COMPARED) - {"predictions.json"}:  # a classifier's
         assert (halves / name).read_bytes() == (whole / name).read_bytes(), name
 
 

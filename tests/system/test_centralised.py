@@ -11,6 +11,7 @@ from fedclip.config.loading import config_from_dict
 from fedclip.experiment.build import build
 from fedclip.reports.listener import Listener
 from fedclip.seeding import seed_for
+from tests.support.small import SMALL
 
 ROUNDS, EPOCHS, BATCH, RATE = 2, 2, 16, 0.005
 VISION = {"vision_encoder": ["q_proj", "v_proj"]}
@@ -24,7 +25,7 @@ def test_one_client_is_centralised_training(tmp_path, head, targets):
     lora = {"r": 4, "lora_dropout": 0.1, "target_modules": targets}
     config = config_from_dict(
         {
-            "model": {"model_name": "random:tiny", "head": head, "lora": lora},
+            "model": {"model_name": SMALL, "head": head, "lora": lora},
             "client": {"local_epochs": EPOCHS, "learning_rate": RATE},
             "data": {"name": "digits", "max_train_examples": 60, "batch_size": BATCH},
             "federation": {"rounds": ROUNDS, "num_clients": 1},

@@ -217,9 +217,7 @@ def carry_out(words: list[str], patch: pytest.MonkeyPatch) -> None:
             words.append(f"tasks.{task}.max_train_examples=80")
             if data.name == "fashion_mnist":
                 words.append(f"tasks.{task}.name=digits")
-    if (
-        words[0] == "bench"
-    ):  # hours of work; tests/experiment/test_bench.py carries a small grid out
+    if words[0] == "bench":  # hours of work; experiment/test_bench.py carries a small grid out
         words += ["--dry-run"]
     if words[0] == "audit":
         words += [*SMALL, "data.batch_size=8", "--canaries", "20"]

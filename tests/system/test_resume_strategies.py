@@ -13,6 +13,7 @@ from fedclip.catalog import STRATEGIES
 from fedclip.experiment.run import resume
 from fedclip.records import RunState
 from tests.support.runs import StopAfter
+from tests.support.small import SMALL
 from tests.support.strategies import rounds
 
 # Whose states are made of views, such as transposed ones.
@@ -26,7 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
 def config(federation: dict[str, Any]) -> dict[str, Any]:
     """Two rounds of two clients; ranks and sides are large enough for a BLAS to have choices."""
     return {
-        "model": {"model_name": "random:tiny", "lora": {"r": 8, "last_layers": 1}},
+        "model": {"model_name": SMALL, "lora": {"r": 8, "last_layers": 1}},
         "client": {"learning_rate": 0.01},
         "data": {"name": "digits", "max_train_examples": 48, "batch_size": 8},
         "federation": {"rounds": 2, "num_clients": 2, **federation},

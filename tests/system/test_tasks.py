@@ -15,6 +15,7 @@ from fedclip.experiment.build import with_absolute_paths
 from fedclip.experiment.folder import RunFolder
 from fedclip.models.adapter_updates import read_lora
 from tests.support.runs import StopAfter
+from tests.support.small import SMALL
 
 NUMERI = ["zero", "uno", "due", "tre", "quattro", "cinque", "sei", "sette", "otto", "nove"]
 TASKS = {
@@ -23,9 +24,9 @@ TASKS = {
 }
 
 
-def config(mode="per_task", **federation):
+def config(mode="per_task", model_name=SMALL, **federation):
     return {
-        "model": {"model_name": "random:tiny", "lora": {"r": 4, "lora_dropout": 0.1}},
+        "model": {"model_name": model_name, "lora": {"r": 4, "lora_dropout": 0.1}},
         "client": {"learning_rate": 0.01},
         "data": {"batch_size": 16, "partition": {"name": "iid"}},
         "tasks": TASKS,
@@ -36,7 +37,9 @@ def config(mode="per_task", **federation):
 
 @pytest.fixture(scope="module")
 def per_task(tmp_path_factory):
-    return fedclip.run(config(), output=tmp_path_factory.mktemp("per_task") / "run")
+    return fedclip.run(
+        config(model_name="random:tiny"), output=tmp_path_factory.mktemp("per_task") / "run"
+    )
 
 
 def names(path):
@@ -115,7 +118,7 @@ def test_engines_agree(mode, tmp_path):
         settings = config(mode) | {"engine": {"name": engine}}
         settings["client"] = {"learning_rate": 0.3}
         settings["optimizer"] = {"name": "sgd"}  # AdamW's first steps amplify rounding
-        settings["model"] = {"model_name": "random:tiny", "lora": {"r": 4, "lora_dropout": 0.1}}
+        settings["model"] = {"model_name": SMALL, "lora": {"r": 4, "lora_dropout": 0.1}}
         settings["model"]["lora"]["target_modules"] = {
             "vision_encoder": ["q_proj"],
             "text_encoder": ["fc1"],

@@ -137,7 +137,7 @@ def duration(seconds: float) -> str:
         return f"{hours:.1f} h"
     if minutes >= 2:
         return f"{minutes:.0f} min"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{round(seconds, 1):g} s"
 
 
 def left_out(server_round: int, fault: Mapping[str, Any]) -> str:
