@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Files that take seconds, by room: `make quick` leaves them out.
 SLOW = {
     "": "catalog",
-    "adapters": "export inspect load load_digests merge serve serve_process",
+    "adapters": "export inspect load load_digests merge python serve serve_process",
     "data": "fixed_test_set loading picture_sizes picture_types splits",
     "deploy": "coordinator_run flower_supervisor remote remote_hostile",
     "evaluation": "breakdown unseen",
@@ -33,7 +33,7 @@ SLOW = {
     "models": "adapter_io clip linear_head lora_settings model_config peft_lora tiny",
     "reports": "listener",
     "system": """
-        bad_input best_round captions centralised docs doors examples extending fuzz guide kills
+        bad_input best_round captions centralised docs doors examples extending fuzz guide kills notebook
         resume_strategies strategies_peft tasks your_images
     """,
 }
