@@ -33,8 +33,8 @@ SLOW = {
     "models": "adapter_io clip linear_head lora_settings model_config peft_lora tiny",
     "reports": "listener",
     "system": """
-        bad_input best_round captions centralised docs doors examples extending fuzz guide kills notebook
-        resume_strategies strategies_peft tasks your_images
+        bad_input best_round captions centralised docs doors examples extending fuzz guide kills
+        notebook resume_strategies strategies_peft tasks your_images
     """,
 }
 TESTS = Path(__file__).parent

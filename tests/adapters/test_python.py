@@ -22,8 +22,8 @@ CONFIG = {
     "federation": {"rounds": 2, "num_clients": 2},
     "evaluation": {"keep_best": True},
 }
-LABELS = np.arange(60) % 3
-IMAGES = np.random.default_rng(0).integers(0, 256, (60, 10, 10, 3), dtype=np.uint8)
+LABELS = np.arange(36) % 3
+IMAGES = np.random.default_rng(0).integers(0, 256, (36, 10, 10, 3), dtype=np.uint8)
 DATA = {"images": IMAGES, "labels": LABELS, "class_names": ["cat", "<dog>", "ape"]}
 CAPTIONS = {"images": IMAGES, "captions": [f"number {label}" for label in LABELS]}
 TEXT = "given stands for what is handed over in Python"
