@@ -192,6 +192,13 @@ class Mean(fedclip.Strategy):
     assert own.summary["adapter_sha256"] == built_in.summary["adapter_sha256"]
 
 
+def test_info_counts_a_linear_head_of_given_classes(tmp_path):
+    config = CONFIG | {"model": CONFIG["model"] | {"head": "linear"}}
+    run = fedclip.run(config, data=DATA, output=tmp_path / "run")
+    facts = fedclip.info(run.folder)
+    assert facts["trainable_parameters"] == run.summary["trainable_parameters"]
+
+
 def test_arguments_that_do_not_fit(tmp_path, finished):
     two = CONFIG | {"federation": {"strategy": Scaled}}
     tasks = CONFIG | {"tasks": {"a": {"name": "digits"}, "b": {"name": "icons"}}}

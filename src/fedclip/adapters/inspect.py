@@ -41,7 +41,7 @@ from fedclip.experiment.evaluate import (
     evaluate_run,
     predict_all,
 )
-from fedclip.experiment.folder import CONFIG, METRICS, SUMMARY, RunFolder
+from fedclip.experiment.folder import CONFIG, METRICS, PARTITION, SUMMARY, RunFolder
 from fedclip.experiment.identity import check_built, check_measured
 from fedclip.experiment.round_records import ZERO_SHOT
 from fedclip.experiment.strategy import expected_traffic
@@ -73,9 +73,11 @@ def info(
     run_folder = RunFolder.open(path) if path.is_dir() else None
     config = load_config(run_folder.path / CONFIG if run_folder else path, overrides)
     closed = run_folder is not None  # no file of code is run because a run's folder names it
-    model = create_clip_model(
-        model_config(config), class_names=_class_names(config, closed), seed=model_seed(config)
-    )
+    if run_folder and is_given("data_sets", config.data.name):  # the run folder alone knows them
+        names = tuple(run_folder.read_json(PARTITION).get("class_names", ())) or None
+    else:
+        names = _class_names(config, closed)
+    model = create_clip_model(model_config(config), class_names=names, seed=model_seed(config))
     facts = config_facts(config, model, closed=closed)
     if run_folder and run_folder.is_finished():
         facts["summary"] = summary_of(run_folder, best)
