@@ -359,6 +359,15 @@ def test_the_command(fedclip: Command, tmp_path: Path, monkeypatch: pytest.Monke
     lists = {path.read_text() for path in Path("keys/sites").glob("*/peers.pub")}
     assert len(lists) == 1
     assert len(lists.pop().splitlines()) == 3
+    code, out, _ = fedclip("keys", "check", "keys/sites/north")
+    assert code == 0
+    assert "south SHA256:" in out
+    fedclip("keys", "site", "north", "--force")
+    old = Path("keys/sites/north.old-1/peers.pub")
+    old.rename("keys/sites/north/peers.pub")
+    code, _, err = fedclip("keys", "check", "keys/sites/north")
+    assert code == 2
+    assert "it is older than the key" in err
 
 
 @pytest.mark.parametrize(

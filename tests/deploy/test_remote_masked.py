@@ -16,6 +16,7 @@ from fedclip.config.loading import config_from_dict
 from fedclip.deploy.coordinator.coordinate import coordinate
 from fedclip.deploy.keys import folder as keys
 from fedclip.deploy.keys.peers import PEERS, write_peers
+from fedclip.deploy.log.verify import verify_folders
 from fedclip.deploy.messages.envelope import Envelope, read_header
 from fedclip.deploy.messages.replies import MASKED, WORDS
 from fedclip.errors import TrainingFailed, UsageError
@@ -103,6 +104,7 @@ def test_a_masked_run_is_the_plain_one_and_shows_nothing_else(
             assert chi2.sf(float(((counts - expected) ** 2).sum() / expected), 255) > 1e-6
     log = (tmp_path / "north" / "log.jsonl").read_text()
     assert log.count('"event":"unmasked"') == 3
+    verify_folders([done.folder, *(tmp_path / name for name in SIZES)])
 
 
 def test_a_site_that_cannot_mask_says_what_it_lacks(

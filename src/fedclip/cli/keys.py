@@ -171,11 +171,12 @@ def check(folder: Folder, host: Hosts = None, as_json: AsJson = False) -> None:
     certificate is for this name.
     """
     from fedclip.deploy.keys import folder as keys
+    from fedclip.deploy.keys.peers import check_peers
 
     if (folder / keys.SERVER).exists() or (folder / keys.CA_KEY).exists():
         _show(keys.check_coordinator(folder, host or ()), as_json)
     else:
-        _show(keys.check_site(folder), as_json)
+        _show(keys.check_site(folder) | check_peers(folder), as_json)
 
 
 def _control(folder: Path, coordinator: str) -> Control:

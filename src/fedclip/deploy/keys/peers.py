@@ -87,6 +87,20 @@ def own_peers(keys: Path, name: str) -> dict[str, str]:
     return found
 
 
+def check_peers(keys: Path) -> dict[str, Any]:
+    """What a site's list says, if it has one; UsageError for one that is not for its key."""
+    if not (keys / PEERS).exists():
+        return {}
+    found = read_peers(keys / PEERS)
+    if _text(certificates.read_private(keys / SITE_KEY).public_key()) not in found.values():
+        raise UsageError(
+            f"{keys / PEERS} does not have the key of {keys / SITE_KEY}: it is older than the key, "
+            f"or of another federation; {HOW}"
+        )
+    shown = {name: certificates.openssh_fingerprint(public) for name, public in found.items()}
+    return {"peers": [f"{name} {fingerprint}" for name, fingerprint in shown.items()]}
+
+
 def all_peers(folder: Path) -> dict[str, str]:
     """The keys of all sites, as the coordinator has them."""
     return {

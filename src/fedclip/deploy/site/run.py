@@ -16,6 +16,7 @@ from fedclip.deploy.flower.app_guard import APPROVED, KEYS, NAME, RECORD
 from fedclip.deploy.flower.commands import Command, supernode
 from fedclip.deploy.flower.supervisor import FOR_NODES, START_PATIENCE, BackOff, Supervised, joined
 from fedclip.deploy.keys import folder as keys
+from fedclip.deploy.keys.peers import check_peers
 from fedclip.deploy.log.chain import LOG_FILE
 from fedclip.deploy.log.places import SITE_LOCK
 from fedclip.deploy.log.words import Follower, in_words
@@ -52,6 +53,7 @@ def run_site(
         key_folder = None if config.keys is None else Path(config.keys)
         if key_folder is not None:
             keys.check_site(key_folder)
+            check_peers(key_folder)
         follower = Follower(state / LOG_FILE)
         # Short, and its owner's alone.
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedclip-")))
