@@ -193,7 +193,7 @@ KINDS = {
 
 
 def short_name(name: str) -> str:
-    """A name without the folders of the machine it was given on; of a class `given`, its own."""
+    """A name without the folders of this machine; for a class `given`, the class's name."""
     return name.rpartition(":")[2] if in_file(name) or is_given("strategies", name) else name
 
 

@@ -71,7 +71,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 def product_dtype(precision: str) -> torch.dtype | None:
-    """Format of matrix products; None where they have the weights' own."""
+    """Data type of matrix products; None for that of the weights."""
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

@@ -23,7 +23,7 @@ class UsageError(FedclipError):
 
 
 class DamagedFile(UsageError):
-    """A file whose bytes are not those that were written."""
+    """A file whose bytes have changed since it was written."""
 
 
 class TrainingFailed(FedclipError):

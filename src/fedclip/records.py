@@ -22,8 +22,8 @@ class RunState:
     `shared` are the trainable tensors that a client starts from. `shift` is by layer the change
     `[out, in]` of a frozen weight, where an algorithm folds updates into it; `server` is the
     server's own memory, and `private` by client id the tensors that never leave it, but for the
-    simulation's checkpoint. `news` is what the last round sent to every client, where that is not
-    simply what was trained of `shared`; it is counted and not kept. Where groups of clients have
+    simulation's checkpoint. `news` is the last round's broadcast, where that differs from the
+    trained part of `shared`; it is counted and not kept. Where groups of clients have
     adapters of their own, `groups` has their states, sorted by name, and `member_of` each client's
     group; `shared` is then what they started from.
     """
@@ -96,7 +96,7 @@ class RunState:
         return self.groups.get(self.member_of.get(client_id, ""), self)
 
     def of(self, client_id: str) -> State:
-        """The tensors that a client's own model is made of: private ones, else those shared."""
+        """The tensors of a client's personalised model: private ones, else the shared."""
         home = self.group_of(client_id)
         own = home.private.get(client_id, {})
         return {name: own.get(name, tensor) for name, tensor in home.shared.items()}
@@ -136,8 +136,8 @@ class TrainRequest:
     configured weight. `shift` changes frozen weights, see `RunState`. Where `frames` names a tensor
     B, what is trained and returned under that name is R `[r, r]`, and B is frame @ R; the state
     then holds R. `start_loss` asks for the loss before training. `cut` is by tensor name the rank
-    beyond which a factor is zero, and is not sent. Draws are named by `purpose`, those from a
-    secret by `digest` as well, which is another one for every other request.
+    beyond which a factor is zero, and is not sent. `purpose` is part of the random seed of this
+    training pass; draws from a secret also use `digest`, which differs for every other request.
 
     What an answer is held to: `examples` are the agreed numbers of training examples by client id,
     `plan` the steps that they make, where they are known.
@@ -166,7 +166,7 @@ class TrainRequest:
 
     @property
     def names_sent(self) -> frozenset[str]:
-        """Names of the tensors that leave a client: those that it trains and sends."""
+        """Names of the tensors that a client trains and uploads."""
         trained = frozenset(self.state) if self.trained is None else self.trained
         return trained if self.sent is None else trained & self.sent
 

@@ -48,6 +48,21 @@ def test_no_function_is_past_59_lines(path: Path) -> None:
     assert all(n.end_lineno is not None and n.end_lineno - n.lineno < 59 for n in found)
 
 
+# Words by which prose reads as translated, where the field has one of its own.
+TRANSLATED = re.compile(r"\bown\b|what goes|those that|is told|as it stands", re.IGNORECASE)
+
+
+def test_docstrings_begin_in_the_fields_words() -> None:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = []
+    for path in SOURCES:
+        nodes = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, kinds)]
+        for line in (ast.get_docstring(n) or "" for n in nodes):
+            if TRANSLATED.search(line.partition("\n")[0]):
+                found.append(f"{path.relative_to(ROOT)}: {line.partition(chr(10))[0]}")
+    assert len(found) <= 10, "\n".join(found)
+
+
 def test_importing_the_package_loads_nothing_heavy() -> None:
     assert loaded("import fedclip", (*HEAVY, "pydantic", "yaml", "rich")) == ""
 

@@ -149,7 +149,7 @@ def evaluate(
 
 
 def _assembled(config: Config, run_folder: RunFolder, listener: Listener) -> RunContext:
-    """The run's context; a coordinator has its own test images, and neither sites nor their models.
+    """The run's context; a coordinator's holds its test images, and neither sites nor their models.
 
     Refuses a coordinator's run whose figures cannot be had from its folder.
     """
@@ -204,7 +204,7 @@ def _without_base(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_personal(config: Config, run_folder: RunFolder) -> bool:
-    """Whether every client has its own model; a strategy without a row is not loaded for it."""
+    """Whether the run has personalised models; a strategy without a row is not loaded for it."""
     federation = config.federation
     if federation.ditto_mu is not None or federation.sharing.mode == "clusters":
         return True

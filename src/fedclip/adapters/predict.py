@@ -175,7 +175,7 @@ def best(scores: dict[str, float]) -> dict[str, Any]:
 
 
 def require_text_head(model: CLIPLoRAWrapper, option: str) -> None:
-    """UsageError where other classes are asked of a head that was trained on its own."""
+    """UsageError where a trained head is asked for classes other than those of its training."""
     if model.head != "text":
         raise UsageError(
             f"{option}: this run has a trained linear head, which knows its own classes only"

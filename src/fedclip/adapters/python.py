@@ -1,4 +1,4 @@
-"""Runs from Python: data in memory, a strategy class of one's own, and a run to look at.
+"""Runs from Python: in-memory data, user-defined strategy classes, and the finished run.
 
 `fedclip.run`, `fedclip.resume` and `fedclip.evaluate` are these functions.
 """

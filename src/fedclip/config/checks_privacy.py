@@ -1,4 +1,4 @@
-"""Checks of what goes with `privacy`: a promise that cannot be kept is refused, with the reason."""
+"""Checks of `privacy` against the other sections: a guarantee that cannot hold is refused."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _nothing_beside(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
 
 
 def _by_example(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
-    """What an example's own gradient cannot be had of."""
+    """What has no per-example gradients."""
     if lookup(values, "task") == "contrastive":
         yield CrossProblem(
             "task",

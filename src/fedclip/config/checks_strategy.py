@@ -65,7 +65,7 @@ def _dora(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iterato
 
 
 def rank_sources(values: Mapping[str, Any]) -> list[str]:
-    """The keys that are given of those that make clients of different ranks."""
+    """The keys given that make clients' ranks differ."""
     sources = [f"federation.{key}" for key in ("client_ranks", "client_memory_mb")]
     return [key for key in sources if lookup(values, key) is not None]
 

@@ -135,7 +135,7 @@ def sharing_problems(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
 
 
 def one_model_each(mode: str, what: str) -> CrossProblem:
-    """Groups of clients and models of the clients' own do not go together."""
+    """Groups of clients exclude personalised models."""
     return CrossProblem(
         "federation.sharing.mode",
         f"federation.sharing.mode: {mode} makes a model for each group of clients, {what} one for "

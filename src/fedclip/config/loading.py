@@ -86,7 +86,7 @@ def config_from_dict(values: Mapping[str, Any], source: str = "configuration") -
 
 
 def validate_model(values: Mapping[str, Any], source: str = "configuration") -> ModelConfig:
-    """Check the `model` part of a configuration on its own."""
+    """Check the `model` section of a configuration alone."""
     return validated(ModelConfig, _numbers(values), Source(source))
 
 

@@ -144,7 +144,7 @@ def text_key(text: str) -> str:
 
 
 def check_classes_differ(names: Sequence[str], where: str) -> None:
-    """Refuse two names of one class where each name must be a class of its own."""
+    """Refuse two names of the same class where names must be distinct classes."""
     for first, other in _twins(names, class_key):
         raise UsageError(
             f"{where}: {shortened(first)} and {shortened(other)} are the same class: a text "

@@ -56,7 +56,7 @@ def least_clients(rule: str, attackers: int) -> int:
 
 
 def _known(rule: str) -> Any:
-    """A rule of fedclip's own; of any other, which is not imported here, None."""
+    """A built-in rule by name; None for any other, which is not imported here."""
     return load("robust_rules", rule) if rule in rows_without("robust_rules") else None
 
 
@@ -143,7 +143,7 @@ def _enough(
 
 
 def _around(values: Mapping[str, Any], key: str) -> Iterator[CrossProblem]:
-    """What reads single updates beside the rule, or weighs them in its own way."""
+    """What reads single updates beside the rule, or weights them differently."""
     around = {
         "federation.scaffold": lookup(values, "federation.scaffold") is True,
         "federation.dynamic_ranks.enabled": lookup(values, "federation.dynamic_ranks.enabled")

@@ -1,4 +1,4 @@
-"""A commented configuration of one's own, from what one knows at the start."""
+"""A commented starter configuration, from a few answers."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Examples:
         return np.flatnonzero(self.usable & (self.role == role))
 
     def central(self, part: str, clients: Sequence[ClientData]) -> Indices:
-        """The central `test` or `validation` set: the data set's own, else the clients' union.
+        """The central `test` or `validation` set: the predefined split, else the clients' union.
 
         Held-out sites are the test set where there are any. A fixed one is whole, though a
         partition may leave out an image.
@@ -83,7 +83,7 @@ class Examples:
 
 
 def choose(source: ImageSource, by_site: bool, data: DataConfig, seed: int) -> Indices:
-    """Rows of a source that a run uses: the capped training pool and the own test splits.
+    """Rows of a source that a run uses: the capped training pool and the predefined splits.
 
     The pool is so large that `max_train_examples` are left when the clients have held out their
     validation and test examples.
@@ -168,7 +168,7 @@ def _client(
     data: DataConfig,
     seed: int,
 ) -> ClientData:
-    """Split one client's examples; what the data set's own splits hold of its site is its own."""
+    """Split one client's data; predefined splits of its site take precedence."""
     own_test = _of_site(examples, site, TEST)
     own_validation = _of_site(examples, site, VALIDATION)
     test_fraction, validation_fraction = data.test_fraction, data.validation_fraction
@@ -203,7 +203,7 @@ def _require_training(client_id: str, indices: Indices) -> None:
 
 
 def _of_site(examples: Examples, site: int | None, role: int) -> Indices | None:
-    """A site's part of an own split; None where that split is not divided by site."""
+    """A site's part of a predefined split; None where that split is not divided by site."""
     rows = examples.having(role)
     if site is None or examples.sites is None or not (examples.sites[rows] >= 0).any():
         return None

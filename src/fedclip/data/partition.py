@@ -238,7 +238,7 @@ def _remedy(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep flwr-datasets silent: no telemetry, no progress bars, no advice of its own."""
+    """Keep flwr-datasets silent: no telemetry, no progress bars, no advice."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read once, at its first import
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -168,7 +168,7 @@ def fingerprint_of(digests: Iterable[bytes]) -> str:
 
 
 def path_below(roots: Sequence[Path], path: str, where: str) -> Path:
-    """The file that a data set names, which must be below the data set's own folder.
+    """The file that a data set names, which must be below the data set's folder.
 
     A relative path starts from the first of `roots`. Links inside the folder are followed: they
     are its owner's. Raises `UsageError`, which begins with `where`.

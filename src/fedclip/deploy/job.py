@@ -57,7 +57,7 @@ def make_job(
 
 
 def whole_name(config: Config) -> str:
-    """The strategy with what goes around it, in one word a site's policy can name."""
+    """The strategy with its wrappers, as one word that a site's policy can name."""
     federation = config.federation
     around = {"scaffold": federation.scaffold, "ditto": federation.ditto_mu is not None}
     name = short_name(federation.strategy)  # a class of a user's own without its file
@@ -67,7 +67,7 @@ def whole_name(config: Config) -> str:
 def job_config(
     job: Mapping[str, Any], device: str, data: DataConfig, model: str | None = None
 ) -> Config:
-    """The configuration that a site trains by: the run's, with its own device, data and model."""
+    """A site's training configuration: the run's, with the site's device, data and model."""
     try:
         values = {**job["config"], "device": device, "engine": {"name": "sequential"}}
         if model is not None:

@@ -194,7 +194,7 @@ def _with_accuracy(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
 
 
 def _worst_of(by_task: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """The class of the lowest recall, under its task's name and its own; None if one is unknown."""
+    """The class of the lowest recall, with its task's name; None if one is unknown."""
     known = [
         {"name": f"{task}: {worst['name']}", "recall": worst["recall"]}
         for task, worst in by_task.items()

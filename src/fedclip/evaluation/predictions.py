@@ -87,7 +87,7 @@ class Predictions:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
-        """Predictions of several models, each on its own examples, one after another."""
+        """Concatenated predictions of several models, each on different examples."""
         some = [part for part in parts if len(part)] or [none()]
         return cls(*(np.concatenate([getattr(p, f.name) for p in some]) for f in fields(cls)))
 

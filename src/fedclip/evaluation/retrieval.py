@@ -69,7 +69,7 @@ class Found:
 
     @property
     def loss(self) -> float | None:
-        """Mean over the images of -log of the probability of their own captions, together.
+        """Mean over the images of -log of the total probability of their captions.
 
         The distinct captions are the classes; with one caption each it is the cross-entropy.
         """
@@ -84,7 +84,7 @@ class Found:
 
     @classmethod
     def together(cls, parts: Sequence[Found]) -> Found:
-        """Queries of several sets, each among its own."""
+        """Queries of several sets, each searched within its set."""
         return cls(
             np.concatenate([part.captions for part in parts]),
             np.concatenate([part.images for part in parts]),
@@ -250,7 +250,7 @@ def evaluate_personal_pairs(
     max_examples: int | None,
     seed: int,
 ) -> dict[str, Any]:
-    """The same for models of the clients' own, each on its own examples, taken together.
+    """The same for personalised models, each on its client's local test set, pooled.
 
     `model` gives a client's model by its id.
     """

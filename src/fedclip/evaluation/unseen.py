@@ -45,7 +45,7 @@ def forgetting(
     seed: int,
     how: How,
 ) -> dict[str, dict[str, float]]:
-    """By data set, the accuracy of the base model (`zero_shot`) and of the model as it stands.
+    """By data set, the accuracy of the base model (`zero_shot`) and of the current model.
 
     The text head takes each data set's own class names and templates. `shift` is the change of
     frozen weights that the model carries (`RunState.shift`).
@@ -90,7 +90,7 @@ def base_to_new(
 def before_and_after(
     model: CLIPLoRAWrapper, shift: State, unseen: Unseen, how: How
 ) -> tuple[float, float]:
-    """Accuracy of the base model and of the model as it stands, which keeps its own classes."""
+    """Accuracy of the base model and of the current model, whose classes are restored."""
     classes = model.class_names, model.templates
     model.set_classes(unseen.class_names, unseen.templates)
     try:

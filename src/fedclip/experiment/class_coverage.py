@@ -98,7 +98,7 @@ class Coverage:
 
 
 def check_measurable(context: RunContext, personal: bool) -> None:
-    """Refuse a run that cannot be judged as it is to be; `personal`: its clients' own models."""
+    """Refuse a run that cannot be evaluated as asked; `personal`: personalised models."""
     chosen(context.config.evaluation.metrics)
     evaluation, remote = context.config.evaluation, context.sites is not None
     for key, given, what in (

@@ -18,7 +18,7 @@ class Patience:
     def __init__(
         self, limit: int | None, rounds: int, records: Iterable[Mapping[str, Any]]
     ) -> None:
-        """Take the number of all rounds, and the records of those that are finished."""
+        """Take the total number of rounds, and the records of the finished ones."""
         self._limit, self._rounds, self._round = limit, rounds, 0
         self._best: tuple[int, float] | None = None  # its round and accuracy
         self._since = 0

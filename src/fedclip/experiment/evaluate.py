@@ -81,7 +81,7 @@ def evaluate_row(context: RunContext) -> dict[str, float | None]:
 def evaluate_model(
     context: RunContext, *, base: bool = False, personal: RunState | None = None
 ) -> dict[str, Any]:
-    """Figures of the model as it stands, or of the `base` model, as the configuration asks.
+    """Evaluate the current model, or the `base` model, as configured.
 
     With a `personal` state each client's examples are judged by its own model.
     """

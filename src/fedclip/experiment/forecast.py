@@ -225,7 +225,7 @@ def _tested(context: RunContext) -> int:
 
 
 def _not_measured(context: RunContext, asked: Sequence[str]) -> int:
-    """Bytes of activations of the clients that a pass will hold beside those that were asked."""
+    """Bytes of activations of a pass's further clients."""
     config, size = context.config, context.config.engine.group_size
     if context.stacked is None or size is None or context.several:
         return 0

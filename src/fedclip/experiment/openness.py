@@ -53,7 +53,7 @@ class Openness:
         return dict(record)
 
     def public(self, folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
-        """A round's record as it is written; what is left out may go to a file of its own."""
+        """A round's record as written; what is left out may go to a separate file."""
         return dict(record)
 
     def promise(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class OpenRun:
         return figures_of(self.context, result, self.personal, due, judge)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write a round's lines and its checkpoint; times go to a file of their own."""
+        """Write a round's records and its checkpoint; times go to a separate file."""
         folder, checkpoint = self.folder, self.checkpoint
         record = self.privacy.public(folder, record)
         by_client = record.pop("seconds_by_client", {})

@@ -18,7 +18,7 @@ ZERO_SHOT = ("macro_f1", "worst_class")
 
 
 def before_training(context: RunContext, state: RunState, personal: bool) -> dict[str, Any]:
-    """Round 0: the untrained model, and the base model with CLIP's own zero-shot classifier."""
+    """Round 0: the untrained model, and the base model with CLIP's zero-shot classifier."""
     figures = evaluate_run(context, state, personal=personal)
     base = figures
     if "retrieval" in figures:

@@ -84,7 +84,7 @@ def held_in_memory(context: RunContext) -> str | None:
 
 
 def is_personal(config: Config) -> bool:
-    """Whether accuracy is that of each client's own model on its own test images."""
+    """Whether accuracy is that of personalised models on local test sets."""
     flags = load_strategy(config.federation.strategy)[1]
     return flags.personal or config.federation.ditto_mu is not None
 

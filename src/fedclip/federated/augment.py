@@ -17,7 +17,7 @@ MAX_ZOOM = 1.15
 
 
 def affine(pixels: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """The images `[batch, 3, size, size]`, each under a small affine map of its own.
+    """The images `[batch, 3, size, size]`, each under an independent small affine map.
 
     Drawn from `seed` alone, evenly: a turn of up to 12 degrees, a shift of up to 8 % of a side
     along each axis, a zoom between 1 / 1.15 and 1.15. What comes in from outside repeats the edge.
@@ -40,5 +40,5 @@ def affine(pixels: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
 def training_images(
     pixels: NDArray[np.uint8], augment: str, seed: int, step: int, part: int | str
 ) -> NDArray[np.uint8]:
-    """A micro-batch as training sees it: augmented with its own seed if augmentation is on."""
+    """Return the micro-batch, augmented with a separate seed if augmentation is on."""
     return pixels if augment == "none" else affine(pixels, seed_for(seed, "augment", step, part))

@@ -58,7 +58,7 @@ class TrainableModel(Protocol):
         ...
 
     def set_shift(self, shift: State) -> None:
-        """Replaces frozen weights by their own plus a change `[out, in]`, by layer."""
+        """Adds a change `[out, in]` to frozen weights, by layer."""
         ...
 
     def train(self, mode: bool = True) -> object:

@@ -54,7 +54,7 @@ class Contrastive:
     def __call__(
         self, model: TwoTowers, pixels: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
-        """The loss of a batch, summed; the temperature is the model's own and stays frozen."""
+        """The loss of a batch, summed; the temperature is the model's and stays frozen."""
         pictures = None
         if self._pairs is not None:
             labels, pictures = self._pairs[labels.cpu()].to(labels.device).unbind(dim=1)

@@ -28,7 +28,7 @@ START = ""
 
 @dataclass(frozen=True)
 class RobustPlan:
-    """The rule by name, how many hostile clients it is to bear, and what goes before it.
+    """The rule by name, how many hostile clients it tolerates, and what precedes it.
 
     An update whose norm is more than `largest_update` times the others' is left out beforehand.
     """

@@ -9,7 +9,7 @@ from fedclip.catalog import STRATEGIES, target_of
 
 
 class Layer(NamedTuple):
-    """Sides of an adapted linear layer, and its rank where that is its own."""
+    """Sides of an adapted linear layer, and its rank where that differs."""
 
     in_features: int
     out_features: int

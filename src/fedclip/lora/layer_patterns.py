@@ -92,7 +92,7 @@ def check_hits(key: str, patterns: Iterable[str], paths: Iterable[str]) -> None:
 
 
 def owners(tensor: str) -> list[str]:
-    """By what a pattern may know a trained tensor: its own name, and its layer's path.
+    """Names a pattern may match for a trainable tensor: the tensor name and its layer path.
 
     `["vision_model...q_proj.lora_B", "vision_model...q_proj"]` of B of an adapter.
     """

@@ -97,7 +97,7 @@ def stacked(updates: Sequence[Factors], weights: Sequence[float]) -> Factors:
 
 
 def ties(matrices: torch.Tensor, weights: Sequence[float], density: float) -> torch.Tensor:
-    """Trim, elect a sign, and take the mean of those that agree: `[K, ...]` to `[...]`.
+    """TIES: trim, elect a sign, and average the values that agree: `[K, ...]` to `[...]`.
 
     An entry's elected sign is that of the sum over the trimmed matrices, and + for a sum of 0.
     """

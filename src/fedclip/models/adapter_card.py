@@ -53,13 +53,13 @@ def loading(
 
 
 def markdown(name: str) -> str:
-    """A name as it stands, on one line of Markdown: none of its signs is markup."""
+    """Escape a name for one line of Markdown."""
     line = harmless(name, lines=False)
     return re.sub(r"([\\`*_\[\]<>|#~!&])", r"\\\1", line)
 
 
 def code(text: str) -> str:
-    """A text as it stands, between backquotes of Markdown."""
+    """Quote a text as inline code in Markdown."""
     line = harmless(text, lines=False)
     return f"`` {line} ``" if "`" in line else f"`{line}`"
 

@@ -22,7 +22,7 @@ _DIGEST = "notes_sha256"
 
 @dataclass(frozen=True)
 class AdapterNotes:
-    """What `fedclip.json` says about an adapter, besides PEFT's own configuration.
+    """What `fedclip.json` says about an adapter, besides PEFT's configuration.
 
     `trained` is the kind of what was trained, a name in `fedclip.models.trainable.KINDS`.
     `base_sha256` is the digest of the frozen weights that the tensors belong to. `own_ranks`:

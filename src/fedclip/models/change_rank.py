@@ -92,7 +92,7 @@ def _checked(whose: str, r: Any, alpha: Any) -> tuple[int, float]:
 
 
 def brings_own_ranks(config: Mapping[str, Any], told: bool) -> bool:
-    """Whether an adapter's ranks are its own, and not just those of another configuration.
+    """Whether an adapter's ranks were changed, rather than set by another configuration.
 
     They are where its notes have `told` so (after `set_rank`, stacking or merging), where they
     differ by layer, and where they are higher than any that can be configured.

@@ -48,7 +48,7 @@ class LoraSettings:
     own_ranks: bool = False
 
     def facts(self) -> dict[str, Any]:
-        """What `get_lora_info` says of an adapter, but for what is each layer's own."""
+        """What `get_lora_info` says of an adapter, except for per-layer settings."""
         targets = {tower: list(names) for tower, names in self.target_modules.items() if names}
         facts: dict[str, Any] = {
             "enabled": True,

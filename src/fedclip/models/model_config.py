@@ -101,7 +101,7 @@ def clip_config(found: Mapping[str, Any], name: str) -> CLIPConfig:
 
 
 def tokenizer_class(found: Mapping[str, Any], name: str) -> Any:
-    """The class that reads a folder's tokenizer, of those that this package knows."""
+    """The tokenizer class of a folder, from an allow-list."""
     _refuse_code(found, name, "tokenizer_config.json")
     asked = found.get("tokenizer_class") or "CLIPTokenizer"
     if asked not in _TOKENIZERS:
@@ -143,7 +143,7 @@ def check_preprocessing(processor: Any, size: int, name: str) -> None:
 
 
 def _sides(value: Any) -> dict[str, Any]:
-    """A size's sides by name, those that are given."""
+    """The given sides of a size, by name."""
     return {} if value is None else {k: v for k, v in dict(value).items() if v is not None}
 
 

@@ -102,7 +102,7 @@ def _file_name(name: str) -> str:
 
 
 def base_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters of the CLIP underneath, under CLIP's own names, sorted."""
+    """Parameters of the CLIP underneath, under CLIP's names, sorted."""
     found = {
         layer_path(name).replace(".base_layer.", "."): parameter
         for name, parameter in network.named_parameters()

@@ -38,7 +38,7 @@ class Base:
 
 
 def base_folder(name: str) -> Path:
-    """Folder of a model that the package ships, in the hub's own format."""
+    """Folder of an embedded model, in the hub's format."""
     if name not in EMBEDDED:
         known = ", ".join(EMBEDDED)
         raise UsageError(f"no embedded model is called {name!r}; there is: {known}")
@@ -208,7 +208,7 @@ def _load_tokens(model_name: str, config: CLIPConfig) -> Tokens:
 
 
 def _load_pixels(model_name: str, config: CLIPConfig) -> Pixels:
-    """The model's image preprocessing; CLIP's own at the right size for random weights."""
+    """The model's image preprocessing; CLIP's default at the right size for random weights."""
     vision: Any = config.vision_config
     size = int(vision.image_size)
     name = model_name.removeprefix(RANDOM)

@@ -1,4 +1,4 @@
-"""Trainable tensors by name: checking what comes in, and a digest of what goes out."""
+"""Trainable tensors by name: validation of input, digest of output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several tasks on one CLIP: each with classes of its own, and where wanted an adapter."""
+"""Multi-task CLIP: classes per task, and where wanted an adapter per task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Task:
-    """A task's classifier, and the tensors of its own adapter while another is in the model."""
+    """A task's classifier, and its adapter's tensors while another is in the model."""
 
     head: TextHead
     own_adapter: bool
@@ -47,7 +47,7 @@ class ManyTasks(MergeableLora, ABC):
         *,
         own_adapter: bool = False,
     ) -> None:
-        """Add a task: its classes, prompts, and with `own_adapter` an adapter of its own.
+        """Add a task: its classes, prompts, and with `own_adapter` a separate adapter.
 
         Such an adapter starts as a copy of the one in the model. The model itself stays as it is
         until `set_task`. Raises `UsageError` for a name that is taken, and for a linear head,

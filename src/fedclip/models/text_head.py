@@ -1,4 +1,4 @@
-"""CLIP's own classifier: class names and prompt templates to one text feature per class."""
+"""CLIP's zero-shot classifier: class names and prompt templates to text features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK = 256
 
 
 def checked_classes(class_names: Sequence[str], count: int | None = None) -> tuple[str, ...]:
-    """Class names as a tuple; at least one, each a non-empty text of its own, `count` in all."""
+    """Class names as a tuple of distinct, non-empty texts; at least one, `count` in all."""
     if isinstance(class_names, str):
         raise UsageError(f"class names must be a list of texts, got the one text {class_names!r}")
     names = tuple(class_names)

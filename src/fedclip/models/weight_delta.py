@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ShiftedWeights:
-    """The adapted layers' frozen weights, which may be replaced by their own plus a change."""
+    """The adapted layers' frozen weights, to which a change may be added."""
 
     def __init__(self, network: nn.Module) -> None:
         """Takes a network with adapters; nothing is copied before it is needed."""
@@ -33,7 +33,7 @@ class ShiftedWeights:
 
     @torch.no_grad()
     def set(self, shift: State) -> None:
-        """Each weight becomes its own plus its change `[out, in]`; without one, its own again."""
+        """Add each layer's change `[out, in]` to its frozen weight; restore those without one."""
         for layer, weight in self._weights.items():
             if layer in shift and layer not in self._originals:
                 self._originals[layer] = weight.detach().clone()
@@ -99,7 +99,7 @@ class MergeableLora(nn.Module):
             )
 
     def set_shift(self, shift: State) -> None:
-        """Replace frozen weights of adapted layers by their own plus a change, by layer path."""
+        """Add a change to frozen weights of adapted layers, by layer path."""
         self.require_unmerged("set_shift")
         if self._shifted is None:
             if not shift:

@@ -114,7 +114,7 @@ class CLIPLoRAWrapper(ManyTasks):
         return summary.lora_info(self)
 
     def get_model_summary(self) -> dict[str, Any]:
-        """Count parameters: the base, all (base, LoRA and head), and those that train."""
+        """Count parameters: base, total (base, LoRA and head), and trainable."""
         return summary.summary(self)
 
     # --- the trainable tensors ---

@@ -21,7 +21,7 @@ def message(text: str) -> Text:
 
 
 def no_formula(name: str) -> str:
-    """A name as it stands in a plot: matplotlib takes what is between dollars for a formula."""
+    """Escape a name for a plot: matplotlib takes what is between dollars for a formula."""
     return harmless(name, lines=False).replace("$", r"\$")
 
 

@@ -46,7 +46,7 @@ class Embedding(BaseModel):
 
 
 class Health(BaseModel):
-    """What is being served. `labels_allowed`: whether requests may name classes of their own."""
+    """What is being served. `labels_allowed`: whether requests may name other classes."""
 
     status: str
     model: str

@@ -1,4 +1,4 @@
-"""Data sets that need no folder of one's own: digits, fashion_mnist, icons."""
+"""Built-in data sets: digits, fashion_mnist, icons."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def digits(path: str | None = None, layout: str = "auto") -> ImageSource:
 
 
 def fashion_mnist(path: str | None = None, layout: str = "auto") -> ImageSource:
-    """60,000 + 10,000 clothing photos of 28 x 28 pixels, with their own test split.
+    """60,000 + 10,000 clothing photos of 28 x 28 pixels, with a predefined test split.
 
     Read from `path` or Debian's package where one of them has the IDX files, else from the hub.
     """

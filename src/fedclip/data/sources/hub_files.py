@@ -1,4 +1,4 @@
-"""Files that a data set on disk names: only those in its own folder are opened."""
+"""Files that a data set on disk names: only those below its folder are opened."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class HubImages:
 
 
 def roots_of(name: str) -> tuple[Path, ...]:
-    """Where a data set's files may be: its own folder; of one of the hub, the hub's caches."""
+    """Where a data set's files may be: its folder, or the hub's caches for one of the hub."""
     local = Path(name).expanduser()
     if local.exists():
         return (local if local.is_dir() else local.parent,)

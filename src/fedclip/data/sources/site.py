@@ -1,4 +1,4 @@
-"""One site's own images, as its part of a federation that is divided over machines."""
+"""One site's local images, as its part of a federation over several machines."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def _classes(named: Table, table: Any, column: str) -> tuple[np.ndarray, tuple[s
 
 
 def _labels(named: Table, table: Any, column: str) -> tuple[np.ndarray, list[str]]:
-    """Class indices (-1 where unknown) and names: a ClassLabel's own, else the sorted values."""
+    """Class indices (-1 where unknown) and names: a ClassLabel's, else the sorted values."""
     import datasets
 
     kind = table.features[column]

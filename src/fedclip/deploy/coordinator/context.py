@@ -60,7 +60,7 @@ def expected_sites(config: Config, keyed: Sequence[str]) -> tuple[frozenset[str]
 
 
 def _as_one_client(config: Config) -> Config:
-    """The configuration by which the coordinator loads its own data, undivided."""
+    """The configuration by which the coordinator loads its test data, undivided."""
     partition = config.data.partition.model_copy(update={"name": "iid"})
     federation = config.federation.model_copy(
         update={"num_clients": 1, "clients_per_round": None, "strategy": "fedavg"}
@@ -75,7 +75,7 @@ def _as_one_client(config: Config) -> Config:
 
 
 def _tests(data: FederatedData) -> FederatedData:
-    """All of the data as the test set, but where it has a test split of its own."""
+    """All of the data as the test set, unless it has a predefined test split."""
     own = [c.train for c in data.clients] + [c.validation for c in data.clients]
     held = np.concatenate([_NONE, *(c.test for c in data.clients)])
     split = not np.array_equal(np.sort(held), data.test)

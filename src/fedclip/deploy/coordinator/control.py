@@ -58,7 +58,7 @@ class Control:
         self._client.close()
 
     def nodes(self) -> list[Node]:
-        """All sites that are registered, and those that have been."""
+        """All registered sites, current and former."""
         answer = _ask(self._client.ListNodes, private.load("ListNodesRequest")())
         return [
             Node(node.node_id, node.name, node.status, node.public_key)

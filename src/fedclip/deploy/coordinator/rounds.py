@@ -80,7 +80,7 @@ class DeployProgress(PlainProgress):
         self._before = Traffic()
 
     def partition(self, class_names: Any, counts: Any) -> None:
-        """Nothing: how many examples of each class a site has is its own affair."""
+        """Nothing: class counts stay at the sites."""
 
     def round(self, record: Mapping[str, Any]) -> None:
         """Writes the round's figures, and what it has sent and received."""

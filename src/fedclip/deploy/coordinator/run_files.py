@@ -1,4 +1,4 @@
-"""What the coordinator and the process that goes through the rounds tell each other, by files.
+"""Files through which the coordinator and the round-loop process communicate.
 
 <run>/deploy/    run.json        the run's number in all messages, drawn once
                  sites.json      the sites that have come, with their numbers of examples

@@ -1,4 +1,4 @@
-"""Which apps a site's node starts: those that the site agreed to, known by a digest of their files.
+"""Allow-list of apps that a site's node starts, by a digest of their files.
 
 A coordinator sends its app through Flower, whose node would run any. Here the digest of each is
 kept in the site's state, and one that was not agreed to is answered with an error, unstarted.

@@ -130,7 +130,7 @@ def _command(
 
 
 def flower_environment(home: Path) -> dict[str, str]:
-    """The environment of Flower's processes: a home of their own, and nothing reported to anyone.
+    """The environment of Flower's processes: a separate home, and telemetry off.
 
     Variables by which Flower is told otherwise are not handed on.
     """

@@ -1,4 +1,4 @@
-"""Who may ask a SuperLink for what: sites may take part, and only this machine may control it.
+"""Access control for Flower's SuperLink: sites may take part, the control API is local only.
 
 Flower serves three interfaces on one port. Fleet, by which sites take part, asks for a registered
 key. Control (start a run, which sends code to every site; register a key) and Runtime (act as the
@@ -38,7 +38,7 @@ def install() -> None:
 
 
 def is_this_machine(scope: Scope) -> bool:
-    """Whether a request comes from the machine itself: loopback, or from its own address."""
+    """Whether a request comes from this machine: by loopback, or from its address."""
     client, server = scope.get("client"), scope.get("server")
     if not client:
         return False

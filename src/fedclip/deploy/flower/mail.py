@@ -71,7 +71,7 @@ class FlowerMail:
                 yield from map(_answer, pull.result())
 
     def forget(self, tickets: Sequence[str]) -> None:
-        """Answers to these are not wanted any more; Flower drops those that are no longer good."""
+        """Stop waiting for these replies; Flower drops the expired ones."""
         for ticket in tickets:
             self._pulls.pop(ticket, None)
 

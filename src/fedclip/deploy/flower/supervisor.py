@@ -63,7 +63,7 @@ def joined(log: str) -> bool:
 
 
 def listening(address: Address, authority: Path | None) -> Ready:
-    """Whether a SuperLink answers at its own address, by its own certificate."""
+    """Whether a SuperLink answers at its address with its certificate."""
     return lambda log: answers(address.from_here, authority)
 
 

@@ -90,7 +90,7 @@ def pem(certificate: x509.Certificate) -> bytes:
 
 
 def authority(key: Key, days: int, now: datetime | None = None) -> x509.Certificate:
-    """The certificate of an authority of one's own, signed by itself.
+    """A self-signed certificate for a private certificate authority.
 
     Its name holds a part of its key, so that two authorities are never taken for each other.
     """

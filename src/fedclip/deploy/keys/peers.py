@@ -119,7 +119,7 @@ def verifier(peers: Mapping[str, str]) -> Callable[[str, bytes, bytes], bool]:
 
 
 def signer(keys: Path) -> Callable[[bytes], bytes]:
-    """Signs with a site's own key."""
+    """Sign with a site's private key."""
     key = certificates.read_private(keys / SITE_KEY)
     return lambda message: certificates.sign(key, message)
 

@@ -43,7 +43,7 @@ KEYS = {
 
 
 class Refused(BadMessage):
-    """A site's answer that is not taken; `code` is the site's own where it refused the request.
+    """A rejected reply; `code` comes from the site where it refused the request.
 
     `kind` is one word for the fault, and `figure` the number that it is about.
     """

@@ -157,7 +157,7 @@ def train(
 
 
 def read_train(envelope: Envelope, site: str) -> tuple[TrainRequest, Exchange, Format]:
-    """A request as the site has it, its own part, and the format of the answer."""
+    """A received request, the site's part of it, and the format of the reply."""
     header = envelope.header
     try:
         down, up = header["down"], header["up"]

@@ -22,7 +22,7 @@ STATEMENT = "statement"
 
 @dataclass(frozen=True)
 class Tested:
-    """A site's own test examples, and how many of them its model has right; 0 of 0 if untold."""
+    """A site's local test set size, and its model's correct predictions; 0 of 0 if withheld."""
 
     tests: int = 0
     correct: int = 0

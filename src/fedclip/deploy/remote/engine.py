@@ -71,7 +71,7 @@ class Round:
 
 
 class RemoteEngine:
-    """Trains the sites of a round at once, and goes on with those that answered in time."""
+    """Trains a round's sites in parallel, and aggregates the replies within the timeout."""
 
     def __init__(
         self,
@@ -288,7 +288,7 @@ class RemoteEngine:
     def _leave_out(
         self, work: Round, site: str, refused: Refused, answer: bytes | None = None
     ) -> None:
-        """The round goes on without a site: it is told, and part of the round's record."""
+        """Drop a site from the round: reported, and noted in the round's record."""
         work.out.add(site)
         work.left_out.append(_left_out(site, refused))
         self._journal.left_out(work.request.server_round, work.left_out[-1], answer)

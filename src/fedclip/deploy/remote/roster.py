@@ -1,4 +1,4 @@
-"""Who of the sites is there: greeting them, and the mail that reaches them."""
+"""Track available sites: handshake, liveness, transport protocol."""
 
 from __future__ import annotations
 

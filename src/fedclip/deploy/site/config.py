@@ -1,4 +1,4 @@
-"""A site's own configuration: who it is, where its images are, and what it takes part in."""
+"""A site's configuration: its name, its images, and the runs that it takes part in."""
 
 from __future__ import annotations
 

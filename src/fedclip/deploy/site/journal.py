@@ -44,7 +44,7 @@ class SiteJournal:
         self._note("joined", ticket, job=ticket.job, **promise, **facts)
 
     def refused(self, ticket: Ticket | None, reason: str) -> None:
-        """A message was refused; the same again is no event of its own."""
+        """A message was refused; repetitions are not logged again."""
         facts = ("" if ticket is None else ticket.run, one_line(reason))
         if facts != self._refusal:
             self._refusal = facts

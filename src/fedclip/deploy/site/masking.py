@@ -217,7 +217,7 @@ class UnmaskedRounds:
         return self._read().get(run, 0)
 
     def add(self, session: Session) -> None:
-        """Notes a session's round before anything is told of it."""
+        """Record a session's round before anything of it is sent."""
         known = {run: last for run, last in self._read().items() if run != session.run}
         kept = dict(list(known.items())[-(MOST_RUNS - 1) :]) | {session.run: session.server_round}
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

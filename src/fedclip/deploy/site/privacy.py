@@ -1,4 +1,4 @@
-"""Differential privacy at a site: noise from its own key, its own ledger, and what it keeps back.
+"""Local differential privacy of a site: its noise key, its ledger, and what is withheld.
 
 The site trusts nobody with it: it finds its noise multiplier from its own number of examples and
 the rounds of the job, and notes what a request costs before it trains. A request that comes again

@@ -1,4 +1,4 @@
-"""What a site keeps for itself from round to round: its own factors, and what int8 has lost.
+"""A site's local state between rounds: personalised factors and int8 error feedback.
 
 Kept by round, so that a round which a killed coordinator asks for again starts where it did before.
 """

@@ -51,7 +51,7 @@ class SiteTrainer:
     """Answers a coordinator's messages for one site; one job at a time."""
 
     def __init__(self, config: SiteConfig, say: Callable[[str], None] = print) -> None:
-        """`say` gets lines for the site's own log."""
+        """`say` gets lines for the site's log."""
         self.config = config
         self._say = say
         self._work: Work | None = None
@@ -175,7 +175,7 @@ class SiteTrainer:
         return answer
 
     def _result(self, envelope: Envelope, ticket: Ticket, message: bytes) -> bytes:
-        """Keeps the run's adapter, with the site's own factors in it, and tests it here."""
+        """Save the run's adapter with the site's personalised factors, and test it locally."""
         work, site = self._known(ticket), self.config.name
         state, folder = results.read_result(envelope), Path(self.config.state)
         about = (ticket, work.num_examples, adapter_sha256(envelope.tensors))

@@ -89,7 +89,7 @@ def begin_work(
 
 
 def _images(site: SiteConfig, config: Config, names: Sequence[str], say: Say) -> FederatedData:
-    """The site's images, all of them its own; what there is to say of them stays here."""
+    """Load the site's images; warnings about them stay local."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FedclipWarning)
         pixels = load_pixels(config.model.model_name)

@@ -76,7 +76,7 @@ class Grid(Section):
     @field_validator("arms", mode="before")
     @classmethod
     def _empty_arms(cls, value: Any) -> Any:
-        """`name:` with nothing behind it is the configuration as it stands."""
+        """`name:` with nothing behind it is the unchanged configuration."""
         return {k: v or {} for k, v in value.items()} if isinstance(value, dict) else value
 
     def combinations(self) -> dict[str, tuple[str, ...]]:
@@ -90,7 +90,7 @@ class Grid(Section):
         return found
 
     def knobs(self, arm: Arm) -> dict[str, tuple[float, ...]]:
-        """What an arm tunes, ascending: the common knobs, then its own."""
+        """The values that an arm tunes, ascending: the common knobs, then the arm's."""
         return {
             key: tuple(sorted(set(values))) for key, values in {**self.tune, **arm.tune}.items()
         }

@@ -81,7 +81,7 @@ class Plan:
         return self.grid.seeds
 
     def references(self, arm: str) -> list[str]:
-        """The arms that an arm is compared with: those of its own combination of factors."""
+        """The arms that an arm is compared with: the ones of the same combination of factors."""
         family = self.arms[arm].family
         return [name for r in self.grid.reference if (name := r + family) in self.arms]
 
@@ -144,7 +144,7 @@ class Plan:
         return [f"{home}.test_seed={self.grid.test_seed}" for home in homes]
 
     def _digest(self, overrides: tuple[str, ...]) -> str:
-        """Hash of what the run is told, so that a changed grid takes no old run for its own.
+        """Hash of a cell's configuration, so that a changed grid reuses no stale run.
 
         Defaults are not part of it: finished runs stay valid when fedclip gets another key. The
         rule by which test images are chosen is: runs on other images cannot be compared.

@@ -1,4 +1,4 @@
-"""One cell carried out: `fedclip run` in a process of its own, measured, resumable."""
+"""Run one cell: `fedclip run` in a subprocess, measured, resumable."""
 
 from __future__ import annotations
 

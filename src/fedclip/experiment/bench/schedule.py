@@ -23,7 +23,7 @@ USUAL_RUN_BYTES = 1.5e9
 
 
 class Watcher:
-    """Hears of a grid's events and shows nothing."""
+    """Observer of a grid's events; this base class ignores them."""
 
     def begin(self, total: int) -> None:
         """So many runs are planned, at most."""

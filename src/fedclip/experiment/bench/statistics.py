@@ -77,7 +77,7 @@ def worst_clients(metrics: Sequence[Mapping[str, Any]]) -> float | None:
 def time_to_gain(
     metrics: Sequence[Mapping[str, Any]], timing: Sequence[Mapping[str, Any]], share: float
 ) -> dict[str, float | None]:
-    """Rounds, seconds and bytes until a share of the run's own gain over its start was reached.
+    """Rounds, seconds and bytes until a share of the run's final gain was reached.
 
     Seconds and bytes count from the first round on: loading and the first evaluation are left out,
     later evaluations are not. None where not every round was evaluated, or nothing was gained.
@@ -181,7 +181,7 @@ def _compare(
 def _hits(
     pairs: Sequence[tuple[Finished, Finished]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Both arms' hits, `[seeds, images]`; None where a run has not kept its own."""
+    """Both arms' hits, `[seeds, images]`; None where a run has not kept them."""
     if any(run.hits is None for pair in pairs for run in pair):
         return None
     ours, theirs = (

@@ -1,4 +1,4 @@
-"""An engine for clients of several tasks: each task's own engine, one after another."""
+"""An engine for clients of several tasks: one engine per task, one after another."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Stacked(Protocol):
         ...
 
     def set_shift(self, shift: State) -> None:
-        """Replaces frozen weights by their own plus a change `[out, in]`, by layer."""
+        """Adds a change `[out, in]` to frozen weights, by layer."""
         ...
 
     @property

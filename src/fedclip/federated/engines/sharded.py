@@ -177,7 +177,7 @@ class ShardedEngine:
         self._clients = clients
 
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
-        """Yields the updates of its own clients; of none, where it has none."""
+        """Yield the updates of this process's clients, of which there may be none."""
         own = self._processes.share(request.client_ids, self._clients)
         if own:
             yield from self._engine.train(replace(request, client_ids=own))

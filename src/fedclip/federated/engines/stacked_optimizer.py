@@ -61,7 +61,7 @@ class StackedParameters:
         self.grads[: len(flat)].add_(flat)
 
     def anchors(self, state: State | None) -> torch.Tensor:
-        """What a proximal term pulls to, `[clients, numbers]`: a state, or each client's own."""
+        """The anchor of a proximal term, `[clients, numbers]`: one state, or one per client."""
         if state is None:
             return self.values.clone()
         return self.flat_rows([state]).expand_as(self.values)

@@ -1,4 +1,4 @@
-"""Clients side by side on a CPU: every thread trains some of a group, by itself.
+"""Thread-parallel batched training on a CPU: every thread trains a part of the group.
 
 Threads that share each operation wait for each other at its end, hundreds of times a step, and one
 that is held up holds up all. Threads with clients of their own meet once a group.
@@ -33,7 +33,7 @@ def on_all_threads(engine: BatchedEngine) -> BatchedEngine | SideBySide:
 
 
 class SideBySide:
-    """The batched engine in several threads, each with clients of its own."""
+    """The batched engine in several threads, with the clients divided among them."""
 
     def __init__(self, engine: BatchedEngine, threads: int) -> None:
         """`threads` are torch's, as long as nobody trains."""

@@ -75,7 +75,7 @@ class Work:
         )
 
     def active(self, step: int) -> list[list[NDArray[np.int64]]]:
-        """The micro-batches of those that take this step: the first ones, who have most steps."""
+        """Micro-batches of the clients active in this step: the first ones, with most steps."""
         return [plan[step] for plan in self.plans if len(plan) > step]
 
     def rate_sums(self) -> list[float]:

@@ -32,7 +32,7 @@ class ChargedEngine:
         ledger: Charged,
         steps: Mapping[str, int],
     ) -> None:
-        """`train` is the engine's own; `steps` are those of each client in a request."""
+        """`train` is the engine's; `steps` counts each client's steps in a request."""
         self._train = train
         self._ledger = ledger
         self._steps = steps

@@ -36,7 +36,7 @@ class ClientMechanism:
         return self.expected / self.clients
 
     def sample(self, clients: tuple[str, ...], server_round: int) -> tuple[str, ...]:
-        """The clients of a round, in their order: each by a draw of its own, so perhaps none."""
+        """Poisson-sample the clients of a round, in their order; perhaps none."""
         draws = self.draws.uniforms(len(clients), "clients", server_round)
         return tuple(c for c, u in zip(clients, draws, strict=True) if u < self.sampling_rate)
 

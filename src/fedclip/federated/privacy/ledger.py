@@ -49,7 +49,7 @@ class Entry(_Strict):
 
 
 class Books(_Strict):
-    """All that the file holds, but its own digest."""
+    """The file's contents except its digest."""
 
     format: Annotated[int, Field(ge=FORMAT, le=FORMAT)]
     run: str
@@ -130,7 +130,7 @@ class Ledger:
         return _spent(self.books, name).steps
 
     def _with(self, request: TrainRequest, steps: Mapping[str, int]) -> Books:
-        """The books with what is new of a request; those that are there if nothing is."""
+        """The ledger with a request's new entries; unchanged if there are none."""
         assert request.digest is not None
         key = (request.server_round, request.purpose, request.digest)
         known = {

@@ -39,7 +39,7 @@ def threshold(clients: int) -> int:
 
 @dataclass(frozen=True)
 class Session:
-    """One sum with keys of its own: a run, a round of it, a number used once, and who is asked."""
+    """One masked sum with fresh keys: run, round, nonce and cohort."""
 
     run: str
     server_round: int

@@ -38,7 +38,7 @@ class MaskedEngine:
         unit: int,
         largest_change: float,
     ) -> None:
-        """`train` is the engine's own; a client of `unit` examples weighs 1."""
+        """`train` is the engine's; a client of `unit` examples weighs 1."""
         self._train = train
         self._unit, self._largest = unit, largest_change
         self._keys: dict[str, Ed25519PrivateKey] = {}
@@ -78,7 +78,7 @@ class MaskedEngine:
         return Cohort(tuple(reports), {}, tuple(left_out), found)
 
     def _updates(self, request: TrainRequest, left_out: list[LeftOut]) -> Iterator[ClientUpdate]:
-        """The clients' updates, one by one, without those that cannot be used."""
+        """The clients' updates, one by one, without unusable ones."""
         for cohort in self._train(request):
             left_out += cohort.left_out
             yield from cohort.updates()

@@ -18,7 +18,7 @@ def create_strategy(name: str, setting: Setting | None = None) -> Strategy:
 
 
 def load_strategy(name: str) -> tuple[type[Strategy] | Strategy, StrategyEntry]:
-    """The class, or the object handed over, that a name stands for, and what goes with it."""
+    """Resolve a name to a strategy class (or the object given), and its options."""
     found = load("strategies", name)
     row = STRATEGIES.get(name)
     if row is not None:

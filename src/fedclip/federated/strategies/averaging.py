@@ -135,7 +135,7 @@ class LocalOnly(Strategy):
     """
 
     def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
-        """Every client's own tensors."""
+        """Every client's personalised tensors."""
         updates = train(replace(request, starts=own_starts(state), sent=frozenset())).stacked()
         return replace(state, private=kept_by(state, updates), news={})
 

@@ -181,7 +181,7 @@ def product_gram(
 
 
 def client_scaling(setting: Setting, layer: str, rank: int, client_id: str) -> float:
-    """The scaling that a client multiplies its update with: lora_alpha over its own rank.
+    """A client's LoRA scaling: lora_alpha over the client's rank.
 
     `rank` is the layer's; a client has no more than that.
     """
@@ -222,7 +222,7 @@ def refuse_ranks(setting: Setting, why: str) -> None:
 
 
 def own_starts(state: RunState) -> dict[str, State]:
-    """By client id, the tensors of its own that it starts from."""
+    """Per-client initial tensors (personalised parameters)."""
     return {
         client_id: {name: tensor for name, tensor in own.items() if name in state.shared}
         for client_id, own in state.private.items()

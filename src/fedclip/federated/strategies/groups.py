@@ -1,4 +1,4 @@
-"""Strategies around others that give groups of clients adapters of their own."""
+"""Strategy wrappers that train one adapter per group of clients."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Grouped(Strategy):
 
 
 class SharedAndTask(Grouped):
-    """Adapters whose first ranks are common to all groups, and the rest each group's own.
+    """Adapters whose first ranks are shared by all groups, the rest group-specific.
 
     B A is the sum over ranks of column times row, so the adapter of group g stands for
     B_s A_s + B_g A_g, trained together: rows of A and columns of B below `shared_rank` are the mean
@@ -144,7 +144,7 @@ def _group_rounds(
 def with_common_ranks(
     groups: Mapping[str, RunState], weights: Mapping[str, float], shared_rank: int
 ) -> dict[str, RunState]:
-    """The groups with their first ranks replaced by the mean over those that have a weight."""
+    """The groups with their first ranks replaced by the weighted mean."""
     total = sum(weights.values())
     common: dict[str, torch.Tensor] = {}
     names = [n for pair in pairs(next(iter(groups.values())).shared).values() for n in pair]
@@ -196,7 +196,7 @@ def cluster(cosines: torch.Tensor, count: int | None) -> list[int]:
 
 
 def _silhouette(distances: NDArray[np.float64], labels: NDArray[np.int32]) -> float:
-    """How much nearer clients are to their own cluster than to the next; -1 where undefined."""
+    """Mean silhouette of a clustering; -1 where undefined."""
     if not 2 <= len(np.unique(labels)) < len(labels):
         return -1.0
     from sklearn.metrics import silhouette_score  # slow to import

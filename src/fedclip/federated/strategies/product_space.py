@@ -58,7 +58,7 @@ class ProductStrategy(Strategy):
     def layer(
         self, layer: str, x: StackedLora, updates: Cohort, old: Factors, request: TrainRequest
     ) -> Factors:
-        """A layer's new factors, at the model's own scaling."""
+        """A layer's new factors, at the model's scaling."""
 
 
 class FlexLoRA(ProductStrategy):

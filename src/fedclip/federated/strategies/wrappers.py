@@ -1,4 +1,4 @@
-"""What goes around another strategy: control variates, personal models, a server's optimizer."""
+"""Strategy wrappers: SCAFFOLD, Ditto, server optimizers."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class StackedClients:
     """The forward pass of several clients at once, on the weights of one wrapped CLIP."""
 
     def __init__(self, model: CLIPLoRAWrapper, *, products: torch.dtype | None = None) -> None:
-        """`products` is the format of matrix products, by default the weights' own."""
+        """`products` is the data type of matrix products, by default that of the weights."""
         assert model.kind.unstacked is None
         model.require_unmerged("StackedClients")
         self._model = model
@@ -57,7 +57,7 @@ class StackedClients:
         return tuple(n for n in names if not (idle and tower_of(n) == TEXT))
 
     def set_shift(self, shift: State) -> None:
-        """Replaces frozen weights by their own plus a change `[out, in]`, by layer."""
+        """Adds a change `[out, in]` to frozen weights, by layer."""
         if not shift and not self._model.is_shifted():
             return
         self._model.set_shift(shift)
@@ -278,7 +278,7 @@ def _by_client(
 
 
 def _repeated(vectors: torch.Tensor, counts: Sequence[int] | None, rows: int) -> torch.Tensor:
-    """Each client's vector `[clients, classes]` for every row of its own: `[rows, classes]`."""
+    """Expand per-client vectors `[clients, classes]` to the clients' rows: `[rows, classes]`."""
     repeats = counts or [rows // len(vectors)] * len(vectors)
     if len(set(repeats)) == 1:
         return vectors.repeat_interleave(repeats[0], dim=0)

@@ -51,7 +51,7 @@ class FullFineTuning:
         return None
 
     def removed(self, network: nn.Module, base: Callable[[], State]) -> AbstractContextManager[Any]:
-        """Inside, the weights are those that the base came with."""
+        """Context in which the weights are the base model's."""
         trained = {n: p for n, p in base_parameters(network).items() if p.requires_grad}
         return replaced(trained, base())
 

@@ -1,4 +1,4 @@
-"""The charts of a report: matplotlib's SVG, in the page's own colours, with words for readers."""
+"""Charts of a report: matplotlib's SVG in the page's colours, with text alternatives."""
 
 from __future__ import annotations
 

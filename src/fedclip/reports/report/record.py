@@ -14,7 +14,7 @@ ByName = dict[str, Number | None]
 
 
 class Record(BaseModel):
-    """Checked fields of a file; those that a report does not show are passed over."""
+    """Checked fields of a file; fields that a report does not show are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 

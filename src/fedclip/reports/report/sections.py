@@ -49,7 +49,7 @@ def about(run: RunRecord) -> str:
 
 
 def run_sections(run: RunRecord) -> list[Section]:
-    """All sections; those that the run has nothing for are empty."""
+    """All sections; empty where the run has nothing for them."""
     return [
         Section("Results", [Facts(results(run), "tiles"), *_retrieval(run)]),
         Section("Rounds", _rounds(run)),
