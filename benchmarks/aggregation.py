@@ -109,7 +109,7 @@ def accuracy(kind: str) -> dict[str, float]:
 
 def main() -> None:
     """Times the three aggregations on both kinds of updates and writes the slowest."""
-    methods = {"flora": flora, "fedex": fedex, "flexlora": flexlora}
+    methods: dict[str, Callable[..., Any]] = {"flora": flora, "fedex": fedex, "flexlora": flexlora}
     times = {
         f"{name}_{kind}": seconds(method, kind)
         for kind in AGREEMENT

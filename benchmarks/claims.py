@@ -70,9 +70,9 @@ def interval(claim: Mapping[str, Any], result: Any, level: float) -> Ends:
     if metric == "accuracy":  # corrected by Holm over its table
         minus = arm["minus"][claim["reference"]]
         return minus["corrected_low"], minus["corrected_high"]
-    theirs = {run["seed"]: run[metric] for run in reference["runs"]}
-    both = [run for run in arm["runs"] if run["seed"] in theirs]
-    return _paired([r[metric] for r in both], [theirs[r["seed"]] for r in both], level)
+    by_seed = {run["seed"]: run[metric] for run in reference["runs"]}
+    both = [run for run in arm["runs"] if run["seed"] in by_seed]
+    return _paired([r[metric] for r in both], [by_seed[r["seed"]] for r in both], level)
 
 
 def levels(claims: Sequence[Mapping[str, Any]]) -> list[float]:

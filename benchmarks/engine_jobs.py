@@ -158,7 +158,8 @@ def product_rate(product: Callable[[Tensor, Tensor], Tensor] = times_transposed)
 def forward_flops(model: CLIPLoRAWrapper, images: int, prompts: int, tokens: int) -> float:
     """FLOP of a forward pass of both towers, all positions, without adapters."""
     clip = model.clip
-    vision, text = clip.config.vision_config, clip.config.text_config
+    config: Any = clip.config
+    vision, text = config.vision_config, config.text_config
     patches = (vision.image_size // vision.patch_size) ** 2
     image = _encoder_flops(vision, patches + 1)
     image += 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size

@@ -6,10 +6,12 @@ import random
 import shutil
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +91,7 @@ def _read_folder(case: Picture) -> None:
     source = load_source("imagefolder", path=str(root))
     seen: list[Pixels] = []
 
-    def keep(images: list[Image.Image]) -> Pixels:
+    def keep(images: Sequence[Any]) -> Pixels:
         seen.extend(np.asarray(image) for image in images)
         return np.zeros((len(images), 1, 1, 1), np.uint8)
 

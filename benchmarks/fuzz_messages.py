@@ -125,9 +125,9 @@ def _read(name: str, data: bytes) -> None:
         ):
             raise Damaged(f"a report with numbers out of bounds: {found.report}")
     elif name == "ready":
-        told = replies.read_ready(data, TICKET, "north", LARGEST)
-        if told[0] != "north":
-            raise Damaged(f"another name: {told[0]!r}")
+        ready = replies.read_ready(data, TICKET, "north", LARGEST)
+        if ready[0] != "north":
+            raise Damaged(f"another name: {ready[0]!r}")
     elif name == "tested":
         results.read_tested(data, TICKET, "north", LARGEST)
     elif name == "refusal":

@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,11 +87,15 @@ def main(
         write_result(f"graphs{SUFFIX}", {k + SUFFIX: v for k, v in figures.items()}, details)
 
     for name in shapes.split(","):
-        part(name, lambda name=name: _shape(name, repeats, rates, profile))
+        part(name, partial(_shape, name, repeats, rates, profile))
     part("equality", _equality)
     part("flat", lambda: _flat(repeats))
+
+    def serial(name: str) -> tuple[dict[str, float], Any]:
+        return _serial(name, details[name]["graphs"]["step"])
+
     for name in shapes.split(","):
-        part(f"{name}_serial", lambda name=name: _serial(name, details[name]["graphs"]["step"]))
+        part(f"{name}_serial", partial(serial, name))
 
 
 def _shape(

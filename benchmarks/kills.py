@@ -133,7 +133,8 @@ class Child:
 
     def __init__(self, pid: int) -> None:
         """Takes over a child of this process."""
-        self.pid, self._status = pid, None
+        self.pid = pid
+        self._status: int | None = None
 
     def poll(self) -> int | None:
         """Exit code, negative for a signal; None while it runs."""

@@ -183,17 +183,14 @@ def bytes_up(lab: Lab) -> dict[str, int]:
     words = np.zeros(lab.terms.length(lab.start, ["w"]), np.uint32)
     opened = masks.bytes_json(dict.fromkeys(lab.names, bytes(33)))
     kinds = (replies.MASK_KEYS, replies.MASK_SHARES, replies.MASK_OPENED)
+    answers: tuple[dict[str, Any], ...] = (
+        {"keys": masks.adverts_json(adverts[:1])},
+        {"shares": shares},
+        {"opened": opened, "shares": shares},
+    )
     keys, sealed, unmasking = (
         len(masks.answer(kind, ticket, name, **facts))
-        for kind, facts in zip(
-            kinds,
-            (
-                {"keys": masks.adverts_json(adverts[:1])},
-                {"shares": shares},
-                {"opened": opened, "shares": shares},
-            ),
-            strict=True,
-        )
+        for kind, facts in zip(kinds, answers, strict=True)
     )
     layout = layout_of(lab.start)
     exchange = Exchange(layout, lab.start, layout, frozenset())

@@ -42,7 +42,7 @@ def make_environment(peer: str) -> bool:
         return False
     venv.create(folder, with_pip=True, clear=True)
     # All versions are given, so pip has nothing to choose; torch's pin keeps CUDA's packages out.
-    install = [_python_in(folder), "-m", "pip", "install", "--quiet", "-r", requirements]
+    install = [str(_python_in(folder)), "-m", "pip", "install", "--quiet", "-r", str(requirements)]
     subprocess.run(install, check=True)
     subprocess.run([_python_in(folder), "-m", "pip", "check"], check=True)
     # Written last: an installation that broke off is started anew.

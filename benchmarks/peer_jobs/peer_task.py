@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ class ClipClassifier(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits `[batch, classes]` of normalised images."""
-        clip = self.network.get_base_model()
+        clip: Any = self.network.get_base_model()
         pooled = clip.vision_model(pixel_values=images).pooler_output
         features = F.normalize(clip.visual_projection(pooled), dim=-1)  # [batch, dim]
         return self.scale * features @ self.texts.T

@@ -18,7 +18,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ def open_for_fedclip(folder: Path) -> FedclipJob:
 def _write_model(folder: Path, seed: int) -> None:
     """The embedded model's sizes, the activation of OpenAI's CLIPs, and random weights."""
     tiny = base_folder("tiny")
-    config = CLIPConfig.from_pretrained(tiny)
+    config: Any = CLIPConfig.from_pretrained(tiny)
     config.projection_dim = PROJECTION
     config.vision_config.hidden_act = config.text_config.hidden_act = "quick_gelu"
     with torch.random.fork_rng(devices=[]):
