@@ -19,6 +19,7 @@ from fedclip.deploy.keys.peers import PEERS, write_peers
 from fedclip.deploy.log.verify import verify_folders
 from fedclip.deploy.messages.envelope import Envelope, read_header
 from fedclip.deploy.messages.replies import MASKED, WORDS
+from fedclip.deploy.remote.last_sum import LAST_SUM
 from fedclip.errors import TrainingFailed, UsageError
 from fedclip.experiment.run import run
 from fedclip.models.adapter_folder import read_adapter
@@ -105,6 +106,32 @@ def test_a_masked_run_is_the_plain_one_and_shows_nothing_else(
     log = (tmp_path / "north" / "log.jsonl").read_text()
     assert log.count('"event":"unmasked"') == 3
     verify_folders([done.folder, *(tmp_path / name for name in SIZES)])
+
+
+def test_examples_may_be_private_behind_masks(
+    images: Path, key_folder: Path, tmp_path: Path
+) -> None:
+    """Noise before the masks; sites tell what they have spent, and no loss, not even in the sum."""
+    given = sections(key_folder)
+    given |= {"privacy": {"unit": "example", "noise_multiplier": 1.5, "delta": 1e-3}}
+    given |= {"federation": {**FFA, "rounds": 1}}
+    values = tree(images, **given)
+    values["data"] |= {"batch_size": 4}
+    policy = {"require": ["masked"]}
+    sites = {n: site(images, tmp_path, key_folder, n, policy=policy) for n in SIZES}
+    mail = FakeMail(sites)
+    done, _ = coordinate_here(config_from_dict(values), tmp_path / "run", mail)
+    (line,) = metrics(done.folder)[1:]
+    assert line["epsilon"] > 0
+    assert "loss" not in line
+    assert done.summary["privacy"]["epsilon"] == line["epsilon"]
+    assert done.summary["secure"]["aggregation"] == "masked"
+    headers = [read_header(data) for _, data in mail.received]
+    told = [header for header in headers if header["kind"] == MASKED]
+    assert all(header.keys() <= MAY_LEAVE[MASKED] for header in told)
+    assert max(header["epsilon"] for header in told) == line["epsilon"]
+    kept = read_header((done.folder / "deploy" / LAST_SUM).read_bytes())
+    assert kept["loss"] is None
 
 
 def test_a_site_that_cannot_mask_says_what_it_lacks(

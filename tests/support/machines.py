@@ -46,7 +46,7 @@ MAY_LEAVE = {
     REFUSAL: COMMON | {"code", "reason"},
     MASK_KEYS: COMMON | {"keys"},
     MASK_SHARES: COMMON | {"shares"},
-    MASKED: COMMON | {"num_examples", "steps", "seconds", "keys"},
+    MASKED: COMMON | {"num_examples", "steps", "seconds", "epsilon", "keys"},
     MASK_SIGNATURE: COMMON | {"signature"},
     MASK_OPENED: COMMON | {"opened", "shares"},
 }

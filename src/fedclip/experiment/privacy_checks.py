@@ -57,11 +57,6 @@ def require_at_sites(config: Config) -> None:
             privacy.tell,
             "does not go with sites, which tell nothing beside the guarantee; leave it out",
         ),
-        "secure.aggregation: masked": (
-            config.secure.masked,
-            "sums the sites' losses too, which a private run over several machines does not tell; "
-            "leave out one of the two",
-        ),
     }
     for key, (given, why) in reasons.items():
         if given:

@@ -131,7 +131,8 @@ def masked(
 ) -> bytes:
     """A site's answer to a training request: its masked vector, and its keys of the next round.
 
-    Of its training it tells no more than the steps and the seconds: the loss is in the vector.
+    Of its training it tells no more than the steps and the seconds: the loss is in the vector, or
+    in a private run nowhere, and the epsilon that was spent stands here.
     """
     header = {
         "kind": MASKED,
@@ -142,27 +143,34 @@ def masked(
         "seconds": report.seconds,
         "keys": None if following is None else adverts_json([following]),
     }
+    if report.epsilon is not None:
+        header |= {"epsilon": report.epsilon}
     return Envelope(header, {WORDS: torch.from_numpy(words.view("int32"))}).pack()
 
 
 def read_masked(
-    data: bytes, ticket: Ticket, site: str, request: TrainRequest, largest: int
+    data: bytes,
+    ticket: Ticket,
+    site: str,
+    request: TrainRequest,
+    largest: int,
+    private: bool = False,
 ) -> tuple[ClientReport, NDArray[np.uint32], Advert | None]:
     """What `masked` has written; raises Refused, naming the site."""
     envelope = check_answer(data, MASKED, ticket, site, largest)
-    numbers = read_numbers(envelope.header, site, ("num_examples", "steps", "seconds"))
+    keys = ("num_examples", "steps", "seconds")
+    numbers = read_numbers(envelope.header, site, keys, private=private)
     report = ClientReport(site, loss=0.0, **numbers)
     if (fault := report_fault(report, request)) is not None:
         raise Refused(f"{site} {fault.words}", kind=fault.kind, figure=fault.figure)
     words = envelope.tensors.get(WORDS)
     if words is None or words.dtype != torch.int32 or words.ndim != 1:
         raise Refused(f"{site} sends no vector of 32-bit words", kind="dtype")
-    keys = envelope.header.get("keys")
-    found = [None] if keys is None else read_adverts(keys)
+    told = envelope.header.get("keys")
+    found = [None] if told is None else read_adverts(told)
     if len(found) != 1:
         raise Refused(f"{site} sends keys of several sites")
-    told = replace(report, loss=float("nan"))
-    return told, words.numpy().view("uint32"), found[0]
+    return replace(report, loss=float("nan")), words.numpy().view("uint32"), found[0]
 
 
 def _text(data: bytes) -> str:

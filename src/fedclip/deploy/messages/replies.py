@@ -35,7 +35,7 @@ KEYS = {
     REFUSAL: _COMMON | {"code", "reason"},
     MASK_KEYS: _COMMON | {"keys"},
     MASK_SHARES: _COMMON | {"shares"},
-    MASKED: _COMMON | {"num_examples", "steps", "seconds", "keys"},
+    MASKED: _COMMON | {"num_examples", "steps", "seconds", "epsilon", "keys"},
     MASK_SIGNATURE: _COMMON | {"signature"},
     MASK_OPENED: _COMMON | {"opened", "shares"},
 }
@@ -182,9 +182,6 @@ def read_update(
         raise Refused(f"{site}: {error}") from None
     if form != "fp32":
         tensors = {n: exchange.start[n].float() + t for n, t in tensors.items()}
-    if private != ("epsilon" in header):
-        told = "no epsilon, in a private run" if private else "an epsilon, in a run without"
-        raise Refused(f"{site} sends {told}", kind="keys")
     report = ClientReport(site, **read_numbers(header, site, NUMBERS, private=private))
     update = Update(report, tensors, _distance(tensors, exchange.start))
     if (reason := check(update, request)) is not None:
@@ -252,6 +249,9 @@ def read_numbers(
     header: Mapping[str, Any], site: str, keys: Sequence[str], *, private: bool = False
 ) -> dict[str, Any]:
     """Numbers of a site's training, within their bounds; raises Refused."""
+    if private != ("epsilon" in header):
+        told = "no epsilon, in a private run" if private else "an epsilon, in a run without"
+        raise Refused(f"{site} sends {told}", kind="keys")
     maybe = ("loss", *_MAYBE) if private else _MAYBE
     found = {key: _number(header, key, site, null=key in maybe) for key in keys}
     return found | ({"epsilon": _number(header, "epsilon", site)} if private else {})

@@ -48,7 +48,8 @@ class LastSum:
                 return None
             reports = tuple(ClientReport(**_numbers(one)) for one in header["reports"])
             left_out = tuple(LeftOut(**one) for one in header["left_out"])
-            total = SecureSum(envelope.tensors, float(header["loss"]))
+            loss = nan if header["loss"] is None else float(header["loss"])
+            total = SecureSum(envelope.tensors, loss)
         except (BadMessage, KeyError, TypeError, ValueError):
             return None  # a damaged file: the sites are asked
         return Cohort(reports, {}, left_out, total)

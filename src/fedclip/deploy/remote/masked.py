@@ -11,7 +11,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import nan
 from typing import Any
 
 from fedclip.deploy.messages import masks, requests
@@ -182,7 +183,9 @@ class MaskedRemoteEngine(SteppingEngine):
 
         def take(site: str, ticket: Ticket, data: bytes) -> None:
             largest = self._formats.largest_message
-            report, words, advert = masks.read_masked(data, ticket, site, request, largest)
+            report, words, advert = masks.read_masked(
+                data, ticket, site, request, largest, self._formats.private
+            )
             self._require_others_count(work, site)
             now.add_masked(site, words, terms.length(exchanges[0].start, names))
             reports[site] = report
@@ -237,7 +240,7 @@ class MaskedRemoteEngine(SteppingEngine):
                 "it: their operators may allow it (unmasked.json), or a new run begins"
             ) from None
         self._prepared = after
-        return found
+        return replace(found, loss=nan) if self._formats.private else found
 
     def _signed(self, work: Round, now: Aggregator, survivors: Sequence[str]) -> dict[str, str]:
         """The signatures of the survivors on their list, in which somebody is missing."""

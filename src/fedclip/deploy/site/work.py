@@ -19,7 +19,6 @@ from fedclip.deploy.site import policy
 from fedclip.deploy.site.config import SiteConfig
 from fedclip.deploy.site.consent import Terms, require_base
 from fedclip.deploy.site.privacy import SitePrivacy, begin_site_privacy
-from fedclip.deploy.site.requirements import is_masked
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.build import build, model_config, model_seed
 from fedclip.experiment.context import RunContext
@@ -78,8 +77,6 @@ def begin_work(
     context = build(config, Listener(), data=data, model=model)
     say(f"took up a run: {len(own.train)} training examples")
     most, state = site.policy.total_epsilon, Path(site.state)
-    if is_masked(job) and config.privacy.unit is not None:
-        raise policy.Against("masked sums would hold its losses, and the run is private")
     privacy = begin_site_privacy(context, asked.run, site.name, state, most)
     engine = create_engine(context, None if privacy is None else privacy.dp_sgd)
     if privacy is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,11 +61,14 @@ class Terms:
 def vector_of(
     update: State, start: State, names: Sequence[str], examples: int, loss: float, terms: Terms
 ) -> NDArray[np.uint32]:
-    """A client's vector before it is masked; raises DoesNotFit for a change that is too large."""
+    """A client's vector before it is masked; raises DoesNotFit for a change that is too large.
+
+    A loss that the client does not tell (nan) is 0.
+    """
     weight = terms.weight_word(examples)
     share = float(terms.weights.decode(weight)[0])
     changes = [(update[n].double() - start[n].double()).flatten().numpy() for n in names]
-    told = np.array([share * min(loss, LARGEST_LOSS)])
+    told = np.array([0.0 if isnan(loss) else share * min(loss, LARGEST_LOSS)])
     parts = [*(terms.changes.encode(share * change) for change in changes)]
     return np.concatenate([*parts, terms.losses.encode(told), weight])
 
