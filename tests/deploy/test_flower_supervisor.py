@@ -22,7 +22,7 @@ from fedclip.deploy.flower.supervisor import FOR_NODES, BackOff, ProcessFailed, 
 QUICK = BackOff(first=0.01, most=0.02)
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "time is up"
@@ -43,13 +43,13 @@ def ready(log: str) -> bool:
     return "ready" in log
 
 
-WORK = "import time; print('ready', flush=True); time.sleep(60)"
+WORK = "import time; print('ready', flush=True); time.sleep(600)"
 
 
 def test_it_starts_and_stops(tmp_path: Path) -> None:
     said: list[str] = []
     with Supervised(python(WORK), tmp_path / "log", ready, QUICK, said.append) as process:
-        assert process.wait(10)
+        assert process.wait(120)
         assert process.is_ready
         pid = pid_of(process)
         assert pid is not None
@@ -70,7 +70,7 @@ def test_it_starts_again_after_a_kill(tmp_path: Path) -> None:
             assert pid_of(process) is not None
             os.kill(pid_of(process), signal.SIGKILL)
             until(lambda before=number: process.starts > before)
-        assert process.wait(10)
+        assert process.wait(120)
     assert said == ["site north was killed by signal 9; starts again in 0 s"] * 2
     assert (tmp_path / "log").read_text() == "ready\n" * 3
     assert process.written() == "ready\n"
@@ -80,7 +80,7 @@ def test_what_lasts_before_it_ever_worked_is_an_error(tmp_path: Path) -> None:
     program = "print('Exit Code: 302'); raise SystemExit(1)"
     process = Supervised(python(program), tmp_path / "log", ready, QUICK).start()
     with pytest.raises(ProcessFailed, match=r"site north: the private key is not .*\nlog: .*log"):
-        process.wait(10)
+        process.wait(120)
     assert process.starts == 1
     process.stop()
 
@@ -101,26 +101,26 @@ def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     command = Command("coordinator", (str(tmp_path / "none"),), {})
     process = Supervised(command, tmp_path / "log", ready, QUICK).start()
     with pytest.raises(ProcessFailed, match=r"coordinator cannot be started: .*No such file"):
-        process.wait(10)
+        process.wait(120)
 
 
 def test_not_ready_in_time(tmp_path: Path) -> None:
-    quiet = "import time; time.sleep(60)"
+    quiet = "import time; time.sleep(600)"
     with Supervised(python(quiet), tmp_path / "log", ready, QUICK) as process:
         start = time.monotonic()
         assert not process.wait(0.5)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 50
         assert pid_of(process) is not None
 
 
 def test_children_are_stopped_too_even_those_that_went_away(tmp_path: Path) -> None:
     child = (
         "import subprocess, sys, time; "
-        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], "
-        "start_new_session=True); print('ready', p.pid, flush=True); time.sleep(60)"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+        "start_new_session=True); print('ready', p.pid, flush=True); time.sleep(600)"
     )
     with Supervised(python(child), tmp_path / "log", ready, QUICK) as process:
-        assert process.wait(10)
+        assert process.wait(120)
         first = int(process.written().split()[1])
         assert pid_of(process) is not None
         os.kill(pid_of(process), signal.SIGKILL)  # the child is an orphan now
@@ -133,13 +133,13 @@ def test_children_are_stopped_too_even_those_that_went_away(tmp_path: Path) -> N
 def test_one_that_does_not_listen_is_killed(tmp_path: Path) -> None:
     deaf = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-        "print('ready', flush=True); time.sleep(60)"
+        "print('ready', flush=True); time.sleep(600)"
     )
     process = Supervised(python(deaf), tmp_path / "log", ready, QUICK).start()
-    assert process.wait(10)
+    assert process.wait(120)
     start = time.monotonic()
     process.stop(grace=0.3)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 50
     assert pid_of(process) is None
 
 
@@ -150,7 +150,7 @@ def test_stopping_while_it_waits_to_start_again(tmp_path: Path) -> None:
     until(lambda: said)
     start = time.monotonic()
     process.stop()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 50
     assert process.starts == 1
 
 
@@ -163,7 +163,7 @@ def test_it_waits_until_its_port_is_left(tmp_path: Path) -> None:
         process = Supervised(command, tmp_path / "log", ready, QUICK).start()
         assert not process.wait(0.5)
         assert process.starts == 0
-    assert process.wait(10)
+    assert process.wait(120)
     process.stop()
 
 
@@ -171,7 +171,7 @@ def test_a_long_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("fedclip.deploy.flower.supervisor.LARGEST_LOG", 10)
     (tmp_path / "log").write_text("x" * 11)
     with Supervised(python(WORK), tmp_path / "log", ready, QUICK) as process:
-        assert process.wait(10)
+        assert process.wait(120)
     assert (tmp_path / "log").read_text() == "ready\n"
     assert (tmp_path / "log.old").read_text() == "x" * 11
 
@@ -213,11 +213,11 @@ def test_a_flower_process_ends_with_its_parent(tmp_path: Path) -> None:
         "from fedclip.deploy.flower import process as f\n"
         "f.LOOK_EVERY = 0.05\n"
         "threading.Thread(target=f.end_with, args=(os.getppid(),), daemon=True).start()\n"
-        "print(os.getpid(), flush=True)\ntime.sleep(60)\n"
+        "print(os.getpid(), flush=True)\ntime.sleep(600)\n"
     )
     parent = (
         "import subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(60)\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

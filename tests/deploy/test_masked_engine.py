@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from fedclip.deploy.messages.replies import WORDS
 from fedclip.deploy.remote.last_sum import LAST_SUM
 from fedclip.errors import TrainingFailed, UsageError
 from fedclip.records import Cohort
-from tests.support.machines import FakeMail
+from tests.support.machines import Clock, FakeMail, clock_by_hand
 from tests.support.masked_sites import (
     EXAMPLES,
     STATE,
@@ -32,6 +32,12 @@ from tests.support.masked_sites import (
 )
 
 Answer = Callable[[bytes], bytes | None]
+
+
+@pytest.fixture(autouse=True)
+def _clock() -> Iterator[Clock]:
+    with clock_by_hand() as clock:
+        yield clock
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from tests.support.machines import (
     MAY_LEAVE,
     NAMES,
     FakeMail,
+    clock_by_hand,
     coordinate_here,
     sequential,
     trainer,
@@ -283,10 +283,8 @@ def test_too_few_sites_at_the_start_are_not_waited_for_forever(
     sites = {"north": honest(images, tmp_path)["north"]}
     deploy = {"join_deadline": 0.2, "sites": list(NAMES)}
     config = config_from_dict(tree(images, deploy=deploy))
-    started = time.monotonic()
     with pytest.raises(TrainingFailed, match=r"1 of 3 sites .* missing: south, west"):
         coordinate_here(config, tmp_path / "run", FakeMail(sites))
-    assert time.monotonic() - started < 30
 
 
 def test_a_site_that_comes_late_takes_part_from_then_on(images: Path, tmp_path: Path) -> None:
@@ -502,9 +500,10 @@ def test_a_site_without_keys_that_starts_again_is_a_new_node(
     )
     base = base_sha256(model)
     roster = Roster(mail, "run", job, base, 10**6, said.append)
-    roster.greet(time.monotonic() + 30, lambda: "north" in roster.nodes)
-    assert roster.nodes == {"north": 1}
-    there[2] = there[1]
-    roster.greet(time.monotonic() + 30, lambda: True)
+    with clock_by_hand() as clock:
+        roster.greet(clock.now + 30, lambda: "north" in roster.nodes)
+        assert roster.nodes == {"north": 1}
+        there[2] = there[1]
+        roster.greet(clock.now + 30, lambda: True)
     assert roster.nodes == {"north": 1 if keyed else 2}
     assert any("a second site calls itself so" in line for line in said) == keyed

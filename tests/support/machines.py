@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -32,6 +35,7 @@ from fedclip.deploy.site.trainer import SiteTrainer
 from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.run import Run
 
+REMOTE = ("engine", "mask_steps", "masked", "roster")
 NAMES = ("north", "south", "west")
 SIZES = {"north": 24, "south": 16, "west": 30}
 
@@ -143,6 +147,32 @@ class FakeMail:
         pass
 
 
+class Clock:
+    """Stands still while anybody works, and goes on only while the coordinator waits."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+@contextmanager
+def clock_by_hand() -> Iterator[Clock]:
+    """Whatever a busy machine does, an answer is in time, and silence lasts until the deadline."""
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (*(f"remote.{name}" for name in REMOTE), "coordinator.rounds"):
+            patch.setattr(f"fedclip.deploy.{module}.time", clock)
+        yield clock
+
+
 class Lines(DeployProgress):
     """Keeps what is said."""
 
@@ -164,4 +194,5 @@ def coordinate_here(config: Config, folder: Path, mail: FakeMail) -> tuple[Run, 
     files = DeployFiles(folder)
     files.create()
     listener = Lines(files)
-    return rounds(config, run, files, mail, listener), listener.said
+    with clock_by_hand():
+        return rounds(config, run, files, mail, listener), listener.said

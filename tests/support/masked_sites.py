@@ -74,11 +74,10 @@ def masked_engine(
     """An engine that has greeted the sites, and what it says."""
     said: list[str] = []
     roster = Roster(mail, "run", JOB, "base", 10**7, said.append, frozenset(mail.sites))
-    roster.wait = lambda seconds: None
     roster.greet(0.0, lambda: True)
     engine = MaskedRemoteEngine(
         mail, roster, Patience(0.5, deadline=0.05, attempts=attempts, look=0.01), Formats(),
-        say=said.append, on_wait=lambda seconds: None,
+        say=said.append,
         plan=MaskPlan(verifier(all_peers(key_folder)), 3, 1.0, **plan), last=LastSum(last),
     )  # fmt: skip
     return engine, said

@@ -19,7 +19,7 @@ from fedclip.deploy.messages.outliers import too_large
 from fedclip.deploy.messages.replies import Refused, Update, believed
 from fedclip.deploy.messages.requests import Exchange, Ticket
 from fedclip.deploy.messages.results import Tested
-from fedclip.deploy.remote.roster import Answer, Mail, Patience, Roster, Wait
+from fedclip.deploy.remote.roster import Answer, Mail, Patience, Roster
 from fedclip.errors import TrainingFailed, one_line
 from fedclip.records import Cohort, LeftOut, RunState, TrainRequest
 
@@ -81,17 +81,15 @@ class RemoteEngine:
         formats: Formats,
         *,
         say: Callable[[str], None],
-        on_wait: Wait | None = None,
         traffic: Traffic | None = None,
     ) -> None:
-        """`say` gets a line about each site's part; `on_wait` is called instead of sleeping."""
+        """`say` gets a line about each site's part."""
         self._mail = mail
         self._roster = roster
         self._journal = roster.journal
         self._patience = patience
         self._formats = formats
         self._say = say
-        self._wait: Wait = on_wait or time.sleep
         self._usual: float | None = None  # the norm of updates so far
         self.traffic = traffic or Traffic()
 
@@ -210,7 +208,7 @@ class RemoteEngine:
             if last:
                 break
             if asked:
-                self._wait(self._patience.look)
+                time.sleep(self._patience.look)
         self._mail.forget(list(asked))
         return list(asked.values())
 

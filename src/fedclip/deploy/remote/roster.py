@@ -17,7 +17,6 @@ from fedclip.deploy.remote.journal import Journal
 from fedclip.federated.update_checks import Reason
 from fedclip.federated.updates import Quorum
 
-Wait = Callable[[float], None]
 GREETING = 30.0
 """Seconds for which a round waits for a site that is being greeted, if there are enough others."""
 GREET_AGAIN = 60.0
@@ -84,7 +83,6 @@ class Roster:
     examples: dict[str, int] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
     on_admit: Callable[[], None] = lambda: None
-    wait: Wait = time.sleep
     look: float = 0.5
     journal: Journal = field(default_factory=Journal)
     refusals: dict[str, Refused] = field(default_factory=dict)  # why a site may not join, by name
@@ -121,7 +119,7 @@ class Roster:
                 return
             if time.monotonic() >= until:
                 return
-            self.wait(self.look)
+            time.sleep(self.look)
 
     def _fresh(self) -> bool:
         """Whether somebody was greeted a short time ago and has not answered yet."""
