@@ -45,6 +45,10 @@ LIMIT = 600.0
 """Seconds after which a run hangs."""
 
 
+UNLIKE = ("summary.json", "timing.jsonl", "report.html")
+"""Files of a run that say how long it took."""
+
+
 @dataclass
 class Undisturbed:
     """How a run ends that nobody kills: files, figures, and how long it takes."""
@@ -319,9 +323,7 @@ def _files(run: Path) -> dict[str, bytes]:
     """All that must not depend on kills: everything but times."""
     found = (path for path in run.rglob("*") if path.is_file())
     names = {path.relative_to(run).as_posix(): path for path in found}
-    return {
-        n: p.read_bytes() for n, p in names.items() if n not in ("summary.json", "timing.jsonl")
-    }
+    return {n: p.read_bytes() for n, p in names.items() if n not in UNLIKE}
 
 
 def _figures(run: Path) -> dict[str, Any]:

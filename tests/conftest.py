@@ -98,8 +98,12 @@ def draw() -> Iterator[Callable[..., None]]:
         yield draw
 
 
-def _described(figure: Figure, file: IO[Any], **how: object) -> None:
+def _described(figure: Figure, file: IO[Any] | str | Path, **how: object) -> None:
     """Writes what a plot shows, not its pixels."""
+    if isinstance(file, str | Path):
+        with Path(file).open("w" if Path(file).suffix == ".svg" else "wb") as opened:
+            _described(figure, opened, **how)
+        return
     if isinstance(file, io.TextIOBase):
         file.write('<svg width="1pt" height="1pt"></svg>')
         return

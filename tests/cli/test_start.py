@@ -83,7 +83,7 @@ def test_doctor_tells_what_a_run_takes(fedclip: Command, tmp_path: Path) -> None
     code, out, err = fedclip("doctor", file, "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert found["trainable_parameters"] == 8192
+    assert found["trainable_parameters"] == 2048
     assert found["adapted_layers"] == 16
     assert found["evaluations"] == 4
     assert found["data"][0]["sites"] == 3

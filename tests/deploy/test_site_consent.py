@@ -27,7 +27,7 @@ from fedclip.deploy.job import make_job
 from fedclip.deploy.messages import requests
 from fedclip.deploy.messages.envelope import Envelope
 from fedclip.deploy.messages.requests import Ticket
-from fedclip.deploy.site import trainer as trainer_module
+from fedclip.deploy.site import work as work_module
 from fedclip.deploy.site.approve import approve
 from fedclip.deploy.site.config import PolicyConfig, SiteConfig, load_site
 from fedclip.deploy.site.consent import RUNNING, Terms, read_terms, write_terms
@@ -76,8 +76,8 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("images were read")
         raise AssertionError("images were read")
 
-    monkeypatch.setattr(trainer_module, "load_federated", read)
-    monkeypatch.setattr(trainer_module, "site_source", read)
+    monkeypatch.setattr(work_module, "load_federated", read)
+    monkeypatch.setattr(work_module, "site_source", read)
     return calls
 
 

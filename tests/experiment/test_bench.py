@@ -517,7 +517,7 @@ def test_dry_run_lists_and_runs_nothing(fedclip: Command, tmp_path: Path) -> Non
     [
         ([], "takes one grid"),
         (["strategies", "--grid", "a.yaml"], "takes one grid"),
-        (["nothing"], "no grid configs/bench/nothing.yaml"),
+        (["nothing"], "there is no ready configuration 'bench/nothing'"),
         (["missing.yaml"], "there is no configuration file missing.yaml"),
         (["strategies", "--seeds", "1,x"], "--seeds must be whole numbers"),
         (["strategies", "--jobs", "0"], "--jobs must be at least 1"),

@@ -350,7 +350,7 @@ def test_the_group_follows_the_memory():
 
     assert size(1e-9) == 1
     assert size(1000) == 50
-    few, many = size(0.1), size(0.2)
+    few, many = size(0.02), size(0.04)
     assert 1 < few < many < 50
     assert abs(many - 2 * few) <= 1
-    assert size(0.2, batch_size=32) < many
+    assert size(0.04, batch_size=32) < many

@@ -67,4 +67,6 @@ class Experiment(types.ModuleType):
         for name in ("experiment.run", "adapters.inspect"):
             monkeypatch.setitem(sys.modules, f"fedclip.{name}", fake)
             monkeypatch.setattr(f"fedclip.{name}", fake, raising=False)
+        monkeypatch.setattr("fedclip.run", fake.run, raising=False)
+        monkeypatch.setattr("fedclip.resume", fake.resume, raising=False)
         return fake
