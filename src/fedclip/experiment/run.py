@@ -33,7 +33,6 @@ from fedclip.experiment.openness import Openness
 from fedclip.experiment.predictions_file import write_predictions
 from fedclip.experiment.privacy_checks import check_privacy
 from fedclip.experiment.privacy_of_sites import take_up_privacy
-from fedclip.experiment.report import write_report
 from fedclip.experiment.round_files import OpenRun, record_partition
 from fedclip.experiment.round_records import Judge, before_training, round_record
 from fedclip.experiment.save_adapters import adapter_digests, save_adapters
@@ -185,6 +184,8 @@ def carry_out(
         if privacy.tells_classes:
             write_predictions(context, checkpoint.state, folder, personal)
         finished_run = _finish_run(run, coverage, closing)
+        from fedclip.experiment.report import write_report  # matplotlib is slow to import
+
         write_report(folder)
         listener.finish(finished_run.summary)
         return finished_run
