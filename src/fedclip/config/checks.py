@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fedclip.catalog import DATA_SETS
-from fedclip.config.checks_data import caption_problems
+from fedclip.config.checks_data import caption_problems, may_be_natural
 from fedclip.config.checks_privacy import privacy_problems
 from fedclip.config.checks_strategy import named_strategy_problems, rank_sources
 from fedclip.config.checks_tasks import sharing_problems, task_problems, task_views
@@ -62,11 +61,9 @@ def _something_left_to_train_on(values: Mapping[str, Any]) -> Iterator[CrossProb
 def _cohort_fits(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
     drawn = number(values, "federation.clients_per_round")
     clients = number(values, "federation.num_clients")
-    partition, name = lookup(values, "data.partition.name"), lookup(values, "data.name")
-    row = DATA_SETS.get(name) if isinstance(name, str) else None
-    may_have_sites = row is None or row.sites  # then their number stands in for `num_clients`
-    may_be_natural = partition == "natural" or (partition == "auto" and may_have_sites)
-    if drawn is not None and clients is not None and drawn > clients and not may_be_natural:
+    if drawn is None or clients is None or may_be_natural(values):
+        return
+    if drawn > clients:
         yield CrossProblem(
             "federation.clients_per_round",
             f"federation.clients_per_round must be at most federation.num_clients ({clients}), "

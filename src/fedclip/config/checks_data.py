@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fedclip.catalog import DATA_SETS
+from fedclip.config.section import lookup
 
 
 def caption_problems(get: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
@@ -57,3 +58,10 @@ def caption_problems(get: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
                 key,
                 f"{key} measures classes, which task: contrastive does not have; leave it out",
             )
+
+
+def may_be_natural(values: Mapping[str, Any]) -> bool:
+    """Whether the data set's sites may be the clients, whose number then is not `num_clients`."""
+    partition, name = lookup(values, "data.partition.name"), lookup(values, "data.name")
+    row = DATA_SETS.get(name) if isinstance(name, str) else None
+    return partition == "natural" or (partition == "auto" and (row is None or row.sites))

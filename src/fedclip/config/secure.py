@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from fedclip.catalog import DATA_SETS, STRATEGIES, StrategyEntry
+from fedclip.catalog import STRATEGIES, StrategyEntry
+from fedclip.config.checks_data import may_be_natural
 from fedclip.config.section import Count, CrossProblem, Section, lookup, number
 
 LEAST_MASKED = 3
@@ -102,15 +103,11 @@ def _enough(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
     """Of what is known before the data are."""
     drawn = lookup(values, "federation.clients_per_round")
     named = lookup(values, "deploy.sites")
-    partition, data = lookup(values, "data.partition.name"), lookup(values, "data.name")
-    row = DATA_SETS.get(data) if isinstance(data, str) else None
-    may_have_sites = row is None or row.sites  # then their number stands in for `num_clients`
-    natural = partition == "natural" or (partition == "auto" and may_have_sites)
     key = "federation.num_clients" if drawn is None else "federation.clients_per_round"
     clients = number(values, key)
     if drawn is None and isinstance(named, list | tuple):
         key, clients = "deploy.sites", len(named)
-    elif drawn is None and natural:
+    elif drawn is None and may_be_natural(values):
         return
     if isinstance(clients, int) and clients < LEAST_MASKED:
         yield CrossProblem(key, few(key, clients))
