@@ -86,7 +86,7 @@ def evaluate_model(
     With a `personal` state each client's examples are judged by its own model.
     """
     classifier, images = _judges(context, base, personal)
-    evaluation, data, how = context.config.evaluation, context.data, _how(context)
+    evaluation, data, how = context.config.evaluation, context.data, how_of(context)
     limits: dict[str, Any] = {"max_examples": evaluation.max_examples, "seed": context.config.seed}
     if data.captioned:
         return _evaluate_captions(context, personal, limits)
@@ -112,7 +112,7 @@ def _evaluate_captions(
     context: RunContext, personal: RunState | None, limits: dict[str, Any]
 ) -> dict[str, Any]:
     """Retrieval by the global model, or by personalised ones."""
-    images, data, how = context.images, context.data, _how(context)
+    images, data, how = context.images, context.data, how_of(context)
     if personal is None:
         return evaluate_pairs(context.model, images, data, how, **limits)
 
@@ -135,7 +135,7 @@ def predict_all(
     test, by_client = measured(data, config.evaluation.max_examples, config.seed)
 
     def on(indices: NDArray[np.int64], client_id: str | None = None) -> Predictions:
-        return classify(classifier(client_id), images, data.labels, indices, _how(context))
+        return classify(classifier(client_id), images, data.labels, indices, how_of(context))
 
     with context.model.zero_shot() if base else nullcontext():
         if personal is not None:
@@ -175,7 +175,7 @@ def evaluate_unseen(
     config, found = context.config, dict[str, Any]()
     if state.groups or any(own.keys() & state.shared.keys() for own in state.private.values()):
         return found
-    how = _how(context)
+    how = how_of(context)
     if config.evaluation.other_data:
         found["forgetting"] = forgetting(
             context.model,
@@ -190,6 +190,6 @@ def evaluate_unseen(
     return found
 
 
-def _how(context: RunContext) -> How:
+def how_of(context: RunContext) -> How:
     """Batches that take as much memory as training, at most: no activations are kept here."""
     return How(context.device, context.precision, min(256, 4 * context.config.data.batch_size))

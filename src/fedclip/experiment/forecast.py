@@ -16,12 +16,12 @@ from fedclip.data.splits import ClientData
 from fedclip.evaluation.per_client import measured, validated
 from fedclip.experiment.context import RunContext, Task
 from fedclip.experiment.engine import create_engine, local_settings
-from fedclip.experiment.evaluate import evaluate_run
+from fedclip.experiment.evaluate import evaluate_run, how_of
 from fedclip.experiment.strategy import choose_strategy
 from fedclip.federated.engines.memory import activation_bytes
 from fedclip.federated.engines.threads import IMAGES, MOST_THREADS
+from fedclip.federated.privacy.charging import with_digest
 from fedclip.federated.privacy.dp_sgd import DpSgd
-from fedclip.federated.privacy.ledger import request_sha256
 from fedclip.federated.privacy.secret import Draws
 from fedclip.federated.rounds import Engine, run_rounds, sample_clients
 from fedclip.records import Cohort, RunState, TrainRequest
@@ -154,7 +154,7 @@ class _Named:
 
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
         """Trains the clients of a request."""
-        return self.inner.train(replace(request, digest=request_sha256(request)))
+        return self.inner.train(with_digest(request))
 
 
 def _dp_sgd(context: RunContext) -> DpSgd | None:
@@ -187,7 +187,7 @@ def _shortened(context: RunContext, ids: Sequence[str], steps: int) -> RunContex
 
 def _evaluation(context: RunContext, state: RunState) -> Line:
     """Seconds of an evaluation by its images."""
-    batch = min(256, 4 * context.config.data.batch_size)
+    batch = how_of(context).batch_size
     most = max(len(task.data.test) for task in context.tasks.values())
     if not most:
         return Line(0.0, 0.0)
