@@ -9,8 +9,9 @@ import pytest
 
 import fedclip
 from fedclip.adapters.inspect import evaluate, info, load_run_model
-from fedclip.catalog import FLAGS, KINDS, STRATEGIES, StrategyEntry, load, target_of
+from fedclip.catalog import FLAGS, KINDS, STRATEGIES, StrategyEntry, target_of
 from fedclip.config.loading import config_from_dict
+from fedclip.config.lookup import load
 from fedclip.data.datasets import load_source
 from fedclip.deploy.job import job_config, make_job
 from fedclip.errors import FedclipWarning, UsageError

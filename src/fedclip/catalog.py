@@ -1,7 +1,8 @@
 """Registry of every name a configuration may use: where its code is, what it composes with.
 
 A name is one of the rows below, else an entry point of an installed package in the group
-`fedclip.<kind>`, else `path/to/file.py:Name`. Nothing is imported until `load` is called.
+`fedclip.<kind>`, else `path/to/file.py:Name`, else what Python hands over. Nothing is imported
+here: `fedclip.config.lookup` loads what a name stands for.
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
-
-from fedclip.errors import UsageError
-from fedclip.outside import from_file, given_object, in_file, is_given
 
 _ALGORITHMS, _BYTES = "fedclip.federated.strategies", "fedclip.federated.traffic"
 _SOURCES = "fedclip.data.sources"
@@ -78,50 +76,32 @@ _PLAIN = ("averages", "stable_coordinates", "steps_in_place", "allows_dora", "ma
 _MEAN: Any = dict.fromkeys(_PLAIN, True)
 _BOTH: Any = {"both_factors": True, "dynamic_ranks": "mean"}
 
+# fmt: off
 STRATEGIES: dict[str, StrategyEntry] = {
     "fedavg": _strategy("averaging:FedAvg", needs_lora=False, **_MEAN, **_BOTH),
     "fedit": _strategy("averaging:FedIT", **_MEAN, **_BOTH),
     "ffa": _strategy("averaging:FFA", "only_b", **_MEAN, robust_mean=True),
     "rolora": _strategy("averaging:RoLoRA", "in_turns", **_MEAN, robust_mean=True),
-    "fedsa": _strategy(
-        "averaging:FedSA", "only_a", personal=True, steps_in_place=True, allows_dora=True
-    ),
+    "fedsa": _strategy("averaging:FedSA", "only_a", personal=True, steps_in_place=True,
+                       allows_dora=True),
     "flora": _strategy("weight_folding:FLoRA", "stacked", mixes_ranks=True, robust_weights=True),
-    "flexlora": _strategy(
-        "product_space:FlexLoRA",
-        mixes_ranks=True,
-        robust_weights=True,
-        dynamic_ranks="product",
-        options=("federation.average_owners",),
-    ),
-    "hetlora": _strategy(
-        "product_space:HetLoRA",
-        mixes_ranks=True,
-        options=("federation.average_owners", "federation.order_rows"),
-    ),
+    "flexlora": _strategy("product_space:FlexLoRA", mixes_ranks=True, robust_weights=True,
+                          dynamic_ranks="product", options=("federation.average_owners",)),
+    "hetlora": _strategy("product_space:HetLoRA", mixes_ranks=True,
+                         options=("federation.average_owners", "federation.order_rows")),
     "fedex": _strategy("weight_folding:FedEx", "mean_and_residual"),
     "fedsvd": _strategy("product_space:FedSVD", "b_up_both_down", robust_mean=True, masks=True),
-    "lora_fair": _strategy(
-        "product_space:LoraFair",
-        stable_coordinates=True,
-        steps_in_place=True,
-        options=("federation.ridge",),
-    ),
+    "lora_fair": _strategy("product_space:LoraFair", stable_coordinates=True, steps_in_place=True,
+                           options=("federation.ridge",)),
     "fed_sb": _strategy("fed_sb:FedSB", "cores", robust_mean=True),
-    "qfedavg": _strategy(
-        "averaging:QFedAvg",
-        needs_lora=False,
-        stable_coordinates=True,
-        allows_dora=True,
-        reads_losses=True,
-        options=("federation.q",),
-    ),
-    "local": _strategy(
-        "averaging:LocalOnly", "nothing", needs_lora=False, personal=True, allows_dora=True
-    ),
+    "qfedavg": _strategy("averaging:QFedAvg", needs_lora=False, stable_coordinates=True,
+                         allows_dora=True, reads_losses=True, options=("federation.q",)),
+    "local": _strategy("averaging:LocalOnly", "nothing", needs_lora=False, personal=True,
+                       allows_dora=True),
     # One client that holds all images: FedAvg of one is that client.
     "centralised": _strategy("averaging:FedAvg", needs_lora=False, allows_dora=True, pools=True),
 }
+# fmt: on
 
 ELSEWHERE = {
     "fedprox": "client.proximal_mu, such as 0.01,",
@@ -192,28 +172,23 @@ KINDS = {
 }
 
 
+GIVEN = "given"
+"""The name of data handed over in Python; of a class `given:Name`."""
+
+
+def is_given(kind: str, name: str) -> bool:
+    """Whether a name of this kind stands for an object handed over in Python."""
+    return kind in ("data_sets", "strategies") and bool(re.fullmatch(rf"{GIVEN}(:\w+)?", name))
+
+
+def in_file(name: str) -> bool:
+    """Whether a name is `path/to/file.py:Name`."""
+    return re.fullmatch(r".+\.py:\w+", name) is not None
+
+
 def short_name(name: str) -> str:
     """A name without the folders of this machine; for a class `given`, the class's name."""
     return name.rpartition(":")[2] if in_file(name) or is_given("strategies", name) else name
-
-
-def load(kind: str, name: str, key: str | None = None) -> Any:
-    """What a name stands for; imports its code. `key` is what an error blames.
-
-    Raises UsageError for an unknown name, with the known ones, and for code that does not load.
-    """
-    row, key = KINDS[kind].rows.get(name), key or KINDS[kind].key
-    if row is not None:
-        return target_of(row.target)
-    if is_given(kind, name):
-        return given_object(kind, name, key)
-    if name in (own := _table(kind)):
-        return own[name]
-    if found := _installed(kind).get(name):
-        return _from_package(kind, found, key)
-    if wrong := unknown(kind, name):
-        raise UsageError(f"{key} must be {wrong[0]}, got {name!r}{wrong[1]}")
-    return from_file(name, key, KINDS[kind].word)
 
 
 def unknown(
@@ -226,7 +201,7 @@ def unknown(
     rows = [*also, *rows_without(kind, without)]
     if name in rows or is_given(kind, name) or (KINDS[kind].opens and in_file(name)):
         return None
-    known = [*rows, *sorted(_installed(kind).keys() - KINDS[kind].rows.keys())]
+    known = [*rows, *sorted(installed(kind).keys() - KINDS[kind].rows.keys())]
     if name in known:
         return None
     plain = {re.sub(r"[-_ ]", "", other).casefold(): other for other in known}
@@ -239,10 +214,10 @@ def unknown(
 def rows_without(kind: str, field: str = "") -> list[str]:
     """The names of a kind's rows of which a field does not hold."""
     rows = KINDS[kind].rows.items()
-    return [*(n for n, row in rows if not (field and getattr(row, field))), *_table(kind)]
+    return [*(n for n, row in rows if not (field and getattr(row, field))), *own_rows(kind)]
 
 
-def _table(kind: str) -> Mapping[str, Any]:
+def own_rows(kind: str) -> Mapping[str, Any]:
     """The functions of a kind whose rows stand beside their code, which is free of torch."""
     where = KINDS[kind].table
     return target_of(where) if where else {}
@@ -253,7 +228,8 @@ def choices(kind: str, known: Sequence[str]) -> str:
     return f"one of {', '.join(known)}" + ", or path/to/file.py:Name" * KINDS[kind].opens
 
 
-def _installed(kind: str) -> dict[str, list[Any]]:
+def installed(kind: str) -> dict[str, list[Any]]:
+    """Entry points of installed packages for a kind, by name; `load` refuses a name of two."""
     from importlib.metadata import entry_points  # slow to import
 
     found: dict[str, list[Any]] = {}
@@ -266,20 +242,6 @@ def target_of(target: str) -> Any:
     """The object at `module:Name`, of this package."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def _from_package(kind: str, found: list[Any], key: str) -> Any:
-    where = sorted(f"{p.value} of {p.dist.name if p.dist else '?'}" for p in found)
-    if len(found) > 1:
-        raise UsageError(
-            f"{key}: {found[0].name} is provided more than once, as {' and '.join(where)}, in the "
-            f"entry points fedclip.{kind}; uninstall all but one of these packages"
-        )
-    try:
-        return found[0].load()
-    except (Exception, SystemExit) as error:
-        name = f"{found[0].name}, which is {where[0]},"
-        raise UsageError(f"{key}: {name} cannot be loaded: {error!r}") from error
 
 
 def strategy_row(name: str) -> StrategyEntry:

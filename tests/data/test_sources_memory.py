@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fedclip.config.lookup import giving
 from fedclip.data.datasets import load_source
 from fedclip.data.sources.memory import in_memory
 from fedclip.errors import FedclipWarning, UsageError
-from fedclip.outside import giving
 
 datasets = pytest.importorskip("datasets")
 

@@ -13,9 +13,10 @@ import pytest
 
 from fedclip import CLIPLoRAWrapper
 from fedclip.adapters.inspect import info
-from fedclip.catalog import STRATEGIES, load
+from fedclip.catalog import STRATEGIES
 from fedclip.config import Config
 from fedclip.config.loading import config_from_dict, load_config
+from fedclip.config.lookup import load
 from fedclip.data.loading import load_federated
 from fedclip.errors import UsageError, install
 from fedclip.federated.strategies.dynamic_ranks import DynamicRanks

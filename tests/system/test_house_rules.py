@@ -98,3 +98,12 @@ def test_torchvision_is_no_dependency() -> None:
     assert not re.search(r"(?m)^torchvision\b", pins)
     assert "://" not in pins
     assert re.search(r"(?m)^torch==\d", pins)
+
+
+def test_the_root_holds_eight_modules_and_eleven_rooms() -> None:
+    package = ROOT / "src" / "fedclip"
+    modules = {path.stem for path in package.glob("*.py")}
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    root = "__init__ __main__ catalog records seeding errors device files"
+    below = "cli config lora data models federated evaluation reports experiment adapters deploy"
+    assert (modules, rooms) == (set(root.split()), set(below.split()))

@@ -15,7 +15,7 @@ from fedclip.adapters.load import (
     without_files,
 )
 from fedclip.adapters.predict import predict
-from fedclip.catalog import STRATEGIES, in_file
+from fedclip.catalog import STRATEGIES, in_file, is_given
 from fedclip.config import Config
 from fedclip.config.loading import load_config
 from fedclip.data.datasets import load_source
@@ -49,7 +49,6 @@ from fedclip.experiment.summary import FLOWER
 from fedclip.experiment.summary_file import read_summary
 from fedclip.federated.strategies.base import own_starts
 from fedclip.models.clip import CLIPLoRAWrapper, adapter_sha256, create_clip_model
-from fedclip.outside import is_given
 from fedclip.records import RunState
 from fedclip.reports.listener import Listener
 

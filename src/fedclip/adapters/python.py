@@ -14,16 +14,16 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedclip.catalog import short_name
+from fedclip.catalog import GIVEN, is_given, short_name
 from fedclip.config import Config
 from fedclip.config.loading import config_from_dict, load_config
+from fedclip.config.lookup import giving
 from fedclip.config.section import lookup
 from fedclip.data.sources.memory import in_memory
 from fedclip.errors import UsageError, shortened
 from fedclip.experiment import run as experiment
 from fedclip.experiment.folder import CONFIG, REPORT, RunFolder, next_folder
 from fedclip.federated.strategies import Setting, Strategy
-from fedclip.outside import GIVEN, giving, is_given
 from fedclip.reports.curves import curves
 from fedclip.reports.listener import Heard, Listener
 

@@ -259,9 +259,9 @@ app.add_typer(cli_log.app)
 
 
 def _load(file: str, overrides: list[str]) -> Config:
-    from fedclip.catalog import KINDS
+    from fedclip.catalog import KINDS, is_given
     from fedclip.config.loading import load_config
-    from fedclip.outside import given_object, is_given
+    from fedclip.config.lookup import given_object
 
     config = load_config(Path(file), overrides)
     for kind, name in (("data_sets", config.data.name), ("strategies", config.federation.strategy)):

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from fedclip.catalog import STRATEGIES, StrategyEntry, load, rows_without
+from fedclip.catalog import STRATEGIES, StrategyEntry, rows_without
+from fedclip.config.lookup import load
 from fedclip.config.model import no_lora
 from fedclip.config.section import CrossProblem, Named, PartShare, Section, lookup, number
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedclip.catalog import DATA_SETS, load
+from fedclip.catalog import DATA_SETS
+from fedclip.config.lookup import load
 from fedclip.config.names import check_classes_differ, class_key, site_names
 from fedclip.data.labels import labelled
 from fedclip.data.prompts import check_templates

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fedclip.catalog import GIVEN
 from fedclip.data.decode import Pixels
 from fedclip.data.splits import SPLIT_RULE, ClientData, Indices
-from fedclip.outside import GIVEN
 
 PRIVATE = "private"
 """Key of a partition record that leaves out which examples are whose."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedclip.catalog import load, short_name
+from fedclip.catalog import short_name
+from fedclip.config.lookup import load
 from fedclip.errors import UsageError
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedclip.catalog import ENGINES, load
+from fedclip.catalog import ENGINES
 from fedclip.config import Config, EngineConfig
+from fedclip.config.lookup import load
 from fedclip.data.cache import cache_folder
 from fedclip.experiment.context import RunContext, Task
 from fedclip.federated.engines.batched import BatchedEngine

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from fedclip.catalog import in_file, load
+from fedclip.catalog import in_file, is_given
 from fedclip.config import Config
+from fedclip.config.lookup import load
 from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.checkpoint import Checkpoint
 from fedclip.experiment.code_digest import class_sha256
@@ -23,7 +24,6 @@ from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import CONFIG, SUMMARY, RunFolder
 from fedclip.files import file_sha256
 from fedclip.models.summary import base_sha256
-from fedclip.outside import is_given
 from fedclip.records import RunState
 from fedclip.reports.listener import Listener
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fedclip.catalog import StrategyEntry, load, strategy_row
+from fedclip.catalog import StrategyEntry, strategy_row
 from fedclip.config import Config
 from fedclip.config.checks_strategy import strategy_problems
+from fedclip.config.lookup import load
 from fedclip.config.robust import too_few
 from fedclip.config.section import lookup
 from fedclip.config.secure import USUAL_LARGEST_UPDATE

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import torch
 
-from fedclip.catalog import MERGE_METHODS, load
+from fedclip.catalog import MERGE_METHODS, target_of
 from fedclip.lora.factors import Factors, norm, resize, svd, truncate
 
 
@@ -165,4 +165,4 @@ TIES = Method(
 DARE = Method(dare, _share, density=0.5)
 KNOTS = Method(lambda x, w, density, draw: knots(x, w, density), lambda count: 1.0, density=0.2)
 
-METHODS: dict[str, Method] = {name: load("merge_methods", name) for name in MERGE_METHODS}
+METHODS: dict[str, Method] = {n: target_of(row.target) for n, row in MERGE_METHODS.items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fedclip.catalog import load
+from fedclip.config.lookup import load
 from fedclip.config.names import each_class_once
 from fedclip.errors import UsageError
 from fedclip.lora.factors import Factors

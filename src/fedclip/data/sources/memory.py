@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fedclip.catalog import GIVEN
 from fedclip.data.captions import numbered
 from fedclip.data.class_names import one_class_by_name
 from fedclip.data.labels import UNKNOWN, is_hidden, numbered_labels
@@ -19,7 +20,6 @@ from fedclip.data.source import ArrayImages, ImageSource, ImageStore, Labels, ma
 from fedclip.data.sources.columns import CAPTION_NAMES, LABEL_NAMES, Table
 from fedclip.data.sources.table import SPLITS, by_split, source_of
 from fedclip.errors import FedclipWarning, UsageError, shortened
-from fedclip.outside import GIVEN
 
 KEYS = ("images", "labels", "class_names", "captions", "sites", "split")
 _WANTED = (

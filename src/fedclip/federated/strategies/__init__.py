@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 
-from fedclip.catalog import FLAGS, STRATEGIES, StrategyEntry, in_file, load
+from fedclip.catalog import FLAGS, STRATEGIES, StrategyEntry, in_file
+from fedclip.config.lookup import load
 from fedclip.errors import FedclipError, UsageError
 from fedclip.federated.strategies.averaging import FedAvg
 from fedclip.federated.strategies.base import Setting, Strategy

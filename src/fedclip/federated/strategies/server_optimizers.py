@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
-from fedclip.catalog import load
+from fedclip.config.lookup import load
 from fedclip.records import State
 
 _MEMORY = "optimizer/"

@@ -1,4 +1,4 @@
-"""Code and data from outside the package: of a user's file, or handed over in Python.
+"""Loads what a name stands for: code of a row, a package or a user's file, or an object.
 
 What is handed over goes by the name `given` in a configuration, and is known while the call that
 it was handed to lasts, to that call only.
@@ -7,7 +7,6 @@ it was handed to lasts, to that call only.
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +15,30 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fedclip.catalog import KINDS, installed, is_given, own_rows, target_of, unknown
 from fedclip.errors import UsageError
-
-GIVEN = "given"
-"""The name of data in memory; of a class `given:Name`."""
 
 _ARGUMENTS = {"data_sets": "data", "strategies": "strategy"}
 _OBJECTS: ContextVar[Mapping[str, Any]] = ContextVar("given", default=MappingProxyType({}))
+
+
+def load(kind: str, name: str, key: str | None = None) -> Any:
+    """What a name stands for; imports its code. `key` is what an error blames.
+
+    Raises UsageError for an unknown name, with the known ones, and for code that does not load.
+    """
+    row, key = KINDS[kind].rows.get(name), key or KINDS[kind].key
+    if row is not None:
+        return target_of(row.target)
+    if is_given(kind, name):
+        return given_object(kind, name, key)
+    if name in (own := own_rows(kind)):
+        return own[name]
+    if found := installed(kind).get(name):
+        return _from_package(kind, found, key)
+    if wrong := unknown(kind, name):
+        raise UsageError(f"{key} must be {wrong[0]}, got {name!r}{wrong[1]}")
+    return _from_file(name, key, KINDS[kind].word)
 
 
 @contextmanager
@@ -33,11 +49,6 @@ def giving(objects: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         _OBJECTS.reset(before)
-
-
-def is_given(kind: str, name: str) -> bool:
-    """Whether a name of this kind stands for an object handed over in Python."""
-    return kind in _ARGUMENTS and re.fullmatch(rf"{GIVEN}(:\w+)?", name) is not None
 
 
 def given_object(kind: str, name: str, key: str) -> Any:
@@ -53,12 +64,7 @@ def given_object(kind: str, name: str, key: str) -> Any:
     )
 
 
-def in_file(name: str) -> bool:
-    """Whether a name is `path/to/file.py:Name`."""
-    return re.fullmatch(r".+\.py:\w+", name) is not None
-
-
-def from_file(name: str, key: str, word: str) -> Any:
+def _from_file(name: str, key: str, word: str) -> Any:
     """What `path/to/file.py:Name` stands for; runs the file. `word` says what one expects."""
     import importlib.util
 
@@ -78,3 +84,17 @@ def from_file(name: str, key: str, word: str) -> Any:
     if hasattr(module, attribute):
         return getattr(module, attribute)
     raise UsageError(f"{key}: {file} has no {word} {attribute}")
+
+
+def _from_package(kind: str, found: list[Any], key: str) -> Any:
+    where = sorted(f"{p.value} of {p.dist.name if p.dist else '?'}" for p in found)
+    if len(found) > 1:
+        raise UsageError(
+            f"{key}: {found[0].name} is provided more than once, as {' and '.join(where)}, in the "
+            f"entry points fedclip.{kind}; uninstall all but one of these packages"
+        )
+    try:
+        return found[0].load()
+    except (Exception, SystemExit) as error:
+        name = f"{found[0].name}, which is {where[0]},"
+        raise UsageError(f"{key}: {name} cannot be loaded: {error!r}") from error
