@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BASE := $(VENV)/.installed
 DEV := $(VENV)/.developed
+SITE := $(VENV)/.documented
 
 # One thread per test process: two of them share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo federation test quick check format clean
+.PHONY: help install demo federation test quick check docs format clean
 
 help:
 	@echo "make demo     make .venv with what a user needs, and train the quickstart federation"
@@ -17,15 +18,16 @@ help:
 	@echo "make test     run the tests"
 	@echo "make quick    the tests that take less than a minute together"
 	@echo "make check    style, types, import rules, generated pages"
+	@echo "make docs     build the documentation site into site/, strictly"
 	@echo "make format   put the style right"
 	@echo "make clean    remove .venv and caches; runs/ stays"
 
 install: $(DEV)
 
 # Builds happen in environments of their own, which only see constraints through the environment.
-$(BASE) $(DEV): export PIP_CONSTRAINT := constraints.txt
-$(BASE) $(DEV): export PIP_BUILD_CONSTRAINT := constraints.txt
-$(BASE) $(DEV): export PIP_DISABLE_PIP_VERSION_CHECK := 1
+$(BASE) $(DEV) $(SITE): export PIP_CONSTRAINT := constraints.txt
+$(BASE) $(DEV) $(SITE): export PIP_BUILD_CONSTRAINT := constraints.txt
+$(BASE) $(DEV) $(SITE): export PIP_DISABLE_PIP_VERSION_CHECK := 1
 $(BASE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("fedclip needs Python 3.11 or newer; name one by PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +36,10 @@ $(BASE): pyproject.toml constraints.txt
 
 $(DEV): $(BASE)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,flower,privacy,serve]'
+	@touch $@
+
+$(SITE): $(BASE)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
 	@touch $@
 
 demo: $(BASE)
@@ -57,9 +63,12 @@ check: install
 	$(BIN)/python benchmarks/tables.py --check
 	$(BIN)/python benchmarks/claims.py
 
+docs: $(SITE)
+	$(BIN)/python scripts/site.py
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) site .cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

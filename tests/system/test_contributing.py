@@ -48,7 +48,7 @@ def test_the_steps_are_the_makefile_s_and_the_checkers_are_there(file: str) -> N
     rules = (ROOT / "Makefile").read_text("utf-8")
     assert all(f"\n{target}:" in rules for target in targets)
     if "workflows" in file:
-        assert targets == ["test", "check", "demo"]
+        assert targets == ["test", "check", "docs", "demo"]
         versions = re.findall(r'"(3\.\d+)"', text)
         assert versions == [
             word.rpartition(" ")[2] for word in PROJECT["classifiers"] if "Python :: 3." in word
