@@ -17,9 +17,9 @@ EVERY_SECOND = with_(evaluation={"every": 2})
 class Notes(fedclip.Listener):
     """Writes down what it hears; ends the run after a round, if told to."""
 
-    def __init__(self, end_after=None):
+    def __init__(self, end_after=None, reason="patience"):
         self.heard = []
-        self.end_after = end_after
+        self.end_after, self.reason = end_after, reason
 
     def __enter__(self):
         self.heard.append("enter")
@@ -41,7 +41,7 @@ class Notes(fedclip.Listener):
         self.heard.append(("round", record["server_round"]))
 
     def stop(self):
-        return "patience" if self.heard[-1] == ("round", self.end_after) else None
+        return self.reason if self.heard[-1] == ("round", self.end_after) else None
 
     def finish(self, summary):
         self.heard.append(("finish", summary["rounds"], summary["stopped_by"]))
@@ -72,15 +72,21 @@ def test_every_listener_hears_of_a_run_from_start_to_finish(undisturbed):
     assert run.summary["stopped_by"] is None
 
 
-@pytest.mark.parametrize("end_after", [1, 2])
+@pytest.mark.parametrize(
+    ("end_after", "reason", "told"),
+    [
+        (1, "patience", "patience"),
+        (2, "evaluation.patience: mine", "a listener: evaluation.patience: mine"),
+    ],
+)
 def test_a_listener_ends_a_run_cleanly_and_it_resumes_to_the_same_bytes(
-    undisturbed, tmp_path, end_after
+    undisturbed, tmp_path, end_after, reason, told
 ):
     """After round 1, which is not evaluated by itself, and after round 2, which is."""
-    whole, folder, notes = undisturbed[0], tmp_path / "run", Notes(end_after)
+    whole, folder, notes = undisturbed[0], tmp_path / "run", Notes(end_after, reason)
     ended = fedclip.run(EVERY_SECOND, output=folder, listener=[Listener(), notes])
-    assert notes.heard[-2:] == [("finish", end_after, "patience"), "exit"]
-    assert ended.summary["stopped_by"] == "patience"
+    assert notes.heard[-2:] == [("finish", end_after, told), "exit"]
+    assert ended.summary["stopped_by"] == told
     assert ended.summary["rounds"] == end_after
     assert json.loads((folder / "summary.json").read_text()) == ended.summary
     # It is finished: its adapter is there, and has the accuracy that the summary tells.

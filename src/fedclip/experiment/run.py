@@ -27,7 +27,7 @@ from fedclip.experiment.context import RunContext
 from fedclip.experiment.early_stopping import Patience
 from fedclip.experiment.engine import create_engine, step_settings
 from fedclip.experiment.evaluate import evaluate_merged
-from fedclip.experiment.folder import CONFIG, RunFolder, next_folder
+from fedclip.experiment.folder import CONFIG, PATIENCE, RunFolder, next_folder
 from fedclip.experiment.identity import check_config, take_up
 from fedclip.experiment.openness import Openness
 from fedclip.experiment.predictions_file import write_predictions
@@ -219,7 +219,9 @@ def _train(
 
 def _reason_to_stop(context: RunContext, listener: Listener, patience: Patience) -> str | None:
     """Why the run is to end after this round, of which all processes learn."""
-    reason = patience.reason or listener.stop()
+    reason = patience.reason
+    if reason is None and (reason := listener.stop()) is not None and reason.startswith(PATIENCE):
+        reason = f"a listener: {reason}"  # or a resume would not go on from here
     context.processes.first_numbers([int(reason is not None)])
     return reason
 

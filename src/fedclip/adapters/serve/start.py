@@ -68,6 +68,7 @@ def serve(
             lifespan="off",
         )
         uvicorn.Server(config).run(sockets=[listener])
+    raise KeyboardInterrupt  # only a signal ends the server, and uvicorn may keep that to itself
 
 
 def _listening(host: str, port: int) -> socket.socket:
