@@ -1,10 +1,12 @@
-"""Hostile clients against robust rules, on one grid: what attacks cost, and what rules save.
+"""Participants whom one does not trust: hostile clients against robust rules, and all figures.
 
 `python -m benchmarks.participants` runs quickstart's digits with 10 clients of which 3 attack, FFA
-on the last layer, for every attack, rule, division and seed, and writes `participants.json` with
-the accuracies, and as a share of the clean run's. It can be stopped: cells that are done are in the
-file of `--cells` and are not run again. `--byzfl FOLDER` (an unpacked wheel of byzfl 0.0.11, which
-needs torchvision to be imported as a whole) compares the rules with byzfl's instead.
+on the last layer, for every attack, rule, division and seed. It can be stopped: cells that are done
+are in the file of `--cells` and are not run again; with `--read` no more are run. `--result DIR`
+writes `participants.json` there: accuracies, shares of the clean run's, and the figures of the
+other benchmarks of participants (`masks`, `consent_log`, `fuzz_messages`), from their results in
+DIR. `--byzfl FOLDER` (an unpacked wheel of byzfl 0.0.11, which needs torchvision to be imported as
+a whole) compares the rules with byzfl's instead.
 """
 
 from __future__ import annotations
@@ -13,40 +15,33 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 import types
 import warnings
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
-from benchmarks import attacks
 from benchmarks.common import write_result
 from fedclip.config import Config
-from fedclip.config.loading import dump_config, load_config
-from fedclip.experiment.build import build
-from fedclip.experiment.context import ONLY, RunContext
-from fedclip.experiment.engine import create_engine
-from fedclip.experiment.folder import RunFolder
-from fedclip.experiment.run import carry_out
-from fedclip.experiment.strategy import choose_strategy
+from fedclip.config.loading import load_config
+from fedclip.experiment.run import run
 from fedclip.lora import robust_rules as rules
-from fedclip.reports.listener import Listener
+from fedclip.reports.comparison import number
+from tests.deploy import test_remote_hostile as hostile
+from tests.support.machines import write_images
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 CLIENTS, ATTACKERS = 10, 3
-ATTACKS: dict[str, attacks.Attack | None] = {
-    "none": None,
-    "label flip": None,  # of the data, not of the update
-    "sign flip x5": attacks.sign_flip(5),
-    "gaussian x10": attacks.gaussian(10),
-    "alie 1.5": attacks.alie(1.5),
-    "min-max": attacks.min_max(),
-    "ipm 0.5": attacks.inner_product(0.5),
+ATTACKS = {
+    "none": ("none", None),
+    "label flip": ("label_flip", None),
+    "sign flip x5": ("sign_flip", 5),
+    "gaussian x10": ("gaussian", 10),
+    "alie 1.5": ("alie", 1.5),
+    "min-max": ("min_max", None),
+    "ipm 0.5": ("ipm", 0.5),
 }
 RULES: dict[str, list[str]] = {
     "mean": [],
@@ -63,42 +58,31 @@ DIVISIONS = {
     "dirichlet 0.3": ["data.partition.name=dirichlet", "data.partition.alpha=0.3"],
     "iid": ["data.partition.name=iid"],
 }
+OTHERS = {
+    "masks": ("masked_relative_error", "masked_site_seconds_100", "masked_server_seconds_100"),
+    "consent_log": ("doctored_accepted", "log_mutations_missed", "overhead_seconds_a_round"),
+    "fuzz_messages": ("messages_cases", "messages_escaped", "messages_taken_bad"),
+}
+"""Figures of other benchmarks, by the name of their result."""
+
+Cells = dict[str, dict[str, float]]
 
 
-def config_of(rule: str, division: str, seed: int) -> Config:
+def config_of(attack: str, rule: str, division: str, seed: int) -> Config:
     """The configuration of a cell: quickstart's digits, FFA, the last layer only."""
     common = ["federation.strategy=ffa", "model.lora.last_layers=1", f"seed={seed}", "device=cpu"]
     common += [f"federation.num_clients={CLIENTS}", "federation.rounds=8", "evaluation.every=8"]
-    return load_config(QUICKSTART, [*common, *DIVISIONS[division], *RULES[rule]])
+    name, strength = ATTACKS[attack]
+    attacked = [f"attack.name={name}", f"attack.clients={ATTACKERS}"]
+    attacked += [] if strength is None else [f"attack.strength={strength}"]
+    return load_config(QUICKSTART, [*common, *attacked, *DIVISIONS[division], *RULES[rule]])
 
 
 def accuracy(attack: str, rule: str, division: str, seed: int) -> dict[str, float]:
     """The last accuracy of one run, and that before training."""
-    config = config_of(rule, division, seed)
     with tempfile.TemporaryDirectory(prefix="fedclip-attack-") as place:
-        context = build(config, Listener())
-        hostile = sorted(
-            np.random.default_rng(seed).choice(sorted(context.clients), ATTACKERS, False)
-        )
-        engine: Any = create_engine(
-            _poisoned(context, hostile) if attack == "label flip" else context
-        )
-        if (change := ATTACKS[attack]) is not None:
-            engine = attacks.Attacked(engine, hostile, change, seed)
-        folder = RunFolder.create(Path(place) / "run", dump_config(context.config))
-        strategy, started = choose_strategy(context), time.perf_counter()
-        found = carry_out(context, strategy, folder, Listener(), started, engine).summary
+        found = run(config_of(attack, rule, division, seed), output=Path(place) / "run").summary
     return {"accuracy": found["accuracy"], "zero_shot": found["zero_shot_accuracy"]}
-
-
-def _poisoned(context: RunContext, hostile: list[str]) -> RunContext:
-    """The same run with flipped labels of the hostile clients' training examples."""
-    labels = context.data.labels.copy()
-    for client in hostile:
-        rows = context.training[client]
-        labels[rows] = attacks.flipped(labels[rows], len(context.data.class_names))
-    task = replace(context.tasks[ONLY], data=replace(context.data, labels=labels))
-    return replace(context, tasks={ONLY: task})
 
 
 def grid(divisions: list[str], seeds: int) -> Iterator[tuple[str, str, str, int]]:
@@ -109,7 +93,7 @@ def grid(divisions: list[str], seeds: int) -> Iterator[tuple[str, str, str, int]
                 yield from ((attack, rule, division, seed) for attack in ATTACKS)
 
 
-def measure(cells: Path, divisions: list[str], seeds: int) -> dict[str, dict[str, float]]:
+def measure(cells: Path, divisions: list[str], seeds: int) -> Cells:
     """Runs what is not in the file of cells yet; gives all of them."""
     lines = cells.read_text().splitlines() if cells.exists() else []
     done = {line["cell"]: line for line in map(json.loads, lines)}
@@ -126,40 +110,73 @@ def measure(cells: Path, divisions: list[str], seeds: int) -> dict[str, dict[str
     return done
 
 
-def table(found: dict[str, dict[str, float]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean accuracies by division, rule and attack, over the seeds that have all cells."""
+Table = dict[str, dict[str, dict[str, float]]]
+
+
+def needed(rule: str) -> tuple[str, ...]:
+    """The attacks that figures are made of, of a rule; the others are shown where they were run."""
+    return {"mean": ("none", "sign flip x5"), "krum": ()}.get(rule, ("none", *ASSERTED))
+
+
+def whole_seeds(found: Cells, divisions: list[str]) -> list[int]:
+    """The seeds that have every cell that figures are made of."""
+    cells = [(a, rule, division) for division in divisions for rule in RULES for a in needed(rule)]
+    seeds = sorted({int(name.rpartition(" | ")[2]) for name in found})
+    return [s for s in seeds if all(" | ".join((*cell, str(s))) in found for cell in cells)]
+
+
+def table(found: Cells, seeds: list[int], figure: Callable[[dict[str, float]], float]) -> Table:
+    """Means of a figure by division, rule and attack, of cells that all these seeds have."""
     by_cell: dict[tuple[str, str, str], list[float]] = {}
     for name, line in found.items():
-        attack, rule, division, _ = name.split(" | ")
-        by_cell.setdefault((division, rule, attack), []).append(line["accuracy"])
-    tables: dict[str, dict[str, dict[str, float]]] = {}
+        attack, rule, division, seed = name.split(" | ")
+        if int(seed) in seeds:
+            by_cell.setdefault((division, rule, attack), []).append(figure(line))
+    tables: Table = {}
     for (division, rule, attack), values in by_cell.items():
-        tables.setdefault(division, {}).setdefault(rule, {})[attack] = fmean(values)
+        if len(values) == len(seeds):
+            tables.setdefault(division, {}).setdefault(rule, {})[attack] = fmean(values)
     return tables
 
 
-def figures_of(found: dict[str, dict[str, float]]) -> dict[str, float]:
+def figures_of(tables: Table) -> dict[str, float]:
     """The ratios to the clean mean, the worst division each; points lost with nobody attacking."""
-    tables = table(found).values()
-    defended = [rule for rule in RULES if rule not in ("mean", "krum")]
-
-    def ratio(rows: dict[str, dict[str, float]], rule: str, attack: str) -> float:
-        return rows[rule][attack] / rows["mean"]["none"]
-
+    lost = {
+        rule: max(100 * (rows["mean"]["none"] - rows[rule]["none"]) for rows in tables.values())
+        for rule in RULES
+        if rule != "mean" and all("none" in rows.get(rule, ()) for rows in tables.values())
+    }
     return {
-        "undefended_ratio": max(ratio(rows, "mean", "sign flip x5") for rows in tables),
-        "defended_min_ratio": min(
-            ratio(rows, rule, attack)
-            for rows in tables for rule in defended for attack in ASSERTED
+        "undefended_ratio": max(
+            rows["mean"]["sign flip x5"] / rows["mean"]["none"] for rows in tables.values()
         ),
-        **{
-            f"no_attack_loss_points_{rule.replace(' + ', '_')}": max(
-                100 * (rows["mean"]["none"] - rows[rule]["none"]) for rows in tables
-            )
-            for rule in RULES if rule != "mean"
-        },
-        "zero_shot": fmean(line["zero_shot"] for line in found.values()),
+        "defended_min_ratio": min(
+            rows[rule][attack] / rows["mean"]["none"]
+            for rows in tables.values() for rule in RULES if rule not in ("mean", "krum")
+            for attack in ASSERTED
+        ),
+        "no_attack_loss_points": max(points for rule, points in lost.items() if rule != "krum"),
+        **{f"no_attack_loss_points_{r.replace(' + ', '_')}": lost[r] for r in lost},
     }  # fmt: skip
+
+
+def hostile_answers() -> dict[str, int]:
+    """Answers of a hostile site that rounds over messages took in, of all kinds that are tested."""
+    cases = hostile.NUMBERS | {
+        name: attack for name, (attack, _) in (hostile.TENSORS | hostile.HEADERS).items()
+    }
+    with tempfile.TemporaryDirectory(prefix="fedclip-hostile-") as place:
+        images = Path(place) / "images"
+        write_images(images)
+        records, _ = hostile.attacked(images, Path(place), list(cases.values()))
+    taken = [record for record in records[2:] if "north" in record["clients"]]
+    return {"hostile_answers": len(cases), "hostile_accepted": len(taken)}
+
+
+def others(folder: Path) -> dict[str, float]:
+    """The figures that other benchmarks have measured."""
+    found = {name: json.loads((folder / f"{name}.json").read_text())["figures"] for name in OTHERS}
+    return {key: found[name][key] for name, keys in OTHERS.items() for key in keys}
 
 
 def compare_with_byzfl(folder: Path) -> dict[str, float]:
@@ -196,6 +213,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--divisions", nargs="*", default=list(DIVISIONS), choices=DIVISIONS)
     parser.add_argument("--cells", type=Path, default=Path("participants.jsonl"))
+    parser.add_argument("--read", action="store_true", help="run no more cells")
+    parser.add_argument("--commit", help="at which the cells were run, where that was another")
     parser.add_argument("--byzfl", type=Path, metavar="FOLDER")
     parser.add_argument("--result", type=Path, metavar="DIR", help="write participants.json there")
     options = parser.parse_args(arguments)
@@ -203,16 +222,24 @@ def main(arguments: list[str] | None = None) -> int:
         worst = compare_with_byzfl(options.byzfl)
         print(worst)
         return int(max(worst.values()) > 1e-9)
-    found = measure(options.cells, options.divisions, options.seeds)
-    tables, figures = table(found), figures_of(found)
+    found = measure(options.cells, options.divisions, 0 if options.read else options.seeds)
+    seeds = whole_seeds(found, options.divisions)[: options.seeds]
+    if not seeds:
+        print(f"{options.cells} has no seed with all cells", file=sys.stderr)
+        return 1
+    tables = table(found, seeds, lambda line: line["accuracy"])
+    gains = table(found, seeds, lambda line: line["accuracy"] - line["zero_shot"])
     for division, rows in tables.items():
         print(f"\n| {division} | " + " | ".join(ATTACKS) + " |")
         for rule, row in rows.items():
-            print(f"| {rule} | " + " | ".join(f"{row[a]:.3f}" for a in ATTACKS) + " |")
-    print(figures)
+            print(f"| {rule} | " + " | ".join(number(row.get(a), ".3f") for a in ATTACKS) + " |")
+    figures = figures_of(tables)
     if options.result:
-        details = {"seeds": options.seeds, "accuracy": tables}
+        figures |= hostile_answers() | others(options.result)
+        details = {"seeds": seeds, "accuracy": tables, "over_zero_shot": gains}
+        details |= {"cells_commit": options.commit} if options.commit else {}
         write_result("participants", figures, details, options.result)
+    print(figures)
     return 0
 
 

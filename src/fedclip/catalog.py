@@ -165,6 +165,7 @@ KINDS = {
     "data_sets": Kind(DATA_SETS, "data.name"),
     "engines": Kind(ENGINES, "engine.name"),
     "robust_rules": Kind({}, "robust.rule", table="fedclip.lora.robust_rules:RULES"),
+    "attacks": Kind({}, "attack.name", opens=False, table="fedclip.lora.attacks:ATTACKS"),
     "trackers": Kind({}, "tracker", "class"),
     "metrics": Kind({}, "evaluation.metrics", table="fedclip.evaluation.metrics:METRICS"),
     "server_optimizers": Kind(SERVER_OPTIMIZERS, "federation.server_optimizer.name", opens=False),

@@ -146,7 +146,8 @@ def test_several_problems_come_together(tmp_path: Path) -> None:
 def test_every_arm_of_the_shipped_grids_is_valid(name: str) -> None:
     plan = make_plan(ROOT / f"configs/bench/{name}.yaml")
     assert {arm: plan.problem(arm) for arm in plan.arms} == dict.fromkeys(plan.arms)
-    full = make_plan(ROOT / f"configs/bench/{name}.yaml", full=True)
+    first = next(iter(plan.grid.arms))
+    full = make_plan(ROOT / f"configs/bench/{name}.yaml", full=True, only=[first])
     assert full.problem(next(iter(full.arms))) is None
     arm = next(iter(plan.arms))
     assert len(full.cells(arm, {})[0].overrides) >= len(plan.cells(arm, {})[0].overrides)
@@ -477,6 +478,28 @@ def test_tables_plots_and_result_file(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [row[0] for row in csv.reader(sheet.splitlines())] == ["arm", "plain", "prox"]
 
 
+@pytest.mark.usefixtures("pixels")
+def test_a_grid_with_factors_has_a_table_and_a_plot_of_arms_by_factor(tmp_path: Path) -> None:
+    """An arm's runs at a factor are a cell; one that has failed is a gap."""
+
+    def outcome(cell: Cell) -> Finished | Failed:
+        if cell.arm.startswith("prox") and cell.arm.endswith("0.5"):
+            return Failed(cell, "too much")
+        return finished(cell, 0.9 if cell.arm.startswith("plain") else 0.4)
+
+    arms = {"plain": None, "prox": {"overrides": ["client.proximal_mu=0.1"]}}
+    over = {"data.partition.alpha": [0.1, 0.5]}
+    grid = written(tmp_path, tune={}, arms=arms, over=over)
+    assert bench(grid, tmp_path / "work", Stub(outcome)) == 1
+    sheet = (tmp_path / "work" / "crossed.csv").read_text()
+    assert [*csv.reader(sheet.splitlines())] == [
+        ["arm", "0.1", "0.5"], ["plain", "0.900", "0.900"], ["prox", "0.400", "-"]
+    ]  # fmt: skip
+    assert (tmp_path / "work" / "crossed.png").read_bytes().startswith(b"\x89PNG")
+    assert "Accuracy, arms by factors" in (tmp_path / "work" / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("pixels")
 def test_classes_that_nothing_is_chosen_by_or_tested_on_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.attacks import Attacked, sign_flip
 from fedclip.config.loading import config_from_dict, load_config
 from fedclip.errors import FedclipWarning, TrainingFailed, UsageError
 from fedclip.experiment import run as experiment
@@ -290,7 +289,7 @@ def test_what_goes_together_is_taken(robust, more):
     assert config_from_dict({"robust": robust, **more}).robust.least >= 1
 
 
-def test_one_of_five_that_flips_its_sign_is_borne(tmp_path, monkeypatch):
+def test_one_of_five_that_flips_its_sign_is_borne(tmp_path):
     """Minus eight times its step from one of five turns the mean round; not multi-Krum's."""
     values = {
         "model": {"model_name": "tiny", "lora": {"r": 4, "last_layers": 1}},
@@ -298,23 +297,16 @@ def test_one_of_five_that_flips_its_sign_is_borne(tmp_path, monkeypatch):
         "federation": {"strategy": "ffa", "num_clients": 5, "rounds": 4},
         "client": {"learning_rate": 2e-2, "local_epochs": 2},
         "evaluation": {"max_examples": 200, "every": 4},
+        "attack": {"name": "sign_flip", "clients": 1, "strength": 8.0},
         "device": "cpu",
     }
-    make = experiment.create_engine
     found = {}
     for name, robust in {"mean": {}, "multi_krum": {"attackers": 1}}.items():
-        config = config_from_dict({**values, "robust": robust})
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                experiment,
-                "create_engine",
-                lambda *parts: Attacked(make(*parts), ["client-00"], sign_flip(8)),
-            )
-            done = experiment.run(config, output=tmp_path / name)
+        done = experiment.run({**values, "robust": robust}, output=tmp_path / name)
         found[name] = done.summary
         lines = (done.folder / "metrics.jsonl").read_text().splitlines()
-    last = json.loads(lines[-1])
-    assert last["weights"]["client-00"] == 0
+    last, (hostile,) = json.loads(lines[-1]), found["mean"]["attack"]["clients"]
+    assert last["weights"][hostile] == 0
     assert sum(last["weights"].values()) == pytest.approx(1)
     before = found["mean"]["zero_shot_accuracy"]
     assert found["mean"]["accuracy"] < before - 0.3

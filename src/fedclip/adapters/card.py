@@ -193,12 +193,25 @@ def _training(config: Config, summary: Mapping[str, Any]) -> list[str]:
     return [
         f"- Strategy `{short_name(summary['strategy'])}`, {summary['rounds']} rounds, "
         f"{summary['clients_per_round']} of {summary['clients']} clients in each.",
+        *_hostile(summary),
         f"- {towers}: {summary['trainable_parameters']:,} trained parameters of "
         f"{summary['total_parameters']:,}.",
         f"- Learning rate {config.optimizer.learning_rate:g}, {config.client.local_epochs} local "
         f"epochs, batches of {config.data.batch_size}, seed {summary['seed']}, "
         f"{summary['precision']}.",
         "- Versions: " + ", ".join(f"{k} {v}" for k, v in summary["versions"].items()) + ".",
+    ]
+
+
+def _hostile(summary: Mapping[str, Any]) -> list[str]:
+    """That clients of an experiment attacked it."""
+    attack = summary.get("attack")
+    if not attack or not attack["clients"]:
+        return []
+    strength = "" if attack["strength"] is None else f", strength {attack['strength']:g}"
+    return [
+        f"- **An experiment**: {len(attack['clients'])} of its clients were hostile on purpose "
+        f"(`{attack['name']}`{strength}). Not for use."
     ]
 
 

@@ -213,13 +213,15 @@ def bench(
 ) -> None:
     """Compare strategies or ranks fairly.
 
-    GRID is strategies, ranks, or a grid file. Each arm of the grid is tuned by validation loss,
-    with the same budget, then runs all seeds on one test set. Finished runs are read, started ones
-    resumed: the same command goes on after a stop.
+    GRID is strategies, ranks, attacks (hostile clients against robust rules), or another ready one;
+    `fedclip configs` lists them. Each arm of the grid is tuned by validation loss, with the same
+    budget, then runs all seeds on one test set. Finished runs are read, started ones resumed: the
+    same command goes on after a stop.
     """
     if (name is None) == (grid is None):
         raise UsageError(
-            "fedclip bench takes one grid: strategies, ranks, or a file by --grid FILE"
+            "fedclip bench takes one grid: a ready one, such as strategies, ranks or attacks, or a "
+            "file by --grid FILE"
         )
     if jobs is not None and not 1 <= jobs <= 10_000:
         raise UsageError(f"--jobs must be at least 1, and at most 10,000, got {jobs}")

@@ -1,5 +1,6 @@
 """The configuration: typed sections, checks across keys, and reading YAML with overrides."""
 
+from fedclip.config.attack import AttackConfig
 from fedclip.config.data import DataConfig, PartitionConfig, TaskConfig
 from fedclip.config.deploy import DeployConfig
 from fedclip.config.federation import (
@@ -17,6 +18,7 @@ from fedclip.config.training import ClientConfig, EngineConfig, EvaluationConfig
 from fedclip.config.tree import Config
 
 __all__ = [
+    "AttackConfig",
     "ClientConfig",
     "Config",
     "DataConfig",

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fedclip.catalog import STRATEGIES, StrategyEntry, strategy_row
+from fedclip.config.attack import attack_problems
 from fedclip.config.checks_tasks import one_model_each
 from fedclip.config.model import no_lora
 from fedclip.config.robust import robust_problems
@@ -38,7 +39,7 @@ def strategy_problems(
             f"train an adapter{_say('needs_lora', name, 'False')}",
         )
     checks = (_dora, _ranks, _scaffold, _ditto, _server_optimizer, _sharing, _privacy)
-    for check in (*checks, robust_problems, secure_problems):
+    for check in (*checks, robust_problems, secure_problems, attack_problems):
         yield from check(values, name, flags)
 
 

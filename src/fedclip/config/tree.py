@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from fedclip.config.attack import AttackConfig
 from fedclip.config.checks import cross_problems
 from fedclip.config.data import DataConfig, TaskConfig, TaskName, laid_over
 from fedclip.config.deploy import DeployConfig
@@ -57,6 +58,7 @@ class Config(Section):
     )
     federation: FederationConfig = Field(FederationConfig(), description="Federation.")
     robust: RobustConfig = Field(RobustConfig(), description="Clients whom one does not trust.")
+    attack: AttackConfig = Field(AttackConfig(), description="Hostile clients of a simulation.")
     secure: SecureConfig = Field(SecureConfig(), description="Secure aggregation.")
     engine: EngineConfig = Field(EngineConfig(), description="Engine.")
     privacy: PrivacyConfig = Field(PrivacyConfig(), description="Differential privacy.")

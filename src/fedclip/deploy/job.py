@@ -8,6 +8,7 @@ from typing import Any
 
 from fedclip.catalog import short_name
 from fedclip.config import Config, DataConfig
+from fedclip.config.attack import require_no_attack
 from fedclip.config.loading import config_from_dict
 from fedclip.deploy.app_code import installed_app
 from fedclip.errors import UsageError
@@ -78,4 +79,6 @@ def job_config(
         values["evaluation"] = {"max_examples": values["evaluation"]["max_examples"]}
     except (KeyError, TypeError):
         raise UsageError("the coordinator's job cannot be read; is it another version?") from None
-    return config_from_dict(values, "the coordinator's job")
+    config = config_from_dict(values, "the coordinator's job")
+    require_no_attack(config, "a site")
+    return config

@@ -84,6 +84,7 @@ def _refuse(config: Config, canaries: int) -> None:
     for key, given in {
         "privacy.unit: client": config.privacy.unit == "client",
         "tasks": bool(config.tasks),
+        "attack.name": config.attack.name != "none",
         "task: contrastive": config.task == "contrastive",
         "federation.sharing.mode": config.federation.sharing.mode != "shared",
         "evaluation.other_data": bool(config.evaluation.other_data),

@@ -16,6 +16,7 @@ from fedclip.data.splits import SPLIT_RULE
 from fedclip.evaluation.predictions import Predictions
 from fedclip.federated.engines.protocols import Images
 from fedclip.federated.engines.sharded import Processes
+from fedclip.federated.hostile import claimed, hostile_clients
 from fedclip.models.clip import CLIPLoRAWrapper
 from fedclip.models.stacked.clients import StackedClients
 from fedclip.records import RunState, State
@@ -52,7 +53,8 @@ class RunContext:
     `tasks` are the data sets by name: those of the configuration's `tasks`, or the one of `data`.
     `stacked` is the model as many clients share it, where its kind can be stacked. `sites` are the
     clients where they are on other machines, with their numbers of training examples; their
-    personalised models are there too.
+    personalised models are there too. `poisoned` is the one task as clients train on it, where
+    hostile ones have falsified their data.
     """
 
     config: Config
@@ -63,6 +65,7 @@ class RunContext:
     stacked: StackedClients | None = None
     processes: Processes = field(default_factory=Processes)
     sites: dict[str, int] | None = None
+    poisoned: Task | None = None
 
     @property
     def several(self) -> bool:
@@ -103,10 +106,25 @@ class RunContext:
 
     @property
     def clients(self) -> dict[str, int]:
-        """Numbers of training examples by client id."""
+        """Numbers of training examples by client id, as the clients tell them."""
         if self.sites is not None:
             return self.sites
-        return {client_id: len(indices) for client_id, indices in self.training.items()}
+        found = {client_id: len(indices) for client_id, indices in self.training.items()}
+        attack = self.config.attack
+        if attack.name != "inflation":
+            return found
+        return claimed(found, self.hostile, attack.chosen_strength or 1)
+
+    @property
+    def hostile(self) -> frozenset[str]:
+        """The clients of a simulation that attack."""
+        return hostile_clients(self.config.attack, self.training, self.config.seed)
+
+    def as_trained(self) -> RunContext:
+        """The context as clients see it: with the data that hostile ones have falsified."""
+        if self.poisoned is None:
+            return self
+        return replace(self, tasks={ONLY: self.poisoned}, poisoned=None)
 
     @property
     def task_of(self) -> dict[str, str]:

@@ -12,7 +12,8 @@ from fedclip.catalog import ENGINES
 from fedclip.config import Config, EngineConfig
 from fedclip.config.lookup import load
 from fedclip.data.cache import cache_folder
-from fedclip.experiment.context import RunContext, Task
+from fedclip.experiment.context import ONLY, RunContext, Task
+from fedclip.experiment.hostile import attacked, poisoned_data
 from fedclip.federated.engines.batched import BatchedEngine
 from fedclip.federated.engines.memory import choose_group_size, memory_budget
 from fedclip.federated.engines.multitask import TaskEngine
@@ -24,7 +25,7 @@ from fedclip.federated.losses import Contrastive, classification
 from fedclip.federated.privacy.dp_sgd import DpSgd
 from fedclip.federated.rounds import Engine
 from fedclip.lora.layer_patterns import check_hits, owners
-from fedclip.models.stacked.prefix_cache import FrozenInputs, frozen_numbers
+from fedclip.models.stacked.prefix_cache import FrozenInputs, PixelInputs, frozen_numbers
 from fedclip.records import State
 from fedclip.reports.listener import Listener
 
@@ -70,7 +71,19 @@ def settle_engine(context: RunContext, listener: Listener) -> RunContext:
         )
     config = context.config.model_copy(update={"engine": engine})
     inputs = {name: _inputs(context, task, engine) for name, task in context.tasks.items()}
-    return replace(context, config=config, tasks=inputs)
+    context = replace(context, config=config, tasks=inputs)
+    return replace(context, poisoned=_poisoned(context, engine))
+
+
+def _poisoned(context: RunContext, engine: EngineConfig) -> Task | None:
+    """The task on data that hostile clients have falsified."""
+    data = poisoned_data(context)
+    if data is None:
+        return None
+    clean = context.tasks[ONLY]
+    if data.pixels is clean.data.pixels:
+        return replace(clean, data=data)
+    return _inputs(context, Task(data, PixelInputs(data.pixels, context.device)), engine)
 
 
 def _inputs(context: RunContext, task: Task, engine: EngineConfig) -> Task:
@@ -166,8 +179,9 @@ def create_engine(context: RunContext, private: DpSgd | None = None) -> Engine:
 
         engines = {name: create_engine(task) for name, task in context.by_task().items()}
         return TaskEngine(engines, context.task_of, turn_to)
+    context = context.as_trained()
     common = _common(context) | ({} if private is None else {"private": private})
-    engine = load("engines", context.config.engine.name)(context, **common)
+    engine = attacked(context, load("engines", context.config.engine.name)(context, **common))
     if context.processes.count == 1:
         return engine
     return ShardedEngine(engine, context.processes, context.clients)

@@ -22,6 +22,7 @@ from fedclip.evaluation.predictions import Classifier, How, Images, Predictions,
 from fedclip.evaluation.retrieval import evaluate_pairs, evaluate_personal_pairs
 from fedclip.evaluation.unseen import base_to_new, forgetting
 from fedclip.experiment.context import ONLY, LastTest, RunContext
+from fedclip.experiment.hostile import TARGET
 from fedclip.models.clip import CLIPLoRAWrapper
 from fedclip.models.stacked.prefix_cache import PixelInputs
 from fedclip.records import RunState
@@ -40,7 +41,8 @@ def evaluate_run(
     """
     if not context.several:
         context.put(state)
-        return evaluate_model(context, base=base, personal=state if personal else None)
+        found = evaluate_model(context, base=base, personal=state if personal else None)
+        return found | ({} if base else backdoor_figures(context))
     found = {}
     for name, task in context.by_task().items():
         context.turn_to(name)
@@ -144,6 +146,21 @@ def predict_all(
         sets = [test, *by_client.values()]
         central, *rest = on(np.concatenate(sets)).split([len(rows) for rows in sets])
     return central, dict(zip(by_client, rest, strict=True))
+
+
+def backdoor_figures(context: RunContext) -> dict[str, float | None]:
+    """Share of the test images of other classes that a backdoor's patch has taken for its target.
+
+    Of the model as it is; nothing of a run without a backdoor.
+    """
+    if context.config.attack.name != "backdoor" or context.poisoned is None:
+        return {}
+    config, stamped = context.config, context.as_trained()
+    test = measured(context.data, config.evaluation.max_examples, config.seed)[0]
+    rows = test[context.data.labels[test] != TARGET]
+    classifier, images = _judges(stamped, base=False, personal=None)
+    found = classify(classifier(), images, stamped.data.labels, rows, how_of(context))
+    return {"backdoor_success": float(np.mean(found.predicted == TARGET)) if len(rows) else None}
 
 
 def _judges(

@@ -16,7 +16,7 @@ from typing import Any
 from fedclip.config import Config
 from fedclip.config.loading import config_from_dict, dump_config, load_config
 from fedclip.device import resolve_device
-from fedclip.experiment import secure
+from fedclip.experiment import hostile, secure
 from fedclip.experiment.build import (
     build,
     check_split_rule,
@@ -248,8 +248,9 @@ def _rounds(
     privacy: Openness,
 ) -> Iterator[RoundResult]:
     config = context.config
-    for words in filter(None, (held_in_memory(context), secure.in_words(context))):
-        listener.message(words)
+    for words in (held_in_memory(context), secure.in_words(context), hostile.in_words(context)):
+        if words:
+            listener.message(words)
     found = run_rounds(
         state,
         engine,
@@ -284,7 +285,7 @@ def _finish_run(run: OpenRun, coverage: Coverage, closing: Mapping[str, Any]) ->
     metrics[-1] |= {key: plain_json(value) for key, value in closing.items()}
     folder.write_bytes("curves.png", curves_png(metrics, metrics[0]["zero_shot_accuracy"]))
     summary = summarise(context, checkpoint, metrics, coverage if privacy.tells_classes else None)
-    summary |= privacy.promise() | secure.record_of(context)
+    summary |= privacy.promise() | secure.record_of(context) | hostile.record_of(context)
     if context.several and checkpoint.state.groups:
         summary["adapters"]["merged"] = evaluate_merged(context, folder.path / "adapter")
     summary["adapter_folders"] = adapter_digests(folder)

@@ -24,6 +24,8 @@ _OF_THE_LAST = frozenset(
     | {"new_accuracy", "new_zero_shot_accuracy", "harmonic_mean", "zero_shot_harmonic_mean"}
     | {"adapter_sha256", "state_sha256", "summary_sha256", "records_sha256", "stopped_by"}
 )
+BACKDOOR = "backdoor_success"
+"""Of a run with a backdoor, in its lines and its summary."""
 _RETRIEVAL = ("zero_shot_retrieval", "retrieval")  # of the first line, and of the last
 
 
@@ -59,6 +61,7 @@ def summarise(
         "validation_loss": last.get("validation_loss"),  # not in lines of older versions
         "client_accuracy": last.get("client_accuracy"),
         **_class_figures(metrics),
+        **{key: last[key] for key in (BACKDOOR,) if key in last},
         "best": _best(checkpoint, metrics),
         "base_parameters": counts["base_parameters"],
         "total_parameters": counts["total_parameters"],
@@ -103,7 +106,7 @@ def as_of_best(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]])
     keys = ("accuracy", *chosen_names)
     keys = (*keys, *(f"{place}_{key}" for place in ("validation", "client") for key in keys))
     found = {key: value for key, value in summary.items() if key not in _OF_THE_LAST}
-    for key in (*keys, *CLASS_FIGURES, "retrieval", "validation_loss"):
+    for key in (*keys, *CLASS_FIGURES, "retrieval", "validation_loss", BACKDOOR):
         if key in found:
             found[key] = line.get(key)
     tasks = {}

@@ -14,6 +14,8 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
         f"{name} {number(summary[name])} ({number(summary[f'initial_{name}'])} before)"
         for name in summary.get("metrics", ())
     ]
+    if summary.get("backdoor_success") is not None:
+        chosen.append(f"backdoor success {number(summary['backdoor_success'])}")
     early = f", ended early: {summary['stopped_by']}" if summary.get("stopped_by") else ""
     accuracy = ""
     if summary["accuracy"] is not None:

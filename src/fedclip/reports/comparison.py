@@ -89,6 +89,18 @@ def accuracy_table(rows: Rows, references: Sequence[str]) -> Cells:
     return Cells("Accuracy (mean over seeds, 95 % interval; ! at an edge, ~ ties)", columns, found)
 
 
+def crossed_table(rows: Rows, arms: Sequence[str], ends: Mapping[str, str]) -> Cells:
+    """Accuracy of each arm at each combination of a grid's factors, whose names end its arms'."""
+    found = [
+        [arm, *(number(_mean_of(rows.get(arm + end)), ".3f") for end in ends)]
+        for arm in arms
+        if any(arm + end in rows for end in ends)
+    ]
+    return Cells(
+        "Accuracy of arms at each factor (means over seeds)", ["arm", *ends.values()], found
+    )
+
+
 def cost_table(rows: Rows) -> Cells:
     """What each arm costs: traffic, time and memory, and how soon it has 95 % of its gain."""
     columns = ["arm", "MB up", "MB down", "MB in all", "seconds", "rounds to 95 %", "s to 95 %",
@@ -144,6 +156,10 @@ def spread(value: Mapping[str, float | None] | None, sign: bool = False) -> str:
     return f"{shown} ± {value['ci95']:.3f}"
 
 
+def _mean_of(row: Mapping[str, Any] | None) -> float | None:
+    return None if row is None else row["accuracy"]["mean"]
+
+
 def number(value: float | None, form: str, unit: float = 1.0) -> str:
     """A number in some unit, or `-`."""
     return "-" if value is None else f"{value / unit:{form}}"
@@ -153,6 +169,7 @@ _NAMES = {
     "base_accuracy": "base classes",
     "new_accuracy": "new classes",
     "harmonic_mean": "harmonic mean",
+    "backdoor_success": "backdoor",
 }
 
 

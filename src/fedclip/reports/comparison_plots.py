@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from fedclip.reports.text import no_formula
@@ -26,6 +27,28 @@ def accuracy_plot(rows: Rows) -> Figure:
     axes.set(xlabel="accuracy", title="Accuracy, mean and 95 % interval")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
+    return figure
+
+
+def crossed_plot(rows: Rows, arms: Sequence[str], ends: Mapping[str, str]) -> Figure:
+    """Accuracy of each arm at each combination of a grid's factors, as a map with its numbers."""
+    arms = [arm for arm in arms if any(arm + end in rows for end in ends)]
+    means = np.array(
+        [
+            [rows[arm + end]["accuracy"]["mean"] if arm + end in rows else np.nan for end in ends]
+            for arm in arms
+        ]
+    )
+    figure = Figure(figsize=(2.5 + 0.6 * len(ends), 1.8 + 0.3 * len(arms)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(means, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), mean in np.ndenumerate(means):
+        if np.isfinite(mean):
+            ink = "white" if mean < 0.6 else "black"
+            axes.text(column, row, f"{mean:.2f}", ha="center", va="center", color=ink, size=7)
+    axes.set_xticks(range(len(ends)), [no_formula(end) for end in ends.values()], rotation=60)
+    axes.set_yticks(range(len(arms)), [no_formula(arm) for arm in arms])
+    axes.set_title("Accuracy, means over seeds")
     return figure
 
 

@@ -29,6 +29,7 @@ def coordinator_context(config: Config, listener: Listener, sites: dict[str, int
         "data.test_sites": config.data.test_sites is not None,
         "data.shots": config.data.shots is not None,
         "tasks": bool(config.tasks),
+        "attack.name": config.attack.name != "none",
         "task: contrastive": config.task != "classification",
         "federation.sharing.mode": config.federation.sharing.mode != "shared",
         "federation.client_memory_mb": config.federation.client_memory_mb is not None,

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedclip.config import Config
+from fedclip.config.attack import require_no_attack
 from fedclip.config.loading import dump_config, load_config
 from fedclip.config.secure import LEAST_MASKED, few
 from fedclip.deploy.addresses import Address
@@ -45,6 +46,7 @@ def coordinate(config: Config, folder: Path, say: Callable[[str], None]) -> Run:
     the rounds otherwise.
     """
     require_at_sites(config)
+    require_no_attack(config, "fedclip coordinate")
     require_keys(config)
     config = with_absolute_paths(config)
     run = _take_up(config, folder)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -23,11 +23,23 @@ from fedclip.experiment.bench.schedule import Results, run_grid
 from fedclip.experiment.bench.statistics import arm_figures
 from fedclip.experiment.class_coverage import NOT_TESTED, NOT_VALIDATED, missing_in
 from fedclip.experiment.folder import REPORT
-from fedclip.reports.comparison import Cells, accuracy_table, cost_table, tuning_table
-from fedclip.reports.comparison_plots import accuracy_plot, bytes_plot
+from fedclip.reports.comparison import (
+    Cells,
+    Rows,
+    accuracy_table,
+    cost_table,
+    crossed_table,
+    tuning_table,
+)
+from fedclip.reports.comparison_plots import accuracy_plot, bytes_plot, crossed_plot
 from fedclip.reports.curves import drawn
 from fedclip.reports.report.compare import bench_page
 from fedclip.reports.text import json_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    Plot = Callable[[], Figure]
 
 _WIDTH = 160
 OTHER_CODE = (
@@ -73,14 +85,11 @@ def bench(
     figures, details = _for_the_file(grid, plan, results, rows)
     for path in dict.fromkeys([work / "result.json", *([result_file] if result_file else [])]):
         write_result(path, f"bench_{grid.stem}", figures, details, made_by)
-    tables = [accuracy_table(rows, plan.grid.reference), cost_table(rows), tuning_table(rows)]
+    by_name, plots = _tables(plan, rows), _plots(plan, rows)
+    tables = list(by_name.values())
     if rows:
-        _write(work, dict(zip(("accuracy", "cost", "tuning"), tables, strict=True)), rows)
-        plots = {
-            "Accuracy by arm": partial(accuracy_plot, rows),
-            "Accuracy against megabytes": partial(bytes_plot, rows),
-        }
-        text = bench_page(grid.stem, tables, plots)
+        _write(work, by_name, {name: plot for name, (_, plot) in plots.items()})
+        text = bench_page(grid.stem, tables, dict(plots.values()))
         files.replace_file(work / REPORT, text.encode())
     if as_json:
         whole = result(f"bench_{grid.stem}", figures, details, made_by)
@@ -103,13 +112,42 @@ def find_grid(name: str) -> Path:
     return file if file.is_file() else ready_named(f"{GRIDS}/{name}").path
 
 
-def _write(work: Path, tables: dict[str, Cells], rows: dict[str, dict[str, Any]]) -> None:
+def _tables(plan: Plan, rows: Rows) -> dict[str, Cells]:
+    """The tables by the name of their files."""
+    grid = plan.grid
+    crossed = {"crossed": crossed_table(rows, *_crossed(plan))} if grid.over else {}
+    return crossed | {
+        "accuracy": accuracy_table(rows, grid.reference),
+        "cost": cost_table(rows),
+        "tuning": tuning_table(rows),
+    }
+
+
+def _plots(plan: Plan, rows: Rows) -> Mapping[str, tuple[str, Plot]]:
+    """The plots by the name of their files, with their titles."""
+    crossed = ("Accuracy, arms by factors", partial(crossed_plot, rows, *_crossed(plan)))
+    return ({"crossed": crossed} if plan.grid.over else {}) | {
+        "accuracy": ("Accuracy by arm", partial(accuracy_plot, rows)),
+        "bytes": ("Accuracy against megabytes", partial(bytes_plot, rows)),
+    }
+
+
+def _crossed(plan: Plan) -> tuple[list[str], dict[str, str]]:
+    """Arms, and combinations of factors by the end of their arms' names."""
+    over = plan.grid.over
+    short = f"{next(iter(over), '').rpartition('.')[2]}-" if len(over) == 1 else ""
+    ends = {end: end.removeprefix(".").removeprefix(short) for end in plan.grid.combinations()}
+    return list(plan.grid.arms), ends
+
+
+def _write(work: Path, tables: dict[str, Cells], plots: dict[str, Plot]) -> None:
     """Every table as Markdown, CSV and LaTeX, and the plots."""
     for name, table in tables.items():
         texts = {"md": table.markdown(), "csv": table.csv(), "tex": table.latex()}
         for form, text in texts.items():
             files.replace_file(work / f"{name}.{form}", text.encode())
-    for name, figure in {"accuracy": accuracy_plot(rows), "bytes": bytes_plot(rows)}.items():
+    for name, plot in plots.items():
+        figure = plot()
         for form in ("png", "svg"):
             files.replace_file(work / f"{name}.{form}", drawn(figure, form))
 

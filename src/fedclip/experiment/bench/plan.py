@@ -74,6 +74,7 @@ class Plan:
     base: dict[str, Any]  # what the configuration file says
     full: bool = False
     arms: Mapping[str, PlannedArm] = field(default_factory=dict)
+    _read: dict[str, Config] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -102,7 +103,8 @@ class Plan:
     def problem(self, arm: str, values: Mapping[str, float] | None = None) -> str | None:
         """Why an arm's configuration is refused, at its first or these values; or None."""
         values = self.arms[arm].first_values if values is None else values
-        for cell in (self.tuning_cells(arm, values)[0], self.cells(arm, values)[0]):
+        cells = self.tuning_cells(arm, values)[:1] if self.arms[arm].tuned else []
+        for cell in (*cells, self.cells(arm, values)[0]):
             try:
                 config = self.configuration(cell)
             except UsageError as error:
@@ -117,9 +119,11 @@ class Plan:
 
     def configuration(self, cell: Cell) -> Config:
         """What a cell runs; UsageError where it is refused."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FedclipWarning)
-            return load_config(self.config, cell.overrides)
+        if cell.digest not in self._read:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FedclipWarning)
+                self._read[cell.digest] = load_config(self.config, cell.overrides)
+        return self._read[cell.digest]
 
     def _cell(
         self, arm: str, seed: int, values: Mapping[str, float], shorter: tuple[str, ...] | None

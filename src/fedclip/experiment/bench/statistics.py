@@ -26,7 +26,7 @@ from fedclip.experiment.bench.schedule import Results
 SHARE_OF_GAIN = 0.95
 WORST_SHARE = 0.1
 # Figures of a run that only some configurations give; means of them are shown where they exist.
-OPTIONAL = ("base_accuracy", "new_accuracy", "harmonic_mean")
+OPTIONAL = ("base_accuracy", "new_accuracy", "harmonic_mean", "backdoor_success")
 
 
 def run_figures(run: Finished) -> dict[str, Any]:
