@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from fedclip.catalog import StrategyEntry, load, rows_without
+from fedclip.catalog import StrategyEntry, own_rows
 from fedclip.config.checks_data import may_be_natural
 from fedclip.config.section import CrossProblem, Named, Section, lookup, number
 from fedclip.errors import UsageError
@@ -17,13 +17,12 @@ NONE = "none"
 
 def _row(name: Any) -> Any:
     """An attack of the catalogue; None of `none`, and of what is no name."""
-    known = isinstance(name, str) and name in rows_without("attacks")
-    return load("attacks", str(name)) if known else None
+    return own_rows("attacks").get(name) if isinstance(name, str) else None
 
 
 def _usual() -> str:
-    rows = {name: _row(name) for name in rows_without("attacks")}
-    return ", ".join(f"{row.strength:g} {n}" for n, row in rows.items() if row.strength)
+    rows = own_rows("attacks").items()
+    return ", ".join(f"{row.strength:g} {name}" for name, row in rows if row.strength)
 
 
 class AttackConfig(Section):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fedclip.catalog import load
+from fedclip.catalog import own_rows
 from fedclip.data.federated_data import FederatedData
 from fedclip.errors import UsageError
 from fedclip.experiment.context import RunContext
@@ -79,7 +79,7 @@ def attacked(context: RunContext, engine: Engine) -> Engine:
     if not context.hostile:
         return engine
     examples = {client: len(rows) for client, rows in context.training.items()}
-    row, strength = load("attacks", attack.name), attack.chosen_strength or 0.0
+    row, strength = own_rows("attacks")[attack.name], attack.chosen_strength or 0.0
     return Attacked(engine, row, strength, context.hostile, examples, context.config.seed)
 
 
