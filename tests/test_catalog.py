@@ -178,7 +178,9 @@ def test_two_packages_of_one_name_are_refused(
         load("metrics", "same")
     with pytest.raises(UsageError, match=r"none_of_it:x of one, cannot be loaded: ModuleNotFound"):
         load("trackers", "one")
-    with pytest.raises(UsageError, match=r"tracker must be one of one, two, or .*got 'three'"):
+    with pytest.raises(
+        UsageError, match=r"tracking must be one of .*, mlflow, one, two, or .*got 'three'"
+    ):
         load("trackers", "three")
 
 

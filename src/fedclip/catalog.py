@@ -143,6 +143,11 @@ SERVER_OPTIMIZERS: dict[str, Entry] = {
     for name in ("avgm", "adam", "yogi", "adagrad")
 }
 
+TRACKERS: dict[str, Entry] = {
+    name.lower(): Entry(f"fedclip.reports.trackers.{name.lower()}:{name}")
+    for name in ("TensorBoard", "WandB", "MLflow")
+}
+
 MERGE_METHODS: dict[str, Entry] = {
     name: Entry(f"fedclip.lora.merge_methods:{name.upper().replace('-', '_')}")
     for name in ("linear", "cat", "svd", "task-arithmetic", "ties", "dare", "knots")
@@ -166,7 +171,7 @@ KINDS = {
     "engines": Kind(ENGINES, "engine.name"),
     "robust_rules": Kind({}, "robust.rule", table="fedclip.lora.robust_rules:RULES"),
     "attacks": Kind({}, "attack.name", opens=False, table="fedclip.lora.attacks:ATTACKS"),
-    "trackers": Kind({}, "tracker", "class"),
+    "trackers": Kind(TRACKERS, "tracking", "class"),
     "metrics": Kind({}, "evaluation.metrics", table="fedclip.evaluation.metrics:METRICS"),
     "server_optimizers": Kind(SERVER_OPTIMIZERS, "federation.server_optimizer.name", opens=False),
     "merge_methods": Kind(MERGE_METHODS, "method", opens=False),

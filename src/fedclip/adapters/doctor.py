@@ -21,6 +21,7 @@ from fedclip.experiment.strategy import choose_strategy
 from fedclip.experiment.survey import data_facts
 from fedclip.lora.names import layers_in
 from fedclip.reports.listener import Listener
+from fedclip.reports.trackers.tracking import tracker_classes
 
 _FILES = 2e6  # bytes of a run folder beside its tensors
 
@@ -32,6 +33,7 @@ def examine(config: Config, listener: Listener, runs: Path = Path()) -> dict[str
     is a list, an item for each task. The run's folder will be below `runs`.
     """
     started = time.perf_counter()
+    tracker_classes(config)
     context = build(with_absolute_paths(config), listener)
     strategy = choose_strategy(context)
     check_measurable(context, strategy.personal)

@@ -67,6 +67,14 @@ def split_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names; ValueError where one stands twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"must name each once, got {name} more than once")
+    return names
+
+
 def _address(text: str) -> str:
     split_address(text)
     return text

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fedclip.config.attack import AttackConfig
 from fedclip.config.checks import cross_problems
@@ -20,7 +20,7 @@ from fedclip.config.federation import FederationConfig
 from fedclip.config.model import ModelConfig
 from fedclip.config.privacy import PrivacyConfig
 from fedclip.config.robust import RobustConfig
-from fedclip.config.section import Section, Seed, lookup
+from fedclip.config.section import AsTuple, Named, Section, Seed, each_once, lookup
 from fedclip.config.secure import SecureConfig
 from fedclip.config.training import (
     DEFAULT_LEARNING_RATE,
@@ -63,6 +63,15 @@ class Config(Section):
     engine: EngineConfig = Field(EngineConfig(), description="Engine.")
     privacy: PrivacyConfig = Field(PrivacyConfig(), description="Differential privacy.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluation.")
+    tracking: Annotated[
+        tuple[Annotated[str, AfterValidator(Named("trackers"))], ...],
+        AsTuple,
+        AfterValidator(each_once),
+    ] = Field(
+        (),
+        description="Where the figures of each round go beside the run folder (see the page on "
+        "trackers); may differ when a run is resumed.",
+    )
     deploy: DeployConfig = Field(DeployConfig(), description="Several machines.")
 
     @model_validator(mode="before")

@@ -179,6 +179,7 @@ def with_absolute_paths(config: Config) -> Config:
         for key in ("other_data", "metrics")
     }
     data = _with_absolute_path(config.data)
+    tracking = tuple(map(absolute_name, config.tracking))
     keys = config.deploy.keys
     deploy = config.deploy.model_copy(update={"keys": keys and str(Path(keys).absolute())})
     return config.model_copy(
@@ -190,6 +191,7 @@ def with_absolute_paths(config: Config) -> Config:
             "robust": config.robust.model_copy(update={"rule": rule}),
             "engine": config.engine.model_copy(update={"name": engine}),
             "evaluation": config.evaluation.model_copy(update=measured),
+            "tracking": tracking,
             "deploy": deploy,
         }
     )

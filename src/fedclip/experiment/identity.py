@@ -78,7 +78,9 @@ def check_config(config: Config, folder: RunFolder, listener: Listener) -> None:
         _check_digests(
             checkpoint.identity, {"code": code_sha256(config), "training": TRAINING}, folder
         )
-    files = ", ".join(name for name in code_sha256(config) if not is_given("strategies", name))
+    trackers = {name.rpartition(":")[0] for name in config.tracking if in_file(name)}
+    named = sorted({*code_sha256(config), *trackers})
+    files = ", ".join(name for name in named if not is_given("strategies", name))
     if files:
         listener.message(f"{folder.path} names code of its own, which is run now: {files}")
 
@@ -145,9 +147,9 @@ def code_sha256(config: Config) -> dict[str, str]:
 
 
 def _config_of(config: Config, *, remote: bool) -> dict[str, Any]:
-    """The configuration as JSON; of a run over machines without the engine, which is not used."""
-    whole = config.model_dump(mode="json")
-    return {key: value for key, value in whole.items() if not (remote and key == "engine")}
+    """What of the configuration is computed with, as JSON; over machines that is no engine."""
+    apart = {"tracking", "engine"} if remote else {"tracking"}
+    return config.model_dump(mode="json", exclude=apart)
 
 
 def _check_config(

@@ -48,6 +48,7 @@ from fedclip.federated.updates import Quorum
 from fedclip.records import RunState, plain_json
 from fedclip.reports.curves import curves_png
 from fedclip.reports.listener import Heard, Listener, Listeners
+from fedclip.reports.trackers.tracking import tracked, tracker_classes
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def run(
     config = with_absolute_paths(as_config(config))
     path = Path(output) if output else next_folder(name)
     RunFolder.check_free(path)  # before anything slow
+    tracker_classes(config)
     with (
         Processes.join(resolve_device(config.device)) as processes,
         _listeners(listener, processes) as heard,
@@ -114,6 +116,7 @@ def resume(folder: str | Path, *, listener: Heard | Sequence[Heard] | None = Non
         _listeners(listener, processes) as heard,
     ):
         check_config(config, run_folder, heard)  # before the folder's code is run
+        tracker_classes(config)
         context = build(config, heard, processes)
         strategy = choose_strategy(context)
         check_privacy(context, choose_strategy)
@@ -153,7 +156,8 @@ def carry_out(
     of the last round, where the clients' tests are elsewhere.
     """
     config = context.config
-    with folder.exclusive():
+    with folder.exclusive(), tracked(config, folder.path, listener.message) as trackers:
+        listener = Listeners([listener, trackers])
         listener.start(config)
         checkpoint = take_up(context, folder)
         record_partition(context, folder, listener)

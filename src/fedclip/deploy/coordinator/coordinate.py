@@ -32,6 +32,7 @@ from fedclip.experiment.folder import CONFIG, METRICS, RunFolder
 from fedclip.experiment.privacy_checks import require_at_sites
 from fedclip.experiment.run import Run
 from fedclip.experiment.summary_file import read_summary
+from fedclip.reports.trackers.tracking import tracker_classes
 
 LOOK_EVERY = 0.5
 RESTART_PATIENCE = 10.0
@@ -48,6 +49,7 @@ def coordinate(config: Config, folder: Path, say: Callable[[str], None]) -> Run:
     require_at_sites(config)
     require_no_attack(config, "fedclip coordinate")
     require_keys(config)
+    tracker_classes(config)
     config = with_absolute_paths(config)
     run = _take_up(config, folder)
     if not run.has_rounds_left():
