@@ -17,6 +17,7 @@ from fedclip.errors import UsageError
 from fedclip.experiment.audit import audit
 from fedclip.experiment.build import build
 from fedclip.experiment.folder import RunFolder
+from fedclip.experiment.forecast import forecast
 from fedclip.experiment.hostile import StampedPixels
 from fedclip.experiment.run import Run, resume, run
 from fedclip.lora.attacks import ATTACKS
@@ -86,6 +87,14 @@ def test_the_card_and_the_terminal_say_that_clients_were_hostile(tmp_path: Path)
     card = run_card(done.folder)
     assert "2 of its clients were hostile on purpose (`sign_flip`, strength 5)" in card
     assert "client-0" not in card
+    assert "2 hostile clients (sign_flip)" in (done.folder / "report.html").read_text()
+
+
+def test_a_forecast_measures_the_run_without_its_attack() -> None:
+    """Claimed examples are not trained on, and hostile clients are as slow as others."""
+    context = build(config_from_dict(with_("inflation")), Listener())
+    assert max(context.clients.values()) > 90
+    assert forecast(context).rounds_seconds > 0
 
 
 def test_a_backdoor_is_measured_on_test_images_of_other_classes(tmp_path: Path) -> None:

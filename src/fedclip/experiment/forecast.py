@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import torch
 
-from fedclip.config import Config
+from fedclip.config import AttackConfig, Config
 from fedclip.data.splits import ClientData
 from fedclip.evaluation.per_client import measured, validated
 from fedclip.experiment.context import RunContext, Task
@@ -64,8 +64,12 @@ class Forecast:
 
 
 def forecast(context: RunContext) -> Forecast:
-    """Measure the beginnings of a round and of an evaluation, and extrapolate."""
-    config = context.config
+    """Measure the beginnings of a round and of an evaluation, and extrapolate.
+
+    Hostile clients train as long as honest ones.
+    """
+    config = context.config.model_copy(update={"attack": AttackConfig()})
+    context = replace(context, config=config, poisoned=None)
     state = RunState(context.model.get_parameters())
     ids = _first_clients(context)
     training, asked = _training(context, state, ids)

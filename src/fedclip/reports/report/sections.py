@@ -42,9 +42,11 @@ def about(run: RunRecord) -> str:
     state = f"{done} rounds" if run.summary else f"{done} of {total} rounds so far"
     reason = run.summary.stopped_by if run.summary else None
     early = f", ended early: {reason}" if reason else ""
+    attack = config.get("attack") or {}
+    hostile = f", {attack.get('clients')} hostile clients ({attack.get('name')})"
     return (
         f"{config['model']['model_name']} on {data}, strategy {config['federation']['strategy']}, "
-        f"{state}{early}"
+        f"{state}{early}{hostile if attack.get('name', 'none') != 'none' else ''}"
     )
 
 
