@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, unquote
@@ -140,7 +140,8 @@ class TrainRequest:
     training pass; draws from a secret also use `digest`, which differs for every other request.
 
     What an answer is held to: `examples` are the agreed numbers of training examples by client id,
-    `plan` the steps that they make, where they are known.
+    `plan` the steps that they make, where they are known. `stepped` hears, in any thread, how many
+    clients have made a step, each time that an engine of many clients has made one.
     """
 
     server_round: int
@@ -162,6 +163,7 @@ class TrainRequest:
     purpose: str = field(default="client", metadata=PLAIN)
     examples: Mapping[str, int] = field(default_factory=dict)
     plan: StepPlan | None = None
+    stepped: Callable[[int], None] | None = None
     digest: str | None = None
 
     @property

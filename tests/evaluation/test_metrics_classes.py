@@ -103,6 +103,11 @@ def test_they_stand_in_the_last_lines_and_the_card(fedclip: Command, finished_ru
     assert folder == f"run folder: {finished_run}"
     assert accuracy.startswith(f"accuracy {summary['accuracy']:.3f} (zero-shot ")
     worst, before = summary["worst_class"], summary["zero_shot_worst_class"]
+    told = json.loads((finished_run / "metrics.jsonl").read_text().splitlines()[-1])
+    site = summary["worst_site"]
+    assert site["accuracy"] == min(told["accuracy_by_client"].values())
+    assert told["accuracy_by_client"][site["name"]] == site["accuracy"]
+    assert lines[3] == f"worst site: {site['name']}, accuracy {site['accuracy']:.3f}"
     assert lines[:3] == [
         f"majority-class rate {summary['majority_class_rate']:.3f}: the accuracy of always "
         "answering the most frequent class",

@@ -77,6 +77,23 @@ def test_threads_do_what_strategies_ask(case, always):
     assert difference(one, rounds("batched", settings, **kw)) <= 1e-9
 
 
+@pytest.mark.parametrize("kind", ["batched", "side by side", "static"])
+def test_the_clients_steps_are_heard_one_by_one(kind, always):
+    """Of 23, 40, 9, 40 and 1 examples in batches of 8, twice: 2 * (3 + 5 + 2 + 5 + 1) steps."""
+    heard, settings = [], LocalSettings(batch_size=8, local_epochs=2)
+    static = kind == "static"
+    rounds(
+        "batched" if static else kind,
+        settings,
+        static=static,
+        on_steps=lambda done, total: heard.append((done, total)),
+    )
+    assert {total for _, total in heard} == {32}
+    assert sorted(heard)[-1] == (32, 32)
+    assert len(heard) >= 10
+    assert len(set(heard)) == len(heard)
+
+
 def test_the_same_bytes_each_time():
     settings = LocalSettings(batch_size=8, learning_rate=1e-2)
     one, other = (

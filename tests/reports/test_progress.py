@@ -48,6 +48,23 @@ def test_live_progress_shows_rounds_and_clients():
     assert "round 1/1  loss 1.500  accuracy 0.250" in text.getvalue()
 
 
+def test_the_clients_bar_moves_by_steps_and_never_back():
+    progress = LiveProgress(Console(file=io.StringIO(), width=120, force_terminal=True))
+    with progress:
+        progress.rounds(0, 2, 4)
+        bar = progress._progress.tasks[progress._tasks["clients"]]
+        progress.steps(5, 10)
+        assert bar.completed == 2
+        progress.client(ClientReport("a", 10, 0.5, 1, 0.1))
+        assert bar.completed == 2
+        progress.steps(10, 10)
+        assert bar.completed == 4
+        progress.round(RECORD)
+        assert (bar.completed, bar.visible) == (0, True)
+        progress.steps(1, 10)
+        assert bar.completed == 0.4
+
+
 def test_the_display_suits_the_console():
     assert type(make_progress(Console(file=io.StringIO()))) is PlainProgress
     assert type(make_progress(Console(file=io.StringIO(), force_terminal=True))) is LiveProgress

@@ -118,6 +118,7 @@ def rounds(
     ranks=None,
     strategy=None,
     device=CPU,
+    on_steps=None,
     **options,
 ):
     model = build(**options).to(device)
@@ -144,6 +145,8 @@ def rounds(
         rounds=count,
         clients_per_round=len(sizes),
         seed=1,
+        on_steps=on_steps,
+        settings=settings,
     )
     return list(loop)[-1]
 

@@ -26,6 +26,9 @@ def doctor(
     from fedclip.config.loading import load_config
 
     config = load_config(Path(file), changes)
+    from fedclip.cli.endings import say_loading
+
+    say_loading(f"looking at {file}")
     from fedclip.adapters.doctor import examine
     from fedclip.reports.progress import make_progress
 

@@ -94,6 +94,12 @@ def _explain(error: BaseException) -> int:
     return 1
 
 
+def say_loading(what: str) -> None:
+    """Say at once what begins, where the libraries that it needs take seconds to load."""
+    if is_first() and "torch" not in sys.modules:
+        say(f"{what}: loading libraries")
+
+
 def is_first(usage: bool = False) -> bool:
     """Whether this is the first process of a run, or with `usage` the first on its machine."""
     return torchrun_number("LOCAL_RANK" if usage else "RANK", 0) == 0

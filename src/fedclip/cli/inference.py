@@ -33,6 +33,9 @@ def evaluate(
 
     RUN is a folder that `fedclip run` made; its test sets are used.
     """
+    from fedclip.cli.endings import say_loading
+
+    say_loading(f"evaluation of {folder}")
     from fedclip import evaluate as measure
     from fedclip.cli.console import show_evaluation, write_plots
     from fedclip.reports.progress import make_progress

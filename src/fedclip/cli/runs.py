@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedclip.cli.console import echo, say, show, show_matrix, show_rows
-from fedclip.cli.endings import Stopped, is_first
+from fedclip.cli.endings import Stopped, is_first, say_loading
 
 if TYPE_CHECKING:
     from fedclip.config import Config
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 def new_run(config: Config, stem: str, output: Path | None) -> None:
     """Run a configuration into a new folder, with progress on standard error."""
-    if is_first() and "torch" not in sys.modules:
-        say(f"run of {stem}: loading libraries")  # which takes seconds
+    say_loading(f"run of {stem}")
     from fedclip.experiment.folder import next_folder
 
     folder = output or next_folder(stem)
@@ -35,11 +34,14 @@ def new_run(config: Config, stem: str, output: Path | None) -> None:
 
 def resume_run(folder: Path) -> None:
     """Go on with a run; one that is finished stays as it is."""
-    from fedclip import resume
     from fedclip.experiment.folder import RunFolder
 
-    if not RunFolder.open(folder).has_rounds_left() and is_first():
+    if RunFolder.open(folder).has_rounds_left():
+        say_loading(f"going on with {folder}")
+    elif is_first():
         say(f"{folder} is finished; there is nothing left to do")
+    from fedclip import resume
+
     try:
         _conclude(resume(folder, listener=_listeners()))
     except KeyboardInterrupt:
@@ -56,6 +58,7 @@ def _listeners() -> list[Listener]:
 def _conclude(run: Run) -> None:
     if not is_first():
         return
+    from fedclip.experiment.folder import REPORT
     from fedclip.reports.closing import closing_lines
     from fedclip.reports.tables import retrieval_rows
 
@@ -66,6 +69,10 @@ def _conclude(run: Run) -> None:
     if "adapters" in summary:
         click.echo()
         show_matrix(summary["adapters"])
+    folder = quote(str(run.folder))
+    measured = rows or "adapters" in summary  # captions, or tasks: predict needs to know of which
+    then = f"fedclip evaluate {folder}" if measured else f"fedclip predict {folder} IMAGE..."
+    say(f"report: {run.folder / REPORT}; next: {then}")
 
 
 def merge_adapters(

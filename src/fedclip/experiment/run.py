@@ -265,6 +265,7 @@ def _rounds(
         seed=config.seed,
         finished_rounds=finished,
         on_client=Listener().client if config.secure.masked else privacy.hears(listener),
+        on_steps=listener.steps if privacy.tells_classes and not config.secure.masked else None,
         combine=context.processes.combine,
         quorum=Quorum(config.deploy.quorum, config.robust.least),
         settings=step_settings(context),

@@ -60,6 +60,7 @@ def summarise(
         "validation_accuracy": last.get("validation_accuracy"),
         "validation_loss": last.get("validation_loss"),  # not in lines of older versions
         "client_accuracy": last.get("client_accuracy"),
+        **_worst_site(last),
         **_class_figures(metrics),
         **{key: last[key] for key in (BACKDOOR,) if key in last},
         "best": _best(checkpoint, metrics),
@@ -109,11 +110,21 @@ def as_of_best(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]])
     for key in (*keys, *CLASS_FIGURES, "retrieval", "validation_loss", BACKDOOR):
         if key in found:
             found[key] = line.get(key)
+    found |= _worst_site(line)
     tasks = {}
     for task, own in summary.get("tasks", {}).items():
         by_task = {key: line.get(f"{key}_by_task", {}).get(task) for key in own}
         tasks[task] = own | {key: by_task[key] for key in (*keys, *CLASS_FIGURES) if key in own}
     return found | ({"tasks": tasks} if tasks else {}) | {"rounds": number}
+
+
+def _worst_site(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The client of the lowest accuracy on its own test set, where several have one."""
+    by_client = line.get("accuracy_by_client") or {}
+    if len(by_client) < 2:
+        return {}
+    name = min(by_client, key=lambda client: (by_client[client], client))
+    return {"worst_site": {"name": name, "accuracy": by_client[name]}}
 
 
 def _class_figures(metrics: list[dict[str, Any]]) -> dict[str, Any]:

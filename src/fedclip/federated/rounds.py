@@ -72,6 +72,7 @@ def run_rounds(
     seed: int,
     finished_rounds: int = 0,
     on_client: Callable[[ClientReport], None] = lambda report: None,
+    on_steps: Callable[[int, int], None] | None = None,
     combine: Combine | None = None,
     quorum: Quorum = Quorum(),  # noqa: B008
     settings: LocalSettings | None = None,
@@ -82,7 +83,8 @@ def run_rounds(
 
     Where other processes train some of the clients, `combine` sums tensors over all of them; it is
     called once for each time that clients are trained. `on_client` hears of the clients that were
-    trained here. `sample` draws a round's clients in the place of the seed; it may draw none.
+    trained here, `on_steps` of the round's optimizer steps, done and in all, where these are known.
+    `sample` draws a round's clients in the place of the seed; it may draw none.
     `masked` is for an engine that gives sums behind masks, and no updates.
 
     `clients` maps client ids to numbers of training examples. A round depends on the state, the
@@ -99,6 +101,7 @@ def run_rounds(
         else:
             ids = sample(in_order(clients, clients), server_round)
         progress, share = (server_round - 1) / rounds, 1 / rounds
+        plan = None if settings is None else RoundPlan(settings, progress, share)
         request = TrainRequest(
             server_round=server_round,
             client_ids=ids,
@@ -107,7 +110,10 @@ def run_rounds(
             round_share=share,
             shift=state.shift,
             examples=clients,
-            plan=None if settings is None else RoundPlan(settings, progress, share),
+            plan=plan,
+            stepped=None
+            if plan is None or on_steps is None
+            else _counted(plan, clients, ids, on_steps),
         )
         # The next round must start from what a resumed run would start from.
         state = _next_state(strategy, state, request, trainings.train)
@@ -118,6 +124,23 @@ def run_rounds(
                 "its round() must call train, and mean() or stacked() of what train gives"
             )
         yield result
+
+
+def _counted(
+    plan: RoundPlan,
+    clients: Mapping[str, int],
+    ids: Iterable[str],
+    on_steps: Callable[[int, int], None],
+) -> Callable[[int], None]:
+    """Adds up what engines tell of their steps."""
+    total, done = sum(plan.most_steps(clients[c]) for c in ids), 0
+
+    def stepped(clients: int) -> None:
+        nonlocal done
+        done = min(total, done + clients)
+        on_steps(done, total)
+
+    return stepped
 
 
 @dataclass

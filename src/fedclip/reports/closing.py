@@ -22,7 +22,7 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
         zero_shot = number(summary.get("zero_shot_accuracy"))
         accuracy = f"accuracy {number(summary['accuracy'])} (zero-shot {zero_shot}) "
     last = f"{accuracy}after {summary['rounds']} rounds{early}"
-    return [*chosen, *_by_class(summary), *_best(summary), last]
+    return [*chosen, *_by_class(summary), *_by_site(summary), *_best(summary), last]
 
 
 def _by_class(summary: Mapping[str, Any]) -> list[str]:
@@ -37,6 +37,15 @@ def _by_class(summary: Mapping[str, Any]) -> list[str]:
         f"worst class: {recall_of(summary['worst_class'])} "
         f"(zero-shot: {recall_of(summary.get('zero_shot_worst_class'))})",
     ]
+
+
+def _by_site(summary: Mapping[str, Any]) -> list[str]:
+    """The site that fares worst, where sites have tests and the run tells of them."""
+    worst = summary.get("worst_site")
+    if not worst:
+        return []
+    name = harmless(worst["name"], lines=False)
+    return [f"worst site: {name}, accuracy {number(worst['accuracy'])}"]
 
 
 def _best(summary: Mapping[str, Any]) -> list[str]:

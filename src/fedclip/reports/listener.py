@@ -53,6 +53,9 @@ class Listener:
     def rounds(self, finished: int, total: int, clients_per_round: int) -> None:
         """The round loop begins, after so many finished rounds."""
 
+    def steps(self, done: int, total: int) -> None:
+        """So many of a round's optimizer steps are done; called from any thread."""
+
     def client(self, report: ClientReport) -> None:
         """A client has finished its part of the current round."""
 
@@ -149,6 +152,11 @@ class Listeners(Listener):
         """Tells all."""
         for listener in self._listeners:
             listener.rounds(finished, total, clients_per_round)
+
+    def steps(self, done: int, total: int) -> None:
+        """Tells all."""
+        for listener in self._listeners:
+            listener.steps(done, total)
 
     def client(self, report: ClientReport) -> None:
         """Tells all."""

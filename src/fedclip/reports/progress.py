@@ -67,6 +67,7 @@ class LiveProgress(PlainProgress):
             transient=True,
         )
         self._tasks: dict[str, Any] = {}
+        self._clients = self._heard = 0
 
     def __enter__(self) -> Self:
         """Starts drawing."""
@@ -91,19 +92,32 @@ class LiveProgress(PlainProgress):
         super().rounds(finished, total, clients_per_round)
         self._move("rounds", finished, total)
         self._move("clients", 0, clients_per_round)
+        self._clients, self._heard = clients_per_round, 0
+
+    def steps(self, done: int, total: int) -> None:
+        """Moves the bar of the round's clients while many of them train at once."""
+        self._advance(self._clients * done / max(1, total))
 
     def client(self, report: ClientReport) -> None:
         """Moves the bar of the round's clients."""
+        self._heard += 1
         note = plain(f"{report.client_id}: loss {report.loss:.3f}").plain
-        self._progress.update(self._tasks["clients"], advance=1, note=note)
+        self._progress.update(self._tasks["clients"], note=note)
+        self._advance(self._heard)
 
     def round(self, record: Mapping[str, Any]) -> None:
         """Prints the round's line, moves the bar of rounds, and starts the next round's clients."""
         super().round(record)
         if record["server_round"]:
             self._move("rounds", record["server_round"], self._total)
+            self._heard = 0
             last = record["server_round"] == self._total
             self._progress.update(self._tasks["clients"], visible=not last, completed=0, note="")
+
+    def _advance(self, clients: float) -> None:
+        """Moves the bar of clients forward, never back: steps may tell more than clients do."""
+        bar = self._progress.tasks[self._tasks["clients"]]
+        self._progress.update(bar.id, completed=max(clients, bar.completed))
 
     def _move(self, name: str, done: int, total: int) -> None:
         if name not in self._tasks:

@@ -173,6 +173,7 @@ class BatchedEngine:
             work.terms.settle(grads, parameters.values[:active], settings.max_grad_norm)
             optimizer.step(rates)
             grads.zero_()
+            work.stepped(active)
         return losses
 
     def _add_gradients(self, work: Work, step: int, losses: torch.Tensor) -> None:

@@ -90,6 +90,8 @@ class StaticSteps:
                 )
             shape = (micro.size, micro.rows, micro.last)
             room.graphs.run(shape, partial(room.step, *shape))
+            if micro.last:
+                work.stepped(len(micro.batches))
         clients_here = len(work.plans)
         work.group.parameters.values.copy_(room.group.parameters.values[:clients_here])
         return room.losses[:clients_here]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,7 @@ class Work:
     terms: GradientTerms
     scales: torch.Tensor | None = None
     private: list[ClientDpSgd] | None = None
+    stepped: Callable[[int], None] = lambda clients: None
 
     @classmethod
     def of(
@@ -72,6 +73,7 @@ class Work:
             GradientTerms.of(request, ids, settings, group.parameters),
             scales=None if group.ranks is None else model.scales(group.ranks),
             private=own,
+            stepped=request.stepped or (lambda clients: None),
         )
 
     def active(self, step: int) -> list[list[NDArray[np.int64]]]:

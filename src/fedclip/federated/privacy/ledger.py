@@ -174,7 +174,7 @@ def request_sha256(request: TrainRequest) -> str:
             digest.update(f"{name}: {plain!r};".encode())
 
     for field in fields(request):
-        if field.name not in ("client_ids", "digest"):
+        if field.name not in ("client_ids", "digest", "stepped"):
             add(field.name, getattr(request, field.name))
     return digest.hexdigest()
 
