@@ -238,6 +238,37 @@ def test_clients_can_be_hidden_and_who_took_part_too(tmp_path):
     assert "any one client" in run_card(run.folder)
 
 
+@pytest.mark.filterwarnings("ignore:privacy.unit. client")
+def test_a_clip_norm_that_follows_is_told_kept_and_gone_on_with(tmp_path):
+    config = with_(
+        privacy={
+            "unit": "client",
+            "noise_multiplier": 0.3,
+            "delta": 1e-2,
+            "clip_quantile": 0.5,
+            "clip_norm": 0.01,
+            "reproducible": True,
+        },
+        data={"max_train_examples": 60},
+        federation={"num_clients": 12, "clients_per_round": 6, "rounds": 3},
+    )
+    whole = fedclip.run(config, output=tmp_path / "whole")
+    norms = [line["clip_norm"] for line in lines(whole.folder)]
+    assert (
+        norms[0] == 0.01 < norms[1] < norms[2] < norms[3] == whole.summary["privacy"]["clip_norm"]
+    )
+    books = json.loads((whole.folder / "ledger.json").read_text())
+    assert [own["noise_multiplier"] for own in books["mechanisms"].values()] == [0.3]
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(config, output=tmp_path / "cut", listener=StopAfter(2))
+    assert contents(experiment.resume(tmp_path / "cut").folder) == contents(whole.folder)
+    few = with_(**{k: v for k, v in config.items() if k in ("data", "federation")}, privacy={
+        **config["privacy"], "noise_multiplier": 3.0,
+    })  # fmt: skip
+    with pytest.raises(UsageError, match=r"privacy.clip_quantile: a noise multiplier of 3"):
+        fedclip.run(few, output=tmp_path / "few")
+
+
 @pytest.mark.parametrize("strategy", ["qfedavg", "fedsa", "flora", "fedex", "fed_sb", "hetlora"])
 def test_strategies_that_read_single_updates_are_refused_before_the_run(tmp_path, strategy):
     config = with_(privacy={"unit": "client", "delta": 1e-2}, federation={"strategy": strategy})
@@ -256,6 +287,8 @@ def test_strategies_that_read_single_updates_are_refused_before_the_run(tmp_path
         ({"privacy": {"clip_norm": 0}}, r"privacy.clip_norm must be a number > 0"),
         ({"privacy": {"target_epsilon": -1}}, r"privacy.target_epsilon must be a number > 0"),
         ({"privacy": {"delta": 1}}, r"privacy.delta must be a number"),
+        ({"privacy": {"clip_quantile": 0.5}}, "with privacy.unit: example set privacy.clip_norm"),
+        ({"privacy": {"clip_quantile": 1.0}}, "privacy.clip_quantile must be"),
         ({"evaluation": {"keep_best": True}}, "keep_best does not go with privacy.unit"),
         ({"federation": {"strategy": "qfedavg"}}, "reads each client's exact loss"),
         ({"federation": {"strategy": "local"}}, "a model for each client"),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedclip.errors import FedclipError, UsageError
+from fedclip.federated.privacy.adaptive_clip import NORM, AdaptiveClip, ClipNorm, noise_of_sum
 from fedclip.federated.privacy.charging import ChargedEngine, Refused, with_digest
 from fedclip.federated.privacy.client_level import ClientMechanism, PrivateMean
 from fedclip.federated.privacy.dp_sgd import DpSgd, clip_rows, steps_of
@@ -396,3 +397,62 @@ def test_clients_are_drawn_one_by_one():
     assert 0.001 < stats.chi2.cdf(chi2, 50) < 0.999
     assert np.var([len(round_) for round_ in drawn]) == pytest.approx(12, rel=0.25)
     assert drawn[3] == mechanism.sample(ids, 3)
+
+
+# --- adaptive clipping ---
+
+
+def test_the_clip_norm_moves_by_the_noisy_share_of_short_updates():
+    """By hand: 3 of 4 updates are no longer than C = 1, of 10 expected; gamma 0.5, eta 0.2."""
+    lengths = {"a": 3.0, "b": 1.0, "c": 0.5, "d": 0.1}
+    updates = {c: {"w": torch.tensor([length])} for c, length in lengths.items()}
+    mechanism = ClientMechanism(1.0, 1e-9, 40, 10, Draws(KEY))
+    clip = ClipNorm(1.0, 0.5)
+
+    def train(request):
+        reports = tuple(ClientReport(c, 1, 1.0, 1, 0.0) for c in request.client_ids)
+        tensors = {"w": torch.stack([updates[c]["w"] for c in request.client_ids])}
+        cohorts = [Cohort(reports, tensors)]
+        return PrivateMean(Updates(request, cohorts), mechanism, lambda request: None, clip)
+
+    strategy = AdaptiveClip(FedAvg(), clip)
+    request = TrainRequest(1, tuple("abcd"), {"w": torch.zeros(1)})
+    after = strategy.round(RunState(request.state), request, train)
+    assert after.shared["w"].item() == pytest.approx((1 + 1 + 0.5 + 0.1) / 10, abs=1e-5)
+    named = with_digest(request)
+    noise = mechanism.draws.normals(1, "share", "client", 1, named.digest)[0] * 10 / 20
+    share = 0.5 + ((3 - 4 / 2) + noise) / 10
+    assert after.server[NORM].item() == pytest.approx(np.exp(-0.2 * (share - 0.5)))
+    assert clip.norm == after.server[NORM].item()
+    resumed = ClipNorm(7.0, 0.5)  # as made anew: the state's norm counts
+    AdaptiveClip(FedAvg(), resumed).round(replace(after, shared=request.state), request, train)
+    assert resumed.norm == after.server[NORM].item()
+
+
+def test_one_client_moves_the_counted_share_by_half_a_client_at_most():
+    """Absent, short or long: what a client adds to the sum is 0, 1/2 or -1/2."""
+    mechanism = ClientMechanism(1.0, 1.0, 40, 10, Draws(KEY))
+    request = with_digest(TrainRequest(1, (), {"w": torch.zeros(1)}))
+    shares = [mechanism.share(request, *counts) * 10 for counts in ((2, 5), (2, 4), (1, 4))]
+    assert shares[0] - shares[1] == pytest.approx(-0.5)  # a long one more
+    assert mechanism.share(request, 3, 5) * 10 - shares[1] == pytest.approx(0.5)  # a short one
+    assert shares[1] - shares[2] == pytest.approx(1.0)
+
+
+def test_the_count_is_paid_for_by_the_noise_of_the_sum():
+    """Two Gaussian queries of sensitivity over noise 1/z_D and 1/(2 sigma_b) make one of 1/z."""
+    found = noise_of_sum(2.0, 100)
+    assert 1 / found**2 + 1 / (2 * 100 / 20) ** 2 == pytest.approx(1 / 2.0**2)
+    assert found == pytest.approx(2.0412, abs=1e-4)
+    with pytest.raises(UsageError, match="needs more than 20 clients a round"):
+        noise_of_sum(2.0, 20)
+
+
+def test_the_norm_comes_to_the_quantile():
+    """Norms uniform in [0, 1]: the median is 0.5, wherever the norm begins."""
+    mechanism = ClientMechanism(1.0, 1.0, 100, 100, Draws(KEY))
+    clip, norms = ClipNorm(8.0, 0.5), np.linspace(0, 1, 100)
+    for server_round in range(1, 80):
+        request = with_digest(TrainRequest(server_round, (), {"w": torch.zeros(1)}))
+        clip.hear(mechanism.share(request, int((norms <= clip.norm).sum()), 100))
+    assert clip.norm == pytest.approx(0.5, abs=0.05)

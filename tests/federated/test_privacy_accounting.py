@@ -20,6 +20,7 @@ TABLE = [
     (0.032, 500, 1e-5, 1.0, 5.131, 4.616, 4.606),
     (0.254, 64, 1e-3, 1.5, 6.294, 5.501, 5.490),
     (0.970, 32, 1e-2, 1.5, 16.362, 14.516, 14.505),
+    (0.0512, 800, 1e-5, 0.8, 17.474, 15.932, 15.921),
 ]
 
 
@@ -39,6 +40,20 @@ def test_epsilon_is_opacus_own(q, steps, delta, noise):
     found = epsilon(Spent(q, noise, steps), delta)
     assert found.least == pytest.approx(prv.get_epsilon(delta=delta), abs=1e-6)
     assert found.rdp == pytest.approx(rdp.get_epsilon(delta=delta), abs=1e-6)
+
+
+@pytest.mark.parametrize(("q", "steps", "delta", "noise"), [row[:4] for row in TABLE])
+def test_epsilon_is_within_two_percent_of_dp_accounting(q, steps, delta, noise):
+    """Google's accountant by privacy loss distributions, which wants an environment of its own."""
+    pld = pytest.importorskip(
+        "dp_accounting.pld", reason="dp-accounting does not go with our pins: pip install it apart"
+    )
+    import dp_accounting
+
+    event = dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(noise))
+    accountant = pld.PLDAccountant().compose(event, steps)
+    theirs = accountant.get_epsilon(delta)
+    assert epsilon(Spent(q, noise, steps), delta).least == pytest.approx(theirs, rel=0.02)
 
 
 @pytest.mark.parametrize("noise", [1.0, 3.0])

@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from fedclip.cli.options import AsJson, only, sorted_out
+from fedclip.errors import UsageError
 
 
 def audit(
-    arguments: Annotated[list[str], typer.Argument(metavar="CONFIG [KEY=VALUE]...", hidden=True)],
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="CONFIG|RUN [KEY=VALUE]...", hidden=True)
+    ],
     canaries: Annotated[
-        int, typer.Option("--canaries", max=1_000_000, help="Planted examples, half of them in.")
-    ] = 400,
+        int | None,
+        typer.Option(max=1_000_000, help="Planted examples, half of them in (400)."),
+    ] = None,
+    direction: Annotated[
+        bool,
+        typer.Option("--direction", help="Plant directions: is the noise what it should be?"),
+    ] = False,
+    membership: Annotated[
+        bool,
+        typer.Option("--membership", help="Attack as the coordinator, by each client's updates."),
+    ] = False,
+    trainings: Annotated[
+        int, typer.Option(min=1, max=1000, help="Trainings, whose guesses count together.")
+    ] = 1,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the scores, as .png or .svg.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Attack a configuration: what does training betray?
+    """Attack a configuration, or that of a run: what does training betray?
 
-    Trains once with planted examples of wrong labels, guesses which of them were trained on, and
-    shows how often that is right beside the epsilon that is promised.
+    Trains with planted examples of wrong labels, guesses which of them were trained on, and shows
+    how often that is right beside the epsilon that is promised.
     """
     files, changes = sorted_out(arguments)
+    if direction and membership:
+        raise UsageError("--direction and --membership are two audits; take one at a time")
+    if membership and canaries is not None:
+        raise UsageError("--membership plants nothing, so leave --canaries out")
     from fedclip.cli.console import show
-    from fedclip.config.loading import load_config
-    from fedclip.experiment.audit import audit as attack
+    from fedclip.experiment.audit.command import attack
     from fedclip.reports.progress import make_progress
 
-    config = load_config(Path(only(files, "audit")), changes)
-    show(attack(config, canaries, listener=make_progress()), as_json)
+    kind: Literal["direction", "membership", "example"]
+    kind = "direction" if direction else "membership" if membership else "example"
+    config = Path(only(files, "audit"))
+    found = attack(config, changes, kind, canaries or 400, trainings, picture, make_progress())
+    show(found, as_json)

@@ -10,7 +10,15 @@ from fedclip.config.checks_strategy import rank_sources
 from fedclip.config.privacy import PrivacyConfig
 from fedclip.config.section import CrossProblem, lookup, number
 
-_ASKS = ("target_epsilon", "noise_multiplier", "delta", "clip_norm", "reproducible", "tell")
+_ASKS = (
+    "target_epsilon",
+    "noise_multiplier",
+    "delta",
+    "clip_norm",
+    "clip_quantile",
+    "reproducible",
+    "tell",
+)
 
 
 def privacy_problems(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
@@ -111,7 +119,13 @@ def _nothing_beside(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
 
 
 def _by_example(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
-    """What has no per-example gradients."""
+    """What has no per-example gradients, and what is for clients' updates."""
+    if number(values, "privacy.clip_quantile") is not None:
+        yield CrossProblem(
+            "privacy.clip_quantile",
+            "privacy.clip_quantile follows the norms of clients' updates (privacy.unit: client); "
+            "with privacy.unit: example set privacy.clip_norm",
+        )
     if lookup(values, "task") == "contrastive":
         yield CrossProblem(
             "task",
@@ -134,8 +148,7 @@ def _by_example(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
         yield CrossProblem(
             "model.lora.enabled",
             "model.lora.enabled: false does not go with privacy.unit: example, as noise grows with "
-            "the "
-            "number of weights; train an adapter or a head",
+            "the number of weights; train an adapter or a head",
         )
     accumulated = number(values, "data.accumulation_steps")
     if accumulated is not None and accumulated != 1:

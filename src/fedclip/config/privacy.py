@@ -36,6 +36,11 @@ class PrivacyConfig(Section):
         1.0,
         description="Norm to which each example's gradient, or each client's update, is clipped.",
     )
+    clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="With `unit: client`, the share of updates that shall be shorter than the clip "
+        "norm, which follows them from `clip_norm` on (Andrew et al. 2021); `null` keeps it.",
+    )
     reproducible: bool = Field(
         False,
         description="Noise and batches follow from `seed`, for research: no guarantee, as "

@@ -14,6 +14,7 @@ from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.openness import Openness, public_part
 from fedclip.federated.privacy.accounting import Spent, largest, noise_for
+from fedclip.federated.privacy.adaptive_clip import NORM, AdaptiveClip, ClipNorm, noise_of_sum
 from fedclip.federated.privacy.charging import ChargedEngine
 from fedclip.federated.privacy.client_level import ClientMechanism, PrivateMean
 from fedclip.federated.privacy.dp_sgd import DpSgd, steps_of
@@ -49,6 +50,7 @@ class RunPrivacy(Openness):
     ledger: Ledger
     dp_sgd: DpSgd | None = None
     mechanism: ClientMechanism | None = None
+    clip: ClipNorm | None = None
     steps: Mapping[str, int] | None = None
     sample: Sample | None = None
 
@@ -61,7 +63,10 @@ class RunPrivacy(Openness):
 
     def strategy(self, inner: Strategy) -> Strategy:
         """The strategy, which sees nothing but noisy means where clients are hidden."""
-        return inner if self.mechanism is None else Guarding(inner, self._guard)
+        if self.mechanism is None:
+            return inner
+        private = Guarding(inner, self.guard)
+        return private if self.clip is None else AdaptiveClip(private, self.clip)
 
     def hears(self, listener: Listener) -> Callable[[ClientReport], None]:
         """Nobody."""
@@ -70,7 +75,8 @@ class RunPrivacy(Openness):
     def record(self) -> dict[str, Any]:
         """What has been spent so far, for a round's record and the summary."""
         spent = self.ledger.epsilon()
-        return {"epsilon": spent.least, "epsilon_rdp": spent.rdp}
+        norm = {} if self.clip is None else {"clip_norm": self.clip.norm}
+        return {"epsilon": spent.least, "epsilon_rdp": spent.rdp, **norm}
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """What speaks of the adapter and of test images, and not of single clients."""
@@ -102,9 +108,9 @@ class RunPrivacy(Openness):
             "privacy": {
                 "guarantee": not self.config.reproducible,
                 "unit": self.config.unit,
+                "clip_norm": self.config.clip_norm,
                 **self.record(),
                 "delta": books.delta,
-                "clip_norm": self.config.clip_norm,
                 "noise_multiplier": [min(noises), max(noises)],
             }
         }
@@ -114,9 +120,10 @@ class RunPrivacy(Openness):
         if summary["stopped_by"] is None:
             (folder.path / KEY).unlink(missing_ok=True)
 
-    def _guard(self, updates: Updates) -> Updates:
+    def guard(self, updates: Updates) -> Updates:
+        """The updates, of which nothing but the private mean is given."""
         assert self.mechanism is not None
-        return PrivateMean(updates, self.mechanism, self._charge)
+        return PrivateMean(updates, self.mechanism, self._charge, self.clip)
 
     def _charge(self, request: TrainRequest) -> None:
         self.ledger.charge(request, {MEAN: 1})
@@ -153,7 +160,7 @@ def begin_privacy(
             "the text tower is trained: each example costs a pass of all prompts; adapters in "
             "model.lora.target_modules.vision_encoder alone cost none"
         )
-    return _running(context, ledger, Draws(key or b"", "run", run))
+    return _running(context, ledger, Draws(key or b"", "run", run), checkpoint)
 
 
 def _in_words(privacy: PrivacyConfig) -> str:
@@ -220,18 +227,21 @@ def noise_of(privacy: PrivacyConfig, rate: float, steps: int) -> float:
     return noise_for(privacy.target_epsilon, privacy.delta, rate, steps)
 
 
-def _running(context: RunContext, ledger: Ledger, draws: Draws) -> RunPrivacy:
+def _running(
+    context: RunContext, ledger: Ledger, draws: Draws, checkpoint: Checkpoint
+) -> RunPrivacy:
     config, noises = context.config, ledger.books.mechanisms
     private = RunPrivacy(config.privacy, config.evaluation.metrics, ledger)
     if config.privacy.unit == "client":
-        mechanism = ClientMechanism(
-            config.privacy.clip_norm,
-            noises[MEAN].noise_multiplier,
-            len(context.clients),
-            context.clients_per_round,
-            draws,
-        )
-        return replace(private, mechanism=mechanism, sample=mechanism.sample)
+        norm, noise = config.privacy.clip_norm, noises[MEAN].noise_multiplier
+        expected, quantile = context.clients_per_round, config.privacy.clip_quantile
+        clip = None
+        if quantile is not None:
+            kept = checkpoint.state.server.get(NORM)
+            clip = ClipNorm(norm if kept is None else float(kept), quantile)
+            noise = noise_of_sum(noise, expected)
+        mechanism = ClientMechanism(norm, noise, len(context.clients), expected, draws)
+        return replace(private, mechanism=mechanism, clip=clip, sample=mechanism.sample)
     dp_sgd = DpSgd(
         config.privacy.clip_norm,
         {client_id: own.noise_multiplier for client_id, own in noises.items()},

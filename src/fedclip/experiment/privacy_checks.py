@@ -11,6 +11,7 @@ from fedclip.errors import FedclipWarning, UsageError
 from fedclip.experiment.context import RunContext
 from fedclip.experiment.privacy import noise_of
 from fedclip.federated.privacy.accounting import require_accountant
+from fedclip.federated.privacy.adaptive_clip import noise_of_sum
 from fedclip.federated.privacy.charging import Refused, refuse
 from fedclip.federated.privacy.client_level import ClientMechanism, PrivateMean
 from fedclip.federated.privacy.secret import Draws
@@ -144,11 +145,14 @@ def _dry_round(context: RunContext, strategy: Strategy) -> int:
 
 
 def _warn_of_noise(context: RunContext, numbers: int) -> None:
-    """Say where so few clients, or so many numbers, leave little but noise."""
+    """Say where so few clients, or so many numbers, leave little but noise; refuse none at all."""
     privacy, expected = context.config.privacy, context.clients_per_round
     assert privacy.delta is not None
     rate, rounds = expected / len(context.clients), context.config.federation.rounds
-    ratio = noise_of(privacy, rate, rounds) * math.sqrt(numbers) / expected
+    noise = noise_of(privacy, rate, rounds)
+    if privacy.clip_quantile is not None:
+        noise = noise_of_sum(noise, expected)
+    ratio = noise * math.sqrt(numbers) / expected
     if ratio > LOUD:
         warnings.warn(
             f"privacy.unit: client: a round's noise on {numbers:,} numbers is {ratio:.1f} times "

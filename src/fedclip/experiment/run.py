@@ -181,7 +181,7 @@ def carry_out(
         if checkpoint.finished_rounds < 0:
             run.write(before_training(context, checkpoint.state, personal))
         listener.rounds(checkpoint.finished_rounds, total, context.clients_per_round)
-        rounds = _rounds(
+        rounds = rounds_of(
             context, engine, strategy, max(0, finished), checkpoint.state, listener, privacy
         )
         closing = _train(run, rounds, patience, judge)
@@ -235,14 +235,14 @@ def _follow(context: RunContext, strategy: Strategy, path: Path) -> Run:
     finished, state = context.processes.first_start(-1, RunState({}))
     engine = create_engine(context)
     start, listener = (max(0, finished), state), Listener()
-    for result in _rounds(context, engine, strategy, *start, listener, Openness()):
+    for result in rounds_of(context, engine, strategy, *start, listener, Openness()):
         last = result.server_round == context.config.federation.rounds
         if not last and context.processes.first_numbers([0]) != [0]:  # a listener ends the run
             break
     return Run(path, {})
 
 
-def _rounds(
+def rounds_of(
     context: RunContext,
     engine: Engine,
     strategy: Strategy,
@@ -251,6 +251,7 @@ def _rounds(
     listener: Listener,
     privacy: Openness,
 ) -> Iterator[RoundResult]:
+    """The rounds of a run that are left after those that are finished."""
     config = context.config
     for words in (held_in_memory(context), secure.in_words(context), hostile.in_words(context)):
         if words:

@@ -6,10 +6,10 @@ model seems to have seen it. Source of the bound: Steinke, Nasr & Jagielski 2023
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.stats import binom, rankdata
+from scipy.stats import binom, norm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,13 +17,6 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.95
 MOST = 20.0
 """An epsilon that no number of guesses that is usual could show."""
-
-
-def auc(scores: NDArray[np.float64], inside: NDArray[np.bool_]) -> float:
-    """Probability that a canary that is in scores higher than one that is not."""
-    members, others = int(inside.sum()), int((~inside).sum())
-    ranks = rankdata(scores)[inside].sum()
-    return float((ranks - members * (members + 1) / 2) / (members * others))
 
 
 def right_guesses(scores: NDArray[np.float64], inside: NDArray[np.bool_], each: int) -> int:
@@ -53,3 +46,75 @@ def lower_bound(right: int, guesses: int, canaries: int, delta: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if likely(middle) else (middle, high)
     return low
+
+
+def separation(scores: NDArray[np.float64], inside: NDArray[np.bool_]) -> tuple[float, float]:
+    """d' = (mean of those in - mean of those out) / their deviation, and its standard error."""
+    own, others = scores[inside], scores[~inside]
+    squares = ((own - own.mean()) ** 2).sum() + ((others - others.mean()) ** 2).sum()
+    distance = float((own.mean() - others.mean()) / np.sqrt(squares / (len(scores) - 2)))
+    variance = 1 / len(own) + 1 / len(others) + distance**2 / (2 * len(scores))
+    return distance, float(np.sqrt(variance))
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """Epsilon at a delta where what is seen is N(mu, 1) with a canary, and N(0, 1) without it.
+
+    Dong, Roth & Su 2019 (arXiv:1905.02383, corollary 1): delta = Phi(-eps/mu + mu/2) - e^eps
+    Phi(-eps/mu - mu/2).
+    """
+
+    def exceeds(epsilon: float) -> bool:
+        first = norm.logcdf(-epsilon / mu + mu / 2)
+        second = epsilon + norm.logcdf(-epsilon / mu - mu / 2)
+        return bool(first + np.log1p(-np.exp(min(second - first, 0.0))) > np.log(delta))
+
+    if mu <= 0 or not exceeds(0.0):
+        return 0.0
+    low, high = 0.0, mu**2 / 2 + mu * np.sqrt(2 * np.log(1 / delta))
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if exceeds(middle) else (low, middle)
+    return float(high)
+
+
+class Stratified(NamedTuple):
+    """An AUC over pairs of the same stratum, its standard error, and the largest of a stratum."""
+
+    auc: float
+    error: float
+    worst: float
+
+
+def stratified_auc(
+    scores: NDArray[np.float64], inside: NDArray[np.bool_], strata: NDArray[np.int64]
+) -> Stratified:
+    """AUC where a canary is compared with those of its own client (and training) only.
+
+    The standard error is that of DeLong et al. 1988, stratum by stratum.
+    """
+    pairs, aucs, variances = [], [], []
+    for stratum in np.unique(strata):
+        own, others = (scores[(strata == stratum) & which] for which in (inside, ~inside))
+        if not len(own) or not len(others):
+            continue
+        wins = (own[:, None] > others) + 0.5 * (own[:, None] == others)
+        parts = (wins.mean(axis=1), wins.mean(axis=0))
+        variances.append(sum(p.var(ddof=1) / len(p) if len(p) > 1 else 0.25 for p in parts))
+        pairs.append(wins.size)
+        aucs.append(wins.mean())
+    shares = np.array(pairs) / sum(pairs)
+    error = float(np.sqrt((shares**2 * np.array(variances)).sum()))
+    return Stratified(float((shares * aucs).sum()), error, float(max(aucs)))
+
+
+def standardised(scores: NDArray[np.float64], strata: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Scores with mean 0 and deviation 1 in every stratum, so that strata can be ranked together.
+
+    It looks at nobody's membership, so an attacker may do it as well.
+    """
+    result = np.zeros_like(scores)
+    for stratum in np.unique(strata):
+        own = strata == stratum
+        result[own] = (scores[own] - scores[own].mean()) / max(scores[own].std(), 1e-30)
+    return result

@@ -9,10 +9,11 @@ client more or less changes the sum by at most C. What a strategy makes of it is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from fedclip.federated.privacy.adaptive_clip import COUNTED, ClipNorm
 from fedclip.federated.privacy.charging import Refused, with_digest
 from fedclip.federated.privacy.dp_sgd import clip_rows
 from fedclip.federated.privacy.secret import Draws
@@ -40,6 +41,13 @@ class ClientMechanism:
         draws = self.draws.uniforms(len(clients), "clients", server_round)
         return tuple(c for c, u in zip(clients, draws, strict=True) if u < self.sampling_rate)
 
+    def share(self, request: TrainRequest, shorter: int, asked: int) -> float:
+        """The noisy share of updates that are no longer than the norm."""
+        assert request.digest is not None
+        names = (request.purpose, request.server_round, request.digest)
+        (noise,) = self.draws.normals(1, "share", *names) * (self.expected / COUNTED)
+        return float(0.5 + (shorter - asked / 2 + noise) / self.expected)
+
     def noise(self, request: TrainRequest, name: str) -> torch.Tensor:
         """The noise on a tensor's sum of clipped differences."""
         assert request.digest is not None
@@ -53,28 +61,39 @@ class PrivateMean(Guarded):
     """Updates of which only the private mean is given."""
 
     def __init__(
-        self, inner: Updates, mechanism: ClientMechanism, charge: Callable[[TrainRequest], None]
+        self,
+        inner: Updates,
+        mechanism: ClientMechanism,
+        charge: Callable[[TrainRequest], None],
+        clip: ClipNorm | None = None,
     ) -> None:
-        """`charge` notes the mean in the ledger before it is given."""
+        """`charge` notes the mean in the ledger before it is given; `clip` moves the norm."""
         super().__init__(inner)
-        self._mechanism = mechanism
+        self.mechanism = mechanism if clip is None else replace(mechanism, clip_norm=clip.norm)
         self._charge = charge
+        self._clip = clip
 
     def mean(self, weigh: Weigh = by_examples) -> dict[str, torch.Tensor]:
         """The private mean; every client weighs the same, whatever `weigh` says."""
-        request, mechanism = with_digest(self.request), self._mechanism
+        request, mechanism = with_digest(self.request), self.mechanism
         names = sorted(request.names_sent)
         self._charge(request)
         sums = {n: torch.zeros(request.state[n].shape, dtype=torch.float64) for n in names}
+        shorter = [0, 0]
 
         def to_differences(cohort: Cohort) -> Cohort:
-            for name, stacked in self._clipped(cohort, names).items():
-                sums[name] += stacked.sum(dim=0)
+            flat = self.differences(cohort, names)
+            shorter[0] += int((flat.norm(dim=1) <= mechanism.clip_norm).sum())
+            shorter[1] += len(flat)
+            for name, clipped in self.clipped(flat, names).items():
+                sums[name] += clipped
             return Cohort(cohort.reports, {})
 
         if request.client_ids:
             self.inner.apply(to_differences)
             self.inner.mean(lambda report: 1.0)
+        if self._clip is not None:
+            self._clip.hear(mechanism.share(request, *shorter))
         # What has travelled would tell how many took part.
         self.bytes_up = mechanism.expected * sum(request.state[n].nbytes for n in names)
         noisy = {n: (sums[n] + mechanism.noise(request, n)) / mechanism.expected for n in names}
@@ -88,15 +107,22 @@ class PrivateMean(Guarded):
             "fedavg, without federation.scaffold or federation.ditto_mu"
         )
 
-    def _clipped(self, cohort: Cohort, names: list[str]) -> State:
-        """Each client's difference to its start, by name, `[clients, ...]`, in float64."""
+    def differences(self, cohort: Cohort, names: list[str]) -> torch.Tensor:
+        """Each client's difference to its start, `[clients, numbers]`, in float64."""
         starts = [self.request.start(report.client_id) for report in cohort.reports]
-        differences = {
-            n: cohort.tensors[n].double() - torch.stack([s[n].double() for s in starts])
-            for n in names
-        }
-        flat = torch.cat([d.flatten(1) for d in differences.values()], dim=1)
-        parts = clip_rows(flat, self._mechanism.clip_norm).split(
-            [self.request.state[n].numel() for n in names], dim=1
+        return torch.cat(
+            [
+                (cohort.tensors[n].double() - torch.stack([s[n].double() for s in starts])).flatten(
+                    1
+                )
+                for n in names
+            ],
+            dim=1,
         )
-        return {n: p.view_as(differences[n]) for n, p in zip(names, parts, strict=True)}
+
+    def clipped(self, differences: torch.Tensor, names: list[str]) -> State:
+        """The sum of the clipped differences, by name."""
+        total = clip_rows(differences, self.mechanism.clip_norm).sum(dim=0)
+        like = [self.request.state[n] for n in names]
+        parts = total.split([t.numel() for t in like])
+        return {n: p.view(t.shape) for n, t, p in zip(names, like, parts, strict=True)}
