@@ -220,7 +220,9 @@ def carry_out(words: list[str], patch: pytest.MonkeyPatch) -> None:
     if words[0] == "bench":  # hours of work; experiment/test_bench.py carries a small grid out
         words += ["--dry-run"]
     if words[0] == "audit":
-        words += [*SMALL, "data.batch_size=8", "--canaries", "20"]
+        words += [*SMALL, *(() if "--membership" in words else ("--canaries", "20"))]
+    if "configs/privacy.yaml" in configs:
+        words += ["data.batch_size=4", "data.partition.min_size=8"]
     if words[0] == "keys" and words[1] in NEED_A_COORDINATOR:
         return
     patch.setattr(sys, "argv", ["fedclip", *words])
