@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedclip.errors import FedclipError, UsageError
-from fedclip.federated.privacy.adaptive_clip import NORM, AdaptiveClip, ClipNorm, noise_of_sum
+from fedclip.federated.privacy.adaptive_clip import ClipNorm, noise_of_sum
 from fedclip.federated.privacy.charging import ChargedEngine, Refused, with_digest
 from fedclip.federated.privacy.client_level import ClientMechanism, PrivateMean
 from fedclip.federated.privacy.dp_sgd import DpSgd, clip_rows, steps_of
@@ -37,6 +37,7 @@ from fedclip.federated.privacy.secret import (
 from fedclip.federated.strategies import FedAvg
 from fedclip.federated.strategies.averaging import FFA, FedSA, RoLoRA
 from fedclip.federated.strategies.base import guarded
+from fedclip.federated.strategies.wrappers import NORM, AdaptiveClip
 from fedclip.federated.updates import Updates
 from fedclip.records import ClientReport, Cohort, RunState, TrainRequest
 

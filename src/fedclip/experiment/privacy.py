@@ -14,7 +14,7 @@ from fedclip.experiment.context import RunContext
 from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.openness import Openness, public_part
 from fedclip.federated.privacy.accounting import Spent, largest, noise_for
-from fedclip.federated.privacy.adaptive_clip import NORM, AdaptiveClip, ClipNorm, noise_of_sum
+from fedclip.federated.privacy.adaptive_clip import ClipNorm, noise_of_sum
 from fedclip.federated.privacy.charging import ChargedEngine
 from fedclip.federated.privacy.client_level import ClientMechanism, PrivateMean
 from fedclip.federated.privacy.dp_sgd import DpSgd, steps_of
@@ -28,7 +28,7 @@ from fedclip.federated.privacy.secret import (
 )
 from fedclip.federated.rounds import Engine, RoundResult, Sample, sample_clients
 from fedclip.federated.strategies import Strategy
-from fedclip.federated.strategies.wrappers import Guarding
+from fedclip.federated.strategies.wrappers import NORM, AdaptiveClip, Guarding
 from fedclip.federated.updates import Updates
 from fedclip.records import ClientReport, TrainRequest
 from fedclip.reports.listener import Listener

@@ -10,20 +10,14 @@ updates is z_D = (z^-2 - (2 sigma_b)^-2)^(-1/2): that is how the count is paid f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import dataclass
 
 from fedclip.errors import UsageError
-from fedclip.federated.strategies.base import Strategy, Train
-from fedclip.records import RunState, TrainRequest
 
 RATE = 0.2
 """eta: how fast the norm follows."""
 COUNTED = 20
 """The noise on the count, sigma_b, is q N divided by this."""
-NORM = "privacy/clip_norm"
-"""Where the norm is kept between rounds, in the server's memory."""
 
 
 @dataclass
@@ -36,25 +30,6 @@ class ClipNorm:
     def hear(self, share: float) -> None:
         """Move towards the quantile by the noisy share of updates that were shorter."""
         self.norm *= math.exp(-RATE * (share - self.quantile))
-
-
-class AdaptiveClip(Strategy):
-    """A strategy, private already, whose clip norm is kept from round to round."""
-
-    def __init__(self, inner: Strategy, clip: ClipNorm) -> None:
-        """Takes the strategy with its guard, which clips to `clip` and has it hear the share."""
-        super().__init__(inner.setting)
-        self.personal = inner.personal
-        self._inner = inner
-        self._clip = clip
-
-    def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
-        """A round of the strategy inside, and the norm for the next one."""
-        if NORM in state.server:
-            self._clip.norm = float(state.server[NORM])
-        after = self._inner.round(state, request, train)
-        norm = torch.tensor(self._clip.norm, dtype=torch.float64)
-        return replace(after, server={**after.server, NORM: norm})
 
 
 def noise_of_sum(multiplier: float, expected: int) -> float:

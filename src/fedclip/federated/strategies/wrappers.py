@@ -1,4 +1,4 @@
-"""Strategy wrappers: SCAFFOLD, Ditto, server optimizers."""
+"""Strategy wrappers: SCAFFOLD, Ditto, server optimizers, guards and adaptive clipping."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from fedclip.federated.parameter_rules import bound_temperature
+from fedclip.federated.privacy.adaptive_clip import ClipNorm
 from fedclip.federated.strategies.base import (
     Guard,
     Strategy,
@@ -21,6 +22,8 @@ from fedclip.federated.updates import Updates
 from fedclip.records import RunState, TrainRequest
 
 _CONTROL = "control/"
+NORM = "privacy/clip_norm"
+"""Name of the clip norm in the server's memory."""
 
 
 class Scaffold(Strategy):
@@ -163,3 +166,22 @@ class Guarding(Strategy):
     def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
         """A round of the strategy inside."""
         return self._inner.round(state, request, guarded(train, self._guard))
+
+
+class AdaptiveClip(Strategy):
+    """A private strategy whose clip norm is kept from round to round, in the server's memory."""
+
+    def __init__(self, inner: Strategy, clip: ClipNorm) -> None:
+        """Takes the strategy with its guard, which clips to `clip` and has it hear the share."""
+        super().__init__(inner.setting)
+        self.personal = inner.personal
+        self._inner = inner
+        self._clip = clip
+
+    def round(self, state: RunState, request: TrainRequest, train: Train) -> RunState:
+        """A round of the strategy inside, and the norm for the next one."""
+        if NORM in state.server:
+            self._clip.norm = float(state.server[NORM])
+        after = self._inner.round(state, request, train)
+        norm = torch.tensor(self._clip.norm, dtype=torch.float64)
+        return replace(after, server={**after.server, NORM: norm})
