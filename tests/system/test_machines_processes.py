@@ -7,9 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
-import venv
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,12 +22,12 @@ from fedclip.deploy.keys import folder as keys
 from fedclip.deploy.keys.peers import write_peers
 from fedclip.experiment.run import run
 from tests.support.machines import NAMES, SIZES, sequential, tree, write_images
+from tests.support.wheel import install_wheel
 
 pytestmark = pytest.mark.federation
 pytest.importorskip("flwr")
 
 PATIENCE = 400.0
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Lab:
@@ -190,24 +188,7 @@ def test_a_site_that_is_killed_in_training_is_left_out_and_comes_back(tmp_path: 
 @pytest.fixture(scope="module")
 def from_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python far from the repository that has fedclip by its wheel, and all else from here."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
-    subprocess.run(build, check=True, capture_output=True)
-    venv.create(folder / "env", with_pip=False)
-    (site_packages,) = (folder / "env/lib").glob("python*/site-packages")
-    install = [*pip, "install", "--no-deps", "--target", site_packages]
-    subprocess.run([*install, *folder.glob("*.whl")], check=True, capture_output=True)
-    # A folder named in a .pth file is searched, but its own .pth files are not followed: the
-    # repository, which is installed by one, stays out.
-    (site_packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    python = folder / "env/bin/python"
-    for script in Path(sys.executable).parent.glob("fl*w*"):  # Flower's, as pip would make them
-        _, *lines = script.read_text().splitlines(keepends=True)
-        copy = folder / "env/bin" / script.name
-        copy.write_text("".join([f"#!{python}\n", *lines]))
-        copy.chmod(0o755)
-    return python
+    return install_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def test_a_wheel_has_all_that_coordinator_and_sites_need(from_wheel: Path, tmp_path: Path) -> None:

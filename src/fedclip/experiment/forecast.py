@@ -29,6 +29,7 @@ from fedclip.records import Cohort, RunState, TrainRequest
 BUDGET = 4.0
 """Seconds that one measurement may take, as far as one step of one client allows."""
 _MOST_STEPS = 8
+_WARM_UP = 4  # examples
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ def _training(
     context: RunContext, state: RunState, ids: Sequence[str]
 ) -> tuple[Line, Sequence[str]]:
     """Seconds of a round by its examples, and the clients with whom that was measured."""
-    _one_round(context, state, ids[:1], 1)  # libraries warm up
+    few = None if context.config.privacy.unit else _WARM_UP  # Poisson sampling needs a whole batch
+    _one_round(context, state, ids[:1], 1, few)  # libraries warm up
     pilot = _one_round(context, state, ids[:1], 1)
     count = len(ids) if pilot[1] * len(ids) < BUDGET else max(1, int(BUDGET / pilot[1]))
     asked = ids[:count]
@@ -130,10 +132,13 @@ def _training(
 
 
 def _one_round(
-    context: RunContext, state: RunState, ids: Sequence[str], steps: int
+    context: RunContext, state: RunState, ids: Sequence[str], steps: int, fewer: int | None = None
 ) -> tuple[float, float]:
-    """Examples and seconds of a round of some clients with so many steps at most."""
-    short = _shortened(context, ids, steps)
+    """Examples and seconds of a round of some clients with so many steps at most.
+
+    Of each client there are at most `fewer` examples, where that is given.
+    """
+    short = _shortened(context, ids, steps, fewer)
     engine = create_engine(short, _dp_sgd(short))
     examples = {c: n for c, n in short.clients.items() if n}
     started = time.perf_counter()
@@ -170,14 +175,16 @@ def _dp_sgd(context: RunContext) -> DpSgd | None:
     return DpSgd(context.config.privacy.clip_norm, noise, Draws(bytes(32), "run", ""), batch)
 
 
-def _shortened(context: RunContext, ids: Sequence[str], steps: int) -> RunContext:
+def _shortened(
+    context: RunContext, ids: Sequence[str], steps: int, fewer: int | None
+) -> RunContext:
     """The context with one local epoch of so many steps, for the clients that are asked."""
     epoch = context.config.client.model_copy(update={"local_epochs": 1})
     config = context.config.model_copy(update={"client": epoch})
     pooled = set(ids).isdisjoint(context.task_of)  # centralised: one client with all
 
     def cut(task: Task, own: Config) -> Task:
-        most = steps * own.data.batch_size * own.data.accumulation_steps
+        most = fewer or steps * own.data.batch_size * own.data.accumulation_steps
         clients: Iterator[ClientData] = (
             replace(c, train=c.train[: most if pooled or c.client_id in ids else 0])
             for c in task.data.clients
