@@ -17,7 +17,7 @@ import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 
@@ -140,24 +140,45 @@ def table(found: Cells, seeds: list[int], figure: Callable[[dict[str, float]], f
 
 
 def figures_of(tables: Table) -> dict[str, float]:
-    """The ratios to the clean mean, the worst division each; points lost with nobody attacking."""
-    lost = {
-        rule: max(100 * (rows["mean"]["none"] - rows[rule]["none"]) for rows in tables.values())
-        for rule in RULES
-        if rule != "mean" and all("none" in rows.get(rule, ()) for rows in tables.values())
-    }
+    """Shares of the clean mean's accuracy, in the worst division each."""
+    clean = {division: rows["mean"]["none"] for division, rows in tables.items()}
     return {
         "undefended_ratio": max(
-            rows["mean"]["sign flip x5"] / rows["mean"]["none"] for rows in tables.values()
+            rows["mean"]["sign flip x5"] / clean[division] for division, rows in tables.items()
         ),
         "defended_min_ratio": min(
-            rows[rule][attack] / rows["mean"]["none"]
-            for rows in tables.values() for rule in RULES if rule not in ("mean", "krum")
+            rows[rule][attack] / clean[division]
+            for division, rows in tables.items() for rule in RULES if rule not in ("mean", "krum")
             for attack in ASSERTED
         ),
-        "no_attack_loss_points": max(points for rule, points in lost.items() if rule != "krum"),
-        **{f"no_attack_loss_points_{r.replace(' + ', '_')}": lost[r] for r in lost},
     }  # fmt: skip
+
+
+def lost(found: Cells, divisions: list[str]) -> dict[str, dict[str, list[float]]]:
+    """Points that each rule loses with nobody attacking, by division and seed that has both."""
+
+    def clean(rule: str, division: str) -> dict[str, float]:
+        named = {name.rpartition(" | "): line for name, line in found.items()}
+        start = f"none | {rule} | {division}"
+        return {seed: line["accuracy"] for (own, _, seed), line in named.items() if own == start}
+
+    points: dict[str, dict[str, list[float]]] = {rule: {} for rule in RULES if rule != "mean"}
+    for rule, by_division in points.items():
+        for division in divisions:
+            ours, theirs = clean(rule, division), clean("mean", division)
+            by_division[division] = [100 * (theirs[s] - ours[s]) for s in ours if s in theirs]
+    return points
+
+
+def lost_figures(points: Mapping[str, Mapping[str, list[float]]]) -> dict[str, float]:
+    """The mean loss of each rule over seeds, in its worst division, and the largest but Krum's."""
+    means = {
+        rule: max(fmean(seeds) for seeds in own.values() if seeds)
+        for rule, own in points.items()
+        if any(own.values())
+    }
+    named = {f"no_attack_loss_points_{r.replace(' + ', '_')}": loss for r, loss in means.items()}
+    return {"no_attack_loss_points": max(m for r, m in means.items() if r != "krum")} | named
 
 
 def hostile_answers() -> dict[str, int]:
@@ -233,10 +254,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n| {division} | " + " | ".join(ATTACKS) + " |")
         for rule, row in rows.items():
             print(f"| {rule} | " + " | ".join(number(row.get(a), ".3f") for a in ATTACKS) + " |")
-    figures = figures_of(tables)
+    points = lost(found, options.divisions)
+    figures = figures_of(tables) | lost_figures(points)
     if options.result:
         figures |= hostile_answers() | others(options.result)
         details = {"seeds": seeds, "accuracy": tables, "over_zero_shot": gains}
+        details |= {"no_attack_loss_points": points}
         details |= {"cells_commit": options.commit} if options.commit else {}
         write_result("participants", figures, details, options.result)
     print(figures)

@@ -159,6 +159,7 @@ def test_stamped_pixels_are_read_like_an_array() -> None:
                 "privacy.unit": {
                     "privacy": {"unit": "client", "noise_multiplier": 1.0, "delta": 1e-3}
                 },
+                "secure.aggregation": {"secure": {"aggregation": "masked"}},
                 "federation.client_ranks": {
                     "federation": {"strategy": "flexlora", "client_ranks": [2, 1, 1, 1, 1]}
                 },

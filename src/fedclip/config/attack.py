@@ -105,13 +105,15 @@ def _refused(
     values: Mapping[str, Any], row: Any, name: str, flags: StrategyEntry
 ) -> Iterator[tuple[str, str]]:
     """Keys beside which an attack would not be what it says."""
-    lonely = flags.pools or flags.traffic.endswith(":nothing")
-    if lonely:
+    if flags.pools or flags.traffic.endswith(":nothing"):
         yield "federation.strategy", f"as {name} combines no updates of several clients"
     if lookup(values, "tasks"):
         yield "tasks", "whose clients share one data set; leave one of the two out"
     if lookup(values, "privacy.unit") is not None:
         yield "privacy.unit", "whose clients know the honest updates, which no promise allows"
+    if lookup(values, "secure.aggregation") is not None:
+        why = "whose clients check sizes and weights themselves, and hostile ones would not"
+        yield "secure.aggregation", why
     if lookup(values, "federation.sharing.mode") not in (None, "shared"):
         yield "federation.sharing.mode", "which is of one adapter for all; use shared"
     for key in ("federation.client_ranks", "federation.client_memory_mb"):
