@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from fedclip.errors import TrainingFailed, UsageError
 from fedclip.federated.engines.sequential import SequentialEngine
 from fedclip.federated.local_steps import LocalSettings
-from fedclip.federated.rounds import run_rounds, sample_clients
+from fedclip.federated.rounds import run_rounds, sample_clients, update_norm
 from fedclip.federated.strategies import FedAvg, create_strategy
 from fedclip.records import RunState
 from fedclip.seeding import seed_for
@@ -23,12 +23,14 @@ def engine(model, clients=CLIENTS, settings=SETTINGS, seed=5):
     return SequentialEngine(model, pixels, labels, clients, settings, seed=seed, device=CPU)
 
 
-def rounds(model=None, clients=CLIENTS, state=None, *, count=3, seed=5, settings=SETTINGS, **kw):
+def rounds(
+    model=None, clients=CLIENTS, state=None, *, count=3, seed=5, settings=SETTINGS, plan=False, **kw
+):
     model = model or Toy()
     state = state or {n: p.detach().clone() for n, p in model.trainable().items()}
     sizes = {c: len(i) for c, i in clients.items()}
     loop = engine(model, clients, settings, seed)
-    kw = {"clients_per_round": len(clients)} | kw
+    kw = {"clients_per_round": len(clients), "settings": settings if plan else None} | kw
     return list(
         run_rounds(RunState(state), loop, FedAvg(), clients=sizes, rounds=count, seed=seed, **kw)
     )
@@ -110,6 +112,32 @@ def test_reports_reach_the_caller_as_they_come():
     assert result.loss == pytest.approx(
         sum(r.loss * r.num_examples for r in result.reports) / 60, rel=1e-12
     )
+
+
+def test_a_round_tells_its_learning_rate_and_the_norm_of_its_update():
+    """A cosine over three rounds begins them at 1, 3/4 and 1/4 of the rate."""
+    model = Toy()
+    states = [{n: p.detach().clone() for n, p in model.trainable().items()}]
+    for result in rounds(model, plan=True):
+        change = [result.state.shared[n] - states[-1][n] for n in states[-1]]
+        expected = torch.cat([c.flatten() for c in change]).norm().item()
+        assert result.update_norm == pytest.approx(expected, rel=1e-12)
+        assert expected > 0
+        share = (1, 0.75, 0.25)[result.server_round - 1]
+        assert result.learning_rate == pytest.approx(0.05 * share)
+        states.append(result.state.shared)
+
+
+def test_the_norm_of_groups_is_that_of_all_and_there_is_none_of_what_is_folded():
+    def state(*numbers, **more):
+        return RunState({"x": torch.tensor(numbers)}, **more)
+
+    before = state(0.0, groups={"a": state(1.0), "b": state(1.0)})
+    after = state(0.0, groups={"a": state(4.0), "b": state(5.0)})
+    assert update_norm(before, after) == 5.0
+    assert update_norm(state(1.0), after) == 5.0  # groups begin with what all share
+    assert update_norm(state(1.0), state(1.0, 2.0)) is None
+    assert update_norm(state(1.0), state(2.0, shift={"w": torch.ones(1)})) is None
 
 
 def test_training_lowers_the_loss():

@@ -15,6 +15,7 @@ from fedclip.reports.listener import Listener
 
 PUBLIC = frozenset(
     {"server_round", "bytes_up", "bytes_down", "accuracy", "test_loss", "test_examples"}
+    | {"learning_rate", "update_norm"}
     | {"retrieval", "macro_f1", "majority_class_rate", "worst_class", "stopped_by"}
 )
 """Keys of a record that speak of the adapter and of test images, not of single clients."""

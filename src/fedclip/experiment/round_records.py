@@ -41,15 +41,21 @@ def round_record(result: RoundResult) -> dict[str, Any]:
         for one in result.left_out
     ]
     told = {"left_out": faults, "weights": dict(result.weights)}
-    return {key: value for key, value in told.items() if value} | {
-        "server_round": result.server_round,
-        "loss": result.loss,
-        "num_examples": sum(r.num_examples for r in result.reports),
-        "bytes_up": result.bytes_up,
-        "bytes_down": result.bytes_down,
-        "clients": {r.client_id: {"loss": r.loss, "steps": r.steps} for r in result.reports},
-        "seconds_by_client": {r.client_id: r.seconds for r in result.reports},
-    }
+    of_step = {"learning_rate": result.learning_rate, "update_norm": result.update_norm}
+    known = {key: value for key, value in of_step.items() if value is not None}
+    return (
+        {key: value for key, value in told.items() if value}
+        | known
+        | {
+            "server_round": result.server_round,
+            "loss": result.loss,
+            "num_examples": sum(r.num_examples for r in result.reports),
+            "bytes_up": result.bytes_up,
+            "bytes_down": result.bytes_down,
+            "clients": {r.client_id: {"loss": r.loss, "steps": r.steps} for r in result.reports},
+            "seconds_by_client": {r.client_id: r.seconds for r in result.reports},
+        }
+    )
 
 
 def figures_of(

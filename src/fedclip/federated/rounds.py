@@ -38,7 +38,7 @@ class RoundResult:
 
     `bytes_up` and `bytes_down` are summed over the round's clients. `left_out` are the answers that
     the round did without, `weights` what a guard let clients weigh. `mean_loss` is that of clients
-    whose own are hidden.
+    whose own are hidden. `learning_rate` is that of the clients' first step.
     """
 
     server_round: int
@@ -49,6 +49,8 @@ class RoundResult:
     left_out: tuple[LeftOut, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
     mean_loss: float | None = None
+    learning_rate: float | None = None
+    update_norm: float | None = None
 
     @property
     def loss(self) -> float:
@@ -115,15 +117,40 @@ def run_rounds(
             if plan is None or on_steps is None
             else _counted(plan, clients, ids, on_steps),
         )
+        before = state
         # The next round must start from what a resumed run would start from.
         state = _next_state(strategy, state, request, trainings.train)
-        result = trainings.result(server_round, state)
+        result = replace(
+            trainings.result(server_round, state),
+            learning_rate=None if plan is None else plan.rate(0.0),
+            update_norm=update_norm(before, state),
+        )
         if ids and not result.reports:
             raise UsageError(
                 f"federation.strategy: {strategy.title} trained no client in round {server_round}; "
                 "its round() must call train, and mean() or stacked() of what train gives"
             )
         yield result
+
+
+def update_norm(before: RunState, after: RunState) -> float | None:
+    """L2 norm of the change of the shared tensors, those of all groups together.
+
+    None where a strategy has folded updates into frozen weights and begun the factors anew, or has
+    changed their shapes.
+    """
+    if before.shift or after.shift:
+        return None
+    squares = 0.0
+    groups = after.groups or {"": after}
+    for name, state in groups.items():
+        start = before.groups.get(name, before)
+        for key, tensor in state.shared.items():
+            if key not in start.shared or start.shared[key].shape != tensor.shape:
+                return None
+            change = tensor.double() - start.shared[key].double()
+            squares += float(change.square().sum())
+    return math.sqrt(squares)
 
 
 def _counted(
