@@ -59,7 +59,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python scripts/reference_configuration.py --check
+	$(BIN)/python scripts/reference.py --check
 	$(BIN)/python benchmarks/tables.py --check
 	$(BIN)/python benchmarks/claims.py
 

@@ -1,27 +1,24 @@
-"""Render docs/reference-configuration.md from the configuration's own descriptions.
-
-python scripts/reference_configuration.py          # writes the page
-python scripts/reference_configuration.py --check  # exits with 1 where it is not current
-"""
+"""The reference page of the configuration, from its descriptions, in both languages."""
 
 from __future__ import annotations
 
-import sys
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedclip.config import Config
 from fedclip.config.wording import expected, named_section_of, section_of
 
-PAGE = Path(__file__).parents[1] / "docs" / "reference-configuration.md"
-
-HEAD = """\
+_ENGLISH = """\
 # Configuration reference
 
-<!-- Made by scripts/reference_configuration.py from src/fedclip/config*.py; edit there. -->
+[中文](reference-configuration.zh-CN.md)
+
+<!-- Made by scripts/reference.py from src/fedclip/config/; edit there. -->
 
 A configuration is a YAML file; every key may be left out. Any key can be changed on the command
 line, as `key=value` or `--set key=value`: `federation.rounds=5`, `data.class_names='[cat, dog]'`,
@@ -39,29 +36,80 @@ at once; with `--data` it also opens every image, and shows sites, classes and s
   matched in more than a million ways, such as `(a+)+`, is refused.
 """
 
+_WORDS = {
+    "head": _ENGLISH,
+    "top": "Top level",
+    "as": "Keys as in `data`, and:",
+    "row": "| key | values | default | meaning |\n|---|---|---|---|",
+}
+_TRANSLATION = Path(__file__).with_suffix(".zh-CN.yaml")
 
-def page() -> str:
+
+class Words:
+    """What is said of sections and keys in one language; in Chinese, every key has to be there."""
+
+    def __init__(self, language: str) -> None:
+        self._chinese = language != "en"
+        file = yaml.safe_load(_TRANSLATION.read_text("utf-8")) if self._chinese else {}
+        self.fixed: dict[str, str] = file.get("words", _WORDS)
+        self._sections: dict[str, str] = file.get("sections", {})
+        self._keys: dict[str, str] = file.get("keys", {})
+        self._values: list[list[str]] = file.get("values", [])
+
+    def section(self, name: str, english: str) -> str:
+        """What a section is."""
+        return self._chinese_of(self._sections, name) if self._chinese else english
+
+    def _chinese_of(self, words: dict[str, str], name: str) -> str:
+        if name not in words:
+            raise ValueError(f"{_TRANSLATION.name} has nothing on {name or 'the whole'}; add it")
+        return words.pop(name)
+
+    def row(self, key: str, field: FieldInfo) -> str:
+        """A key's line of the table."""
+        english = str(field.description)
+        meaning = self._chinese_of(self._keys, key) if self._chinese else english
+        if _facts(meaning) != _facts(english):
+            raise ValueError(f"{_TRANSLATION.name}: {key} has other names or numbers: {english}")
+        values = expected(field)
+        for pattern, words in self._values:
+            values = re.sub(pattern, words, values)
+        values = re.sub(r"<(?=\w)", r"\\<", values.replace("|", "\\|"))
+        return f"| `{key}` | {values} | `{_default(field)}` | {meaning} |"
+
+    def left(self) -> list[str]:
+        """Sections and keys that the configuration has no more."""
+        return [*self._sections, *self._keys]
+
+
+def _facts(text: str) -> list[str]:
+    """Names of code, and numbers, of a sentence."""
+    return sorted(re.findall(r"`[^`]*`|\d[\d.]*\d|\d", re.sub(r"<[^>]*>", "", text)))
+
+
+def page(language: str = "en") -> str:
     """The whole page as Markdown."""
-    return "\n".join([HEAD, *_section(Config, "")]).rstrip() + "\n"
+    words = Words(language)
+    text = "\n".join([words.fixed["head"], *_section(words, Config, "")]).rstrip() + "\n"
+    if words.left():
+        raise ValueError(f"{_TRANSLATION.name}: no such keys: {', '.join(words.left())}")
+    return text
 
 
-def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    heading = f"`{prefix.rstrip('.')}`" if prefix else "Top level"
-    yield f"## {heading}\n\n{model.__doc__}\n"
+def _section(words: Words, model: type[BaseModel], prefix: str) -> Iterator[str]:
+    heading = f"`{prefix.rstrip('.')}`" if prefix else words.fixed["top"]
+    yield f"## {heading}\n\n{words.section(prefix.rstrip('.'), str(model.__doc__))}\n"
     plain = {n: f for n, f in model.model_fields.items() if section_of(f) is None}
     if plain:
-        yield "| key | values | default | meaning |\n|---|---|---|---|"
-        for name, field in plain.items():
-            values = expected(field).replace("|", "\\|")
-            default = _default(field)
-            yield f"| `{prefix}{name}` | {values} | `{default}` | {field.description} |"
+        yield words.fixed["row"]
+        yield from (words.row(f"{prefix}{name}", field) for name, field in plain.items())
         yield ""
     for name, field in model.model_fields.items():
         inner, named = section_of(field), named_section_of(field)
         if inner is not None:
-            yield from _section(inner, f"{prefix}{name}.")
+            yield from _section(words, inner, f"{prefix}{name}.")
         elif named is not None:
-            yield from _named_section(named, f"{prefix}{name}.<name>.")
+            yield from _named_section(words, named, f"{prefix}{name}.<name>.")
 
 
 def _default(field: FieldInfo) -> str:
@@ -77,29 +125,13 @@ def _default(field: FieldInfo) -> str:
     return str(default)
 
 
-def _named_section(model: type[BaseModel], prefix: str) -> Iterator[str]:
+def _named_section(words: Words, model: type[BaseModel], prefix: str) -> Iterator[str]:
     """A section that may stand several times; keys that it has from another are not repeated."""
     (base,) = model.__bases__
     known = base.model_fields if issubclass(base, BaseModel) else {}
-    yield f"## `{prefix.rstrip('.')}`\n\n{model.__doc__} Keys as in `data`, and:\n"
-    yield "| key | values | default | meaning |\n|---|---|---|---|"
-    for name, field in model.model_fields.items():
-        if name not in known:
-            default = _default(field)
-            yield f"| `{prefix}{name}` | {expected(field)} | `{default}` | {field.description} |"
+    told = words.section(prefix.rstrip("."), str(model.__doc__))
+    yield f"## `{prefix.rstrip('.')}`\n\n{told} {words.fixed['as']}".rstrip() + "\n"
+    yield words.fixed["row"]
+    own = {name: field for name, field in model.model_fields.items() if name not in known}
+    yield from (words.row(f"{prefix}{name}", field) for name, field in own.items())
     yield ""
-
-
-def main() -> int:
-    """Write the page, or check it."""
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(page(), encoding="utf-8")
-        return 0
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == page():
-        return 0
-    print(f"{PAGE.name} is not current; run: python scripts/reference_configuration.py")
-    return 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -85,8 +85,8 @@ def test_a_run_starts_without_what_it_needs_at_its_end() -> None:
     assert loaded("import fedclip.experiment.run", late) == ""
 
 
-def test_the_reference_page_is_current() -> None:
-    script = ROOT / "scripts" / "reference_configuration.py"
+def test_the_reference_pages_are_current() -> None:
+    script = ROOT / "scripts" / "reference.py"
     done = subprocess.run(
         [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
     )

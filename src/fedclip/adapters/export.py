@@ -26,7 +26,7 @@ def export(
 
     With `best` it is the run's best one by validation. `to` is "peft" (the adapter itself),
     "merged" (a plain transformers `CLIPModel`) or "onnx" (both towers). `output` is by default
-    `<source>-<to>`, or `<source>-best-<to>`. Returns what was written, and where. Raises
+    `<source>-<to>`, or `<source>-best-<to>`. Returns `source`, `to` and `output`. Raises
     `UsageError` for what cannot be had in that form.
     """
     if to not in FORMS:

@@ -117,7 +117,7 @@ def evaluate(
     It is the last round's, or with `best` that of the best round by validation.
     `classes` has recall, precision and F1 of each class, of a run on captions none.
     With `detail` the figures hold one more, `detail`: by class, site and confidence, beside the
-    base model (`evaluation.breakdown.in_detail`). Of several tasks, `adapters` has the accuracy of
+    base model (`fedclip.evaluation.breakdown`). Of several tasks, `adapters` has the accuracy of
     every adapter on every task.
     """
     run_folder = finished(folder)

@@ -35,9 +35,10 @@ def merge(
     runs on whose validation examples the weights are then searched, from `weights` on. `seed` is
     for `dare` and the search.
 
-    Returns what was done: among it `kept_energy`, the share of the merged update's squared norm
-    that the rank could hold, and with `search` the accuracies `before` and `after` it. Raises
-    `UsageError` for adapters that do not go together.
+    Returns `adapters`, `method`, `weights`, `density`, `rank`, `output`, `kept_energy` (the share
+    of the merged update's squared norm that the rank could hold), and where `search` is given
+    `search` with the accuracies `before` and `after` it. Raises `UsageError` for adapters that do
+    not go together.
     """
     adapters = read_adapters(paths)
     if Path(output).resolve() in [adapter.folder.resolve() for adapter in adapters]:

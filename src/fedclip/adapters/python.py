@@ -105,7 +105,7 @@ def run(
 
     `data` takes the place of the data set that the configuration names: a `datasets.Dataset` or
     `DatasetDict`, or a dictionary with `images`, `labels` and `class_names` (see
-    `fedclip.data.sources.memory`). `strategy` takes that of `federation.strategy`: a name, or a
+    the page on Python). `strategy` takes that of `federation.strategy`: a name, or a
     class that extends `fedclip.Strategy`, or an object of one, which may also stand in the
     dictionary.
 
@@ -150,7 +150,7 @@ def evaluate(
     It is the last round's, or with `best` that of the best round by validation. `data` is what was
     handed over to `run`, where the run has no data set of another name. With `detail` the figures
     hold one more, `detail`: by class, site and confidence, beside the base model
-    (`evaluation.breakdown.in_detail`). Of several tasks, `adapters` has the accuracy of every
+    (`fedclip.evaluation.breakdown`). Of several tasks, `adapters` has the accuracy of every
     adapter on every task.
     """
     from fedclip.adapters import inspect  # which imports far more than a run needs

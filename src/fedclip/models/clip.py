@@ -22,11 +22,15 @@ def create_clip_model(
     templates: Sequence[str] | None = None,
     seed: int = 0,
 ) -> CLIPLoRAWrapper:
-    """Build a CLIP with LoRA from the `model` part of a configuration.
+    """Build a CLIP with LoRA from the `model` part of a configuration, on the CPU.
 
     `class_names` and prompt `templates` make the text classifier; without them `num_classes`
-    makes a linear one. `seed` decides all that is drawn: the adapter's start, a linear head,
-    random base weights. Raises `UsageError` for what a user can mend.
+    makes a linear one, and with neither the model gives features only, until `set_classes`. `seed`
+    decides all that is drawn: the adapter's start, a linear head, random base weights; sites that
+    train together use the same. Raises `UsageError` for what a user can mend.
+
+    The model is a `torch.nn.Module` in evaluation mode; call `train()` before training. Its `head`
+    is "text", "linear" or None, its `base_name` and `image_size` are those of the base.
     """
     if not isinstance(config, ModelConfig):
         config = validate_model(config, "create_clip_model")

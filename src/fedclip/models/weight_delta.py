@@ -99,7 +99,7 @@ class MergeableLora(nn.Module):
             )
 
     def set_shift(self, shift: State) -> None:
-        """Add a change to frozen weights of adapted layers, by layer path."""
+        """Add a change `[out, in]` to frozen weights, by layer path; `{}` takes it back."""
         self.require_unmerged("set_shift")
         if self._shifted is None:
             if not shift:

@@ -110,11 +110,11 @@ class CLIPLoRAWrapper(ManyTasks):
         return self.kind.has_factors
 
     def get_lora_info(self) -> dict[str, Any]:
-        """Say what the adapter is, by layer where layers differ; counts concern LoRA alone."""
+        """Settings of the adapter, by layer where layers differ; counts concern LoRA alone."""
         return summary.lora_info(self)
 
     def get_model_summary(self) -> dict[str, Any]:
-        """Count parameters: base, total (base, LoRA and head), and trainable."""
+        """Parameters of base, LoRA and head, their total, and what is trained, also as a share."""
         return summary.summary(self)
 
     # --- the trainable tensors ---
@@ -170,13 +170,13 @@ class CLIPLoRAWrapper(ManyTasks):
     # --- what it computes ---
 
     def to_pixels(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
-        """Resize and crop images to uint8 `[n, 3, size, size]`, the input of this model."""
+        """PIL images or arrays, resized and cropped as for training, uint8 `[n, 3, size, size]`."""
         return self.preprocessing.to_pixels(images)
 
     def set_classes(
         self, class_names: Sequence[str], templates: Sequence[str] | None = None
     ) -> None:
-        """Name the classes. A text classifier may take any; a linear one keeps its number."""
+        """Name the classes: any that a text tower reads apart; a linear head keeps its number."""
         fixed = self.classifier.out_features if self.classifier is not None else None
         if fixed is not None and len(class_names) != fixed:
             raise UsageError(
@@ -191,7 +191,7 @@ class CLIPLoRAWrapper(ManyTasks):
         return F.normalize(self.embed(pixels), dim=-1)
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """L2-normalised features `[texts, dim]`, fp32, of texts as they are, without templates."""
+        """L2-normalised features `[texts, dim]`, fp32, of plain texts; warns of one that is cut."""
         return self.text_head.encode(self.clip, texts)
 
     def text_features(self) -> torch.Tensor:

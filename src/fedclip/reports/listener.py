@@ -39,7 +39,7 @@ class Listener:
         """Ends, also after an error."""
 
     def start(self, config: Config) -> None:
-        """The run begins or goes on; `config` has `auto` and empty keys filled in."""
+        """The run begins or is resumed; `config` has `auto` and empty keys filled in."""
 
     def message(self, text: str) -> None:
         """A line worth reading, for example which stage begins."""
@@ -57,10 +57,13 @@ class Listener:
         """So many of a round's optimizer steps are done; called from any thread."""
 
     def client(self, report: ClientReport) -> None:
-        """A client has finished its part of the current round."""
+        """A client has finished its part of the current round, as `ClientReport` tells."""
 
     def round(self, record: Mapping[str, Any]) -> None:
-        """A round is finished and its checkpoint saved; `record` is its line of `metrics.jsonl`."""
+        """A round is finished and its checkpoint saved; `record` is its line of `metrics.jsonl`.
+
+        First called for round 0, the untrained model.
+        """
 
     def stop(self) -> str | None:
         """Why the run shall end after the round just heard of; None, the default, to go on.
