@@ -163,7 +163,7 @@ GRAPH_GOALS: dict[str, tuple[str, str, float, str, str]] = {
         "<=",
         4,
         "ViT-B/32, one client, 32 images: step over its floor",
-        "ViT-B/32，1 客户端，32 图：一步与下限之比",
+        "ViT-B/32，单客户端，32 图：一步与下限之比",
     ),
     "b32_1x32_vs_recipe": (
         "graphs",

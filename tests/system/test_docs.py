@@ -49,6 +49,9 @@ SMALL = [
     "evaluation.max_examples=8",
 ]
 
+# What stands in Chinese behind a link to an English page.
+ENGLISH = "\N{FULLWIDTH LEFT PARENTHESIS}英文\N{FULLWIDTH RIGHT PARENTHESIS}"
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # advice of libraries is not the pages' matter
 
 
@@ -148,10 +151,19 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert target[1:] in anchors(page), target
 
 
-def test_every_page_is_in_the_index() -> None:
-    index = (ROOT / "docs" / "README.md").read_text("utf-8")
-    for page in (ROOT / "docs").glob("*.md"):
-        assert page.name == "README.md" or f"({page.name})" in index, page.name
+@pytest.mark.parametrize("index", ["README.md", "README.zh-CN.md"])
+def test_every_page_is_in_the_index_of_its_language(index: str) -> None:
+    """The Chinese one names English pages where there is no Chinese one, and says so."""
+    text = (ROOT / "docs" / index).read_text("utf-8")
+    linked = re.findall(rf"\]\(([\w.-]+\.md)\)({ENGLISH})?", text.partition("\n\n")[2])
+    chinese = "zh-CN" in index
+    names = {page.name for page in (ROOT / "docs").glob("*.md")}
+    twins = {name for name in names if name.endswith(".zh-CN.md")}
+    english = names - twins
+    for name in english - {"README.md"}:
+        twin = name.replace(".md", ".zh-CN.md")
+        wanted = (twin, "") if chinese and twin in twins else (name, ENGLISH if chinese else "")
+        assert wanted in linked, wanted
 
 
 @pytest.mark.parametrize("page", TWINS, ids=title)
