@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-GENERATED = ("reference-configuration.md",)  # made of the fields' descriptions
+GENERATED = (  # from descriptions, help and docstrings
+    "reference-configuration.md",
+    "reference-configuration.zh-CN.md",
+    "reference-commands.md",
+    "reference-python.md",
+)
 WORDS = re.compile(
     r"\b(better|worse|faster|slower|equal|fewer|more|gains?|gained|loses?|lost)\b"
     r"|更好|更差|更快|更慢|快于|慢于|更少|更多|更高|更低|优于|不如|相等|一样快|提升|超过|倍",
