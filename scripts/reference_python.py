@@ -24,6 +24,7 @@ and the keys of a [configuration](reference-configuration.md) have pages of thei
 PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
     "Runs": {
         "fedclip": ("run", "resume", "Run", "Listener", "load_config", "Config"),
+        "fedclip.reports.trackers": ("Tracker",),
     },
     "Asking about runs": {
         "fedclip": ("info", "evaluate", "predict", "load_run_model"),
