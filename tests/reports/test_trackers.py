@@ -164,9 +164,8 @@ class Silent(Tracker):
     def server(self) -> str:
         return "http://silent.example"
 
-    def open(self) -> int:
+    def ask_server(self) -> None:
         self.released.wait()
-        return -1
 
 
 def test_the_run_waits_for_no_silent_server(
@@ -174,7 +173,7 @@ def test_the_run_waits_for_no_silent_server(
 ) -> None:
     monkeypatch.setattr(worker_module, "_UNANSWERED", 0.01)
     with pytest.warns(FedclipWarning, match=r"http://silent.example does not answer; the run goes"):
-        ended(tracking(tmp_path, Silent, range(3)))  # the thread is still in `open`
+        ended(tracking(tmp_path, Silent, range(3)))  # the thread still waits
     Silent.released.set()
 
 
@@ -187,9 +186,8 @@ class Remote(Book):
     def server(self) -> str:
         return self.address
 
-    def open(self) -> int:
-        self.ask_server()
-        return super().open()
+    def load(self) -> None:
+        raise AssertionError("nothing is imported for a server that is not there")
 
 
 def test_a_dead_port_costs_one_warning(tmp_path: Path) -> None:

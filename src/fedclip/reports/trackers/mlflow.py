@@ -54,7 +54,6 @@ class MLflow(Tracker):
 
     def open(self) -> int:
         """Finds the run by its key, or begins one."""
-        self.ask_server()
         from mlflow import MlflowClient
         from mlflow.entities import Param
 

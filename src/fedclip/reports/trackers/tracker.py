@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 MOST_CLIENTS = 100
 """Clients of a round whose figures are logged one by one; those of more stay in the files."""
-_ANSWER = 5.0  # seconds that a server has for its first answer, while the run goes on
+_ANSWER = 2.0  # seconds that a server has for its first answer, while the run goes on
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Tracker:
         return None
 
     def load(self) -> None:
-        """Imports what is slow to import; called before the first round."""
+        """Imports what is slow to import; of a tracker with a server once that has answered."""
 
     def open(self) -> int:
         """Begins, or goes on with, the tracker's record of the run: its last round there, or -1."""
@@ -66,16 +66,13 @@ class Tracker:
 
     def ask_server(self) -> None:
         """Raises OSError for a server that does not answer; what it answers is not looked at."""
-        if self.server is None:
-            return
         import httpx
 
         try:
-            httpx.get(self.server, timeout=_ANSWER, verify=False)
+            httpx.get(self.server or "", timeout=_ANSWER, verify=False)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise OSError(
-                f"{self.server} does not answer ({error or type(error).__name__})"
-            ) from None
+            why = str(error) or type(error).__name__
+            raise OSError(f"{self.server} does not answer ({why})") from None
         self.answered = True
 
 

@@ -91,15 +91,15 @@ class Tracking(Listener):
         run = _tracked_run(self._folder, config)
         self._at = run.began
         for name, own in self._classes.items():
-            started = time.perf_counter()
             tracker = _made(name, own, run)
+            self._workers[name] = Worker(tracker, self._lines)
             try:
-                tracker.load()
+                seconds = self._workers[name].begin()
             except Exception as error:
                 raise UsageError(f"{KEY}: {name} cannot be loaded: {error!r}") from error
-            seconds = time.perf_counter() - started
-            self._say(f"{KEY}: {name} to {tracker.place} (loaded in {seconds:.1f} s)")
-            self._workers[name] = Worker(tracker, self._lines)
+            if seconds is not None:
+                self._say(f"{KEY}: {name} to {tracker.place} (loaded in {seconds:.1f} s)")
+        self._warn()
 
     def rounds(self, finished: int, total: int, clients_per_round: int) -> None:
         """Has the trackers log what they lack of the rounds before a resume."""

@@ -23,6 +23,7 @@ class WandB(Tracker):
     packages: ClassVar[tuple[str, ...]] = ("wandb",)
     extra: ClassVar[str] = "wandb"
     _run: Any
+    _unanswered = False
 
     @property
     def place(self) -> str:
@@ -33,7 +34,7 @@ class WandB(Tracker):
     @property
     def server(self) -> str | None:
         """W&B's address, where figures are sent as they come."""
-        if os.environ.get("WANDB_MODE") not in _ONLINE:
+        if self._unanswered or os.environ.get("WANDB_MODE") not in _ONLINE:
             return None
         return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
 
@@ -42,15 +43,18 @@ class WandB(Tracker):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb  # noqa: F401
 
+    def ask_server(self) -> None:
+        """Falls back to files where the server does not answer."""
+        try:
+            super().ask_server()
+        except OSError as error:
+            self._unanswered = True
+            self.notes.append(f"{error}; logging offline, for `wandb sync`")
+
     def open(self) -> int:
         """Begins the run, or goes on with that of the server."""
-        mode = os.environ.get("WANDB_MODE") or "offline"
-        try:
-            self.ask_server()
-        except OSError as error:
-            self.notes.append(f"{error}; logging offline, for `wandb sync`")
-            mode = "offline"
-        online = mode in _ONLINE
+        online = self.server is not None
+        mode = "offline" if self._unanswered else os.environ.get("WANDB_MODE") or "offline"
         folder = self.run.folder / "wandb"
         if not online:
             for old in folder.glob(f"offline-run-*-{self.run.key}"):

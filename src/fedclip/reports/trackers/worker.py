@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fedclip.reports.trackers.tracker import Tracker
 
-_UNANSWERED = 0.8  # seconds that the run's end waits for a server that has never answered
+_UNANSWERED = 0.4  # seconds that a run's start, and its end, wait for a server's first answer
 _PATIENCE = 30.0  # and for one that has, since it last did
 
 
@@ -16,39 +16,53 @@ class Worker:
     """Logs the lines that there are, in their order, from the first that the tracker lacks."""
 
     def __init__(self, tracker: Tracker, lines: Sequence[tuple[dict[str, float], float]]) -> None:
-        """Takes the list to which the run's lines are added; begins with `go_on`."""
+        """Takes the list to which the run's lines are added."""
         self.tracker, self._lines = tracker, lines
         self._changed = threading.Condition()
         self._asked = self._served = 0
+        self._loaded = False
         self._last: int | None = None  # None: not open yet
         self._finished: bool | None = None  # None: the run goes on
-        self._fault: str | None = None
+        self._failing = self._warned = False
         self._told = 0
         self._progress = time.monotonic()
         self._thread = threading.Thread(target=self._work, daemon=True, name="fedclip tracker")
 
+    def begin(self) -> float | None:
+        """Load the tracker's package, and say how long that took.
+
+        A server is asked first. While it does not answer, nothing is loaded.
+        """
+        self.go_on()
+        self._thread.start()
+        self.wait(or_fault=False)
+        if self.tracker.server is not None and not self.tracker.answered:
+            return None
+        started = time.perf_counter()
+        self.tracker.load()
+        self._loaded = True
+        return time.perf_counter() - started
+
     def go_on(self) -> None:
         """Has the thread log what is new."""
         with self._changed:
-            if not self._asked:
-                self._thread.start()
             self._asked += 1
             self._changed.notify_all()
 
     def end(self, finished: bool) -> None:
         """Has the thread log what is new, and end the record."""
         self._finished = finished
-        if self._asked:
-            self.go_on()
+        self.go_on()
 
-    def wait(self) -> None:
+    def wait(self, or_fault: bool = True) -> None:
         """Waits until all is logged: for files, and for a server as long as it answers."""
         entered = time.monotonic()
         with self._changed:
             while self._served < self._asked:
                 left = self._patience(entered)
                 if left is not None and left <= 0:
-                    self._failed(f"{self.tracker.server} does not answer")
+                    if or_fault:
+                        self._failed(f"{self.tracker.server} does not answer")
                     return
                 self._changed.wait(left)
 
@@ -56,7 +70,7 @@ class Worker:
         if self.tracker.server is None:
             return None
         until = entered + _UNANSWERED
-        if self.tracker.answered and self._fault is None:
+        if self.tracker.answered and not self._failing:
             until = max(until, self._progress + _PATIENCE)
         return until - time.monotonic()
 
@@ -67,9 +81,10 @@ class Worker:
         return new
 
     def _failed(self, text: str) -> None:
-        """Notes the first fault, and no other: the next ones are its consequence."""
-        if self._fault is None:
-            self._fault = text
+        """Notes the first fault, and no other: one warning is enough."""
+        self._failing = True
+        if not self._warned:
+            self._warned = True
             self.tracker.notes.append(f"{text}; the run goes on, and metrics.jsonl has its figures")
 
     def _work(self) -> None:
@@ -88,16 +103,22 @@ class Worker:
 
     def _serve(self, finished: bool | None) -> bool:
         try:
-            self._catch_up()
-            if finished is not None:
+            if self.tracker.server is not None and not self.tracker.answered:
+                self.tracker.ask_server()
+            if self._lines:
+                self._catch_up()
+            if finished is not None and self._last is not None:
                 self.tracker.close(finished)
         except Exception as error:
             self._failed(" ".join(f"{type(error).__name__}: {error}".split())[:300])
             return False
+        self._failing = False
         return True
 
     def _catch_up(self) -> None:
         if self._last is None:
+            if not self._loaded:
+                self.tracker.load()
             self._last = self.tracker.open()
         for server_round in range(self._last + 1, len(self._lines)):
             figures, at = self._lines[server_round]
