@@ -190,7 +190,8 @@ class Remote(Book):
         raise AssertionError("nothing is imported for a server that is not there")
 
 
-def test_a_dead_port_costs_one_warning(tmp_path: Path) -> None:
+def test_a_dead_port_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_UNANSWERED", 60.0)  # a refusal is heard at once
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         Remote.address = f"http://127.0.0.1:{taken.getsockname()[1]}"

@@ -33,6 +33,8 @@ class Worker:
 
         A server is asked first. While it does not answer, nothing is loaded.
         """
+        if self.tracker.server is not None:
+            import httpx  # noqa: F401  # which the asking needs: no part of the wait for an answer
         self.go_on()
         self._thread.start()
         self.wait(or_fault=False)
