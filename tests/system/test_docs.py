@@ -121,7 +121,9 @@ def test_commands_are_known(page: Path, monkeypatch: pytest.MonkeyPatch) -> None
                 name, *arguments = arguments
                 command = command.commands[name]
             command.make_context(name, list(arguments), parent=click.Context(group))
-            own |= {b for a, b in pairwise(arguments) if a in ("-o", "--output")}
+            # Written by a command, or no configuration of a run.
+            others = ("-o", "--output", "--grid", "--config")
+            own |= {b for a, b in pairwise(arguments) if a in others}
             for file in arguments:
                 if file.endswith(".yaml") and file not in own:
                     load_config(ROOT / file, overrides_of(arguments))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import tomllib
 from contextlib import nullcontext
 from pathlib import Path
@@ -86,6 +87,16 @@ def test_the_tutorial_has_the_figures_of_the_quickstart() -> None:
         for client, counts in zip(data.clients[:3], data.table("train")[:3], strict=True):
             row = [client.client_id, *(str(count or ".") for count in counts), str(sum(counts))]
             assert row in [line.split() for line in text.splitlines()]
+
+
+def test_the_picture_of_the_mean_shows_what_is_worked_out_by_hand() -> None:
+    script = runpy.run_path(str(ROOT / "scripts/mean_of_products.py"))
+    mean, used, lost = list(script["panels"]().values())[2:]
+    assert mean.tolist() == [[0.5, 0.0], [0.0, 0.5]]
+    assert used.tolist() == [[0.25, 0.25], [0.25, 0.25]]
+    assert lost.tolist() == [[0.25, -0.25], [-0.25, 0.25]]
+    shown = re.findall(r">(-?[\d.]+)</text>", script["PICTURE"].read_text("utf-8"))
+    assert shown == [f"{x:g}" for panel in script["panels"]().values() for x in panel.ravel()]
 
 
 def test_keys_that_pages_mention_exist() -> None:

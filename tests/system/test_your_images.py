@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,22 @@ def test_a_folder_trains_and_learns(
     code, out, err = fedclip("predict", tmp_path / "run", photo, "--json")
     assert code == 0, err
     assert json.loads(out)[0]["label"] in partition["class_names"]
+
+
+def test_the_tutorial_on_photographs_gives_the_answers_that_it_says(
+    fedclip: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/tutorial-your-images.md").read_text("utf-8")
+    makes_them = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(makes_them, "page", "exec"), {})
+    for words in (
+        ["init", "--data", "photos", "-o", "photos.yaml"],
+        ["run", "photos.yaml", "--output", "runs/photos"],
+    ):
+        code, _, err = fedclip(*words)
+        assert code == 0, err
+    summary = json.loads(Path("runs/photos/summary.json").read_text())
+    assert (summary["clients"], summary["rounds"]) == (5, 10)
+    assert 0.6 <= summary["zero_shot_accuracy"] <= 0.8
+    assert summary["accuracy"] >= 0.8

@@ -164,7 +164,9 @@ def _layout_of(where: Path, tree: Tree, layout: str) -> str:
         image for depth, found in sorted(depths.items()) if depth < needed for image in found
     ]
     if shallow and (layout != "auto" or 0 in depths):
-        want = "<site>/<class>/*" if layout == "sites" else "<class>/*"
+        want = "<class>/*"
+        if layout == "sites":
+            want = "<site>/<class>/*; where the folders are classes, set data.layout: classes"
         raise UsageError(
             f"data.path: images outside any class folder in {where}: "
             f"{some('/'.join(image) for image in shallow)}; expected {want}"
