@@ -135,3 +135,9 @@ def _named_section(words: Words, model: type[BaseModel], prefix: str) -> Iterato
     own = {name: field for name, field in model.model_fields.items() if name not in known}
     yield from (words.row(f"{prefix}{name}", field) for name, field in own.items())
     yield ""
+
+
+if __name__ == "__main__":  # the name under which the pages were made before
+    from reference import main
+
+    raise SystemExit(main())
