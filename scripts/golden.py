@@ -38,7 +38,7 @@ TASKS = {
     "federation": {"rounds": 3, "sharing": {"mode": "shared+task"}},
     "evaluation": {"max_examples": 150},
 }
-LATER = {"validation_loss"} | {
+LATER = {"validation_loss", "learning_rate", "update_norm", "worst_site"} | {
     f"{start}{name}{end}"
     for name in ("majority_class_rate", "macro_f1", "worst_class")
     for start, end in (("", ""), ("zero_shot_", ""), ("", "_by_task"))
@@ -61,7 +61,8 @@ def main() -> int:
         return 0
     before = kept_figures(arguments.commit)
     for name, figure in before.items():
-        print(f"{'same' if now[name] == figure else 'DIFFERENT':10} {name}")
+        other = [key for key in figure if now[name][key] != figure[key]]
+        print(f"{'DIFFERENT' if other else 'same':10} {name}", *other)
     equal = sum(now[name] == figure for name, figure in before.items())
     print(f"{equal} of {len(before)} equal to {arguments.commit}")
     return 0 if now == before else 1
