@@ -73,13 +73,7 @@ def page() -> str:
 
 
 def _section(module: str, name: str, found: Any) -> Iterator[str]:
-    # Most classes are made by others.
-    made = not inspect.isclass(found) or name in (
-        "Cohort",
-        "Layer",
-        "LocalSettings",
-        "TrainRequest",
-    )
+    made = not inspect.isclass(found) or name in MADE
     called = f"\n{name}{_typed(inspect.signature(found))}" if made else ""
     yield f"### `{name}`\n\n```text\nfrom {module} import {name}{called}\n```\n"
     yield f"{inspect.cleandoc(found.__doc__ or '')}\n"
@@ -134,13 +128,9 @@ def _members(found: Any) -> Iterator[str]:
                 continue
             seen.add(name)
             told = " ".join((inner.__doc__ or "").split())
-            called = (
-                ""
-                if isinstance(member, property)
-                else f"({', '.join(_words(inspect.signature(inner), kinds=False))})"
-            )
+            words = ", ".join(_words(inspect.signature(inner), kinds=False))
             if told:
-                yield _row(f"{name}{called}", told)
+                yield _row(name if isinstance(member, property) else f"{name}({words})", told)
 
 
 def _row(name: str, told: str) -> str:
