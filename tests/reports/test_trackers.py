@@ -194,11 +194,50 @@ def test_a_dead_port_costs_one_warning(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(worker_module, "_UNANSWERED", 60.0)  # a refusal is heard at once
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
-        Remote.address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        Remote.address = f"http://me:secret@127.0.0.1:{taken.getsockname()[1]}"
         with pytest.warns(FedclipWarning) as warned:
             ended(tracking(tmp_path, Remote, range(4)))
     assert len(warned) == 1
     assert "does not answer ([Errno 111] Connection refused)" in str(warned[0].message)
+    assert "secret" not in str(warned[0].message)
+
+
+@pytest.mark.parametrize(
+    ("address", "server"),
+    [
+        *[("", False), ("sqlite:////a/b.db", False), ("file:/a", False), ("/a/b", False)],
+        *[("http://host:5000", True), ("postgresql+psycopg2://me@host/db", True)],
+    ],
+)
+def test_stores_of_mlflow_that_are_servers_are_known(
+    address: str, server: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from fedclip.reports.trackers.mlflow import MLflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert (MLflow(TrackedRun(tmp_path, "0", 1.5, {})).server is not None) is server
+
+
+def test_a_data_base_that_is_away_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from fedclip.reports.trackers.mlflow import MLflow
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"mysql://127.0.0.1:{taken.getsockname()[1]}/x")
+        with pytest.raises(OSError, match="refused"):
+            MLflow(TrackedRun(tmp_path, "0", 1.5, {})).ask_server()
+
+
+@pytest.mark.parametrize(
+    ("mode", "sent"), [("", False), ("offline", False), ("dryrun", False), ("online", True)]
+)
+def test_wandb_is_offline_unless_it_is_asked_for(
+    mode: str, sent: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from fedclip.reports.trackers.wandb import WandB
+
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert (WandB(TrackedRun(tmp_path, "0", 1.5, {})).server is not None) is sent
 
 
 def test_a_damaged_record_of_trackers_is_refused(tmp_path: Path) -> None:

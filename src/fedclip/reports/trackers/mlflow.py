@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
 
 from fedclip.reports.trackers.tracker import Tracker, settings_of
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 _EXPERIMENT = "fedclip"
 _KEY, _ROUND = "fedclip.run", "server_round"
 _MOST_METRICS, _MOST_SETTINGS, _LONGEST = 1000, 100, 500  # of one request
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _FORBIDDEN = re.compile(r"[^\w.\- /]")
 
 
@@ -36,8 +39,20 @@ class MLflow(Tracker):
 
     @property
     def server(self) -> str | None:
-        """The store's address, where it is a server's."""
-        return self.place if self.place.startswith(("http://", "https://")) else None
+        """The store's address, where it is a server's, be it of a data base."""
+        scheme = urlsplit(self.place).scheme
+        return None if scheme in ("", "sqlite", "file") else self.place
+
+    def ask_server(self) -> None:
+        """Asks a data base's server by its port, and none of which neither is known."""
+        parts = urlsplit(self.place)
+        if parts.scheme in ("http", "https"):
+            super().ask_server()
+            return
+        port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+        if parts.hostname and port:
+            socket.create_connection((parts.hostname, port), timeout=2.0).close()
+        self.answered = True
 
     def load(self) -> None:
         """Imports MLflow, which tells nobody that it is used."""

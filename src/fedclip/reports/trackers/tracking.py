@@ -98,7 +98,8 @@ class Tracking(Listener):
             except Exception as error:
                 raise UsageError(f"{KEY}: {name} cannot be loaded: {error!r}") from error
             if seconds is not None:
-                self._say(f"{KEY}: {name} to {tracker.place} (loaded in {seconds:.1f} s)")
+                where = _without_password(tracker.place)
+                self._say(f"{KEY}: {name} to {where} (loaded in {seconds:.1f} s)")
         self._warn()
 
     def rounds(self, finished: int, total: int, clients_per_round: int) -> None:
@@ -142,7 +143,13 @@ class Tracking(Listener):
     def _warn(self) -> None:
         for name, worker in self._workers.items():
             for text in worker.new_notes():
-                warnings.warn(f"{KEY}: {name}: {text}", FedclipWarning, stacklevel=2)
+                text = f"{KEY}: {name}: {_without_password(text)}"
+                warnings.warn(text, FedclipWarning, stacklevel=2)
+
+
+def _without_password(text: str) -> str:
+    """A text whose addresses name no user and no password."""
+    return re.sub(r"://[^/\s@]+@", "://", text)
 
 
 class _Lines:

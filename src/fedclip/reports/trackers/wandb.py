@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from fedclip.reports.trackers.tracker import Tracker
 
 _PROJECT = "fedclip"
-_ONLINE = ("online", "run", "shared")
+_ONLINE = ("online", "shared")
+_OLD = {"run": "online", "dryrun": "offline", "": "offline"}  # names of older versions, and none
 _PATIENCE = 30  # seconds for the server that has answered once
 
 
@@ -34,7 +35,7 @@ class WandB(Tracker):
     @property
     def server(self) -> str | None:
         """W&B's address, where figures are sent as they come."""
-        if self._unanswered or os.environ.get("WANDB_MODE") not in _ONLINE:
+        if self._unanswered or _mode() not in _ONLINE:
             return None
         return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
 
@@ -54,7 +55,7 @@ class WandB(Tracker):
     def open(self) -> int:
         """Begins the run, or goes on with that of the server."""
         online = self.server is not None
-        mode = "offline" if self._unanswered else os.environ.get("WANDB_MODE") or "offline"
+        mode = "offline" if self._unanswered else _mode()
         folder = self.run.folder / "wandb"
         if not online:
             for old in folder.glob(f"offline-run-*-{self.run.key}"):
@@ -94,3 +95,9 @@ class WandB(Tracker):
     def close(self, finished: bool) -> None:
         """Ends W&B's run; what is there of it offline is complete then."""
         self._run.finish(exit_code=0 if finished else 1)
+
+
+def _mode() -> str:
+    """What `WANDB_MODE` asks for; offline where it asks for nothing."""
+    mode = os.environ.get("WANDB_MODE", "")
+    return _OLD.get(mode, mode)
