@@ -42,13 +42,9 @@ def choose_group_size(
     )
     if by_example:
         activations = batch_size * (activations + ROW_BYTES * numbers)
+    optimizer = _ADAMW_BYTES * numbers
     budget = memory_budget(memory_gb, device)
-    return max(1, min(clients, int(budget / client_bytes(activations, numbers))))
-
-
-def client_bytes(activations: float, numbers: int) -> float:
-    """Bytes of one more client in a pass, by its activations and its number of parameters."""
-    return HEADROOM * activations + _ADAMW_BYTES * numbers
+    return max(1, min(clients, int(budget / (HEADROOM * activations + optimizer))))
 
 
 def activation_bytes(
