@@ -5,7 +5,7 @@ drawn moments: at any time, once a piece of a file, a line of metrics, a piece o
 decoded pixels or of an adapter's folder is seen, right after the first write, and again while the
 run goes on. Then `--resume` (or, where no run folder was made yet, the same command) ends it. A run
 is a child of this process, forked once everything is imported; the first of every kind is a whole
-`python -m fedclip`.
+process. Private runs all draw from one key, so that adapter, metrics and ledger can be compared.
 """
 
 from __future__ import annotations
@@ -35,12 +35,16 @@ import yaml
 import fedclip
 from benchmarks.common import write_result
 from benchmarks.small_runs import RUNS
+from fedclip.cli.main import main as fedclip_main
+from fedclip.experiment import privacy
 from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.run import resume
-from fedclip.files import PART
+from fedclip.files import PART, replace_file
 
 MOMENTS = ("file", "any time", "line", "cache", "adapter", "first write", "twice")
 SAME_FIGURES = ("adapter_sha256", "state_sha256", "adapter_folders", "records_sha256")
+KEY = bytes(range(32))
+COMMAND = "from benchmarks.kills import command; command()"
 LIMIT = 600.0
 """Seconds after which a run hangs."""
 
@@ -73,13 +77,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--commands", type=int, default=len(RUNS), help="of them whole processes")
+    parser.add_argument("--kinds", nargs="*", default=list(RUNS), choices=RUNS, metavar="KIND")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", type=Path, metavar="DIR", help="write kills.json there")
     options = parser.parse_args(arguments)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fedclip-kills-") as place:
         rng = random.Random(options.seed)
-        tally = kill_all(options.kills, rng, Path(place), commands=options.commands)
+        commands = min(options.commands, len(options.kinds))
+        tally = kill_all(options.kills, rng, Path(place), options.kinds, commands=commands)
     print(*tally.faults, sep="\n")
     figures = {"kills": tally.kills.total(), "kills_identical": tally.identical.total()}
     print(figures)
@@ -95,10 +101,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if figures["kills"] == figures["kills_identical"] else 1
 
 
-def kill_all(kills: int, rng: random.Random, place: Path, *, commands: int) -> Tally:
+def kill_all(
+    kills: int, rng: random.Random, place: Path, names: list[str], *, commands: int
+) -> Tally:
     """Kills so many runs, each kind and moment in turn; one that came too late does not count."""
     tally, whole = Tally(), dict[str, Undisturbed]()
-    names = list(RUNS)
     while tally.kills.total() < kills:
         number = tally.kills.total()
         name, moment = names[number % len(names)], MOMENTS[number // len(names) % len(MOMENTS)]
@@ -124,11 +131,11 @@ def kill_all(kills: int, rng: random.Random, place: Path, *, commands: int) -> T
 
 def undisturbed(name: str, place: Path) -> Undisturbed:
     """One run to its end."""
-    case = Case(name, place / f"{name}-whole")
+    case = Case(name, place / f"{name.replace(' ', '-')}-whole")
     started = time.perf_counter()
     status = case.start().wait()
     seconds = time.perf_counter() - started
-    assert status == 0, f"{name} ends with {status}"
+    assert status == 0, f"{name} ends with {status}: {(case.place / 'said.txt').read_text()[-500:]}"
     return Undisturbed(_files(case.run), _figures(case.run), seconds)
 
 
@@ -199,7 +206,13 @@ class Case:
         environment = {**os.environ, "FEDCLIP_CACHE": str(self.place / "cache")}
         with (self.place / "said.txt").open("w") as said:
             process = subprocess.Popen(
-                [sys.executable, "-m", "fedclip", "run", *words],
+                [
+                    sys.executable,
+                    "-c",
+                    "from benchmarks.kills import command; command()",
+                    "run",
+                    *words,
+                ],
                 env=environment,
                 stdout=said,
                 stderr=said,
@@ -213,6 +226,7 @@ class Case:
         if pid:
             return Child(pid)
         code = 1
+        with_one_key()
         try:
             said = os.open(self.place / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(said, 1)
@@ -231,6 +245,22 @@ class Case:
 
     def _goes_on(self) -> bool:
         return RunFolder(self.run).is_run()
+
+
+def with_one_key() -> None:
+    """Has every private run of this process write the same key, where it would make a new one."""
+
+    def create(path: Path) -> bytes:
+        replace_file(path, KEY, mode=0o600)
+        return KEY
+
+    privacy.create_key = create
+
+
+def command() -> None:
+    """`fedclip`, with the one key."""
+    with_one_key()
+    fedclip_main()
 
 
 def _killed(case: Case, moment: str, rng: random.Random, seconds: float) -> bool:

@@ -60,6 +60,7 @@ ONE_SITE = [
 ]
 """The audit's: one site with all images, of whom 400 have wrong labels."""
 NOISE = [f"privacy.{key}" for key in ("unit=example", "target_epsilon=2.5", "delta=1e-4")]
+DIRECTIONS = [*ONE_SITE, *NOISE, "federation.rounds=1"]
 SITES = ["data.partition.name=iid"]
 """The membership attack's: sites of which half the images are still a batch."""
 # Sampling rate, steps, delta, noise multiplier, and dp-accounting 0.6.0's epsilon (PLD).
@@ -105,7 +106,7 @@ def with_a_tenth_of_the_noise() -> dict[str, Any]:
     """The direction audit of a build that adds a tenth of the noise that it accounts for."""
     noise = ClientDpSgd.noise
     with mock.patch.object(ClientDpSgd, "noise", lambda *args: noise(*args) / 10):
-        return audited(partial(direction_audit, canaries=400), PLAIN, [*ONE_SITE, *NOISE])
+        return audited(partial(direction_audit, canaries=400), PLAIN, DIRECTIONS)
 
 
 def accounting() -> dict[str, Any]:
@@ -186,31 +187,37 @@ class _quiet(warnings.catch_warnings):
 
 def cells() -> Iterator[tuple[str, Cell]]:
     """All that is measured, by name, the most telling first."""
-    for seed in SEEDS:
-        for target in EPSILONS:
-            changes = [f"seed={seed}", f"privacy.target_epsilon={target}"]
-            yield f"accuracy/{target}/{seed}", partial(accuracy, RECIPE, changes)
-    three, two = (partial(example_audit, canaries=400, trainings=n) for n in (3, 1))
-    yield "audit/private", partial(audited, three, PLAIN, [*ONE_SITE, *NOISE])
-    yield "audit/plain", partial(audited, two, PLAIN, ONE_SITE)
-    direction = partial(direction_audit, canaries=400)
-    yield "audit/direction", partial(audited, direction, PLAIN, [*ONE_SITE, *NOISE])
+    for target in EPSILONS:
+        yield f"accuracy/{target}/0", _accuracy(target, 0)
+    private, plain = (partial(example_audit, canaries=400, trainings=n) for n in (2, 1))
+    direction, attack = (
+        partial(direction_audit, canaries=400),
+        partial(membership_audit, trainings=2),
+    )
+    yield "epsilon", accounting
+    yield "audit/plain", partial(audited, plain, PLAIN, ONE_SITE)
+    yield "audit/private", partial(audited, private, PLAIN, [*ONE_SITE, *NOISE])
+    yield "audit/direction", partial(audited, direction, PLAIN, DIRECTIONS)
     yield "audit/direction, noise / 10", with_a_tenth_of_the_noise
-    attack = partial(membership_audit, trainings=2)
     yield "membership/private", partial(audited, attack, RECIPE, SITES)
     yield "membership/plain", partial(audited, attack, RECIPE, [*SITES, *NO_NOISE])
-    yield "membership/quickstart", partial(audited, attack, PLAIN, SITES)
-    yield "epsilon", accounting
-    yield "clients/0", partial(accuracy, PLAIN, [*CLIENTS, "seed=0"])
     yield "step/tiny", partial(step_ratio, TINY, 96, 5)
+    yield "clients/0", partial(accuracy, PLAIN, [*CLIENTS, "seed=0"])
+    for seed in SEEDS:
+        for target in EPSILONS:
+            yield f"accuracy/{target}/{seed}", _accuracy(target, seed)
     yield "step/b32", partial(step_ratio, B32, 16, 3)
     yield "memory/b32", memory
-    yield "clients/1", partial(accuracy, PLAIN, [*CLIENTS, "seed=1"])
     yield "accuracy/none/0", partial(accuracy, RECIPE, [*NO_NOISE, "seed=0"])
+    yield "membership/quickstart", partial(audited, attack, PLAIN, SITES)
     for target in (1, 4, 16):
-        changes = ["seed=0", f"privacy.target_epsilon={target}"]
-        yield f"accuracy/{target}/0", partial(accuracy, RECIPE, changes)
-    yield "clients/2", partial(accuracy, PLAIN, [*CLIENTS, "seed=2"])
+        yield f"accuracy/{target}/0", _accuracy(target, 0)
+    for seed in (1, 2):
+        yield f"clients/{seed}", partial(accuracy, PLAIN, [*CLIENTS, f"seed={seed}"])
+
+
+def _accuracy(target: int, seed: int) -> Cell:
+    return partial(accuracy, RECIPE, [f"seed={seed}", f"privacy.target_epsilon={target}"])
 
 
 def figures_of(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

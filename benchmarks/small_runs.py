@@ -28,6 +28,22 @@ _OWN: dict[str, dict[str, Any]] = {
         "tasks": {name: {"name": "digits", "num_clients": 2} for name in ("one", "two")},
     },
     "fed_sb": {"federation": {**_CLIENTS, "strategy": "fed_sb"}},
+    "private examples": {
+        "federation": {**_CLIENTS, "strategy": "ffa"},
+        "data": {"name": "digits", "max_train_examples": 36, "batch_size": 8}
+        | {"partition": {"name": "iid"}},
+        "privacy": {"unit": "example", "noise_multiplier": 0.3, "delta": 1e-2},
+    },
+    "private clients": {
+        "federation": {**_CLIENTS, "strategy": "fedsvd", "num_clients": 6, "clients_per_round": 4},
+        "privacy": {
+            "unit": "client",
+            "noise_multiplier": 0.3,
+            "delta": 1e-2,
+            "clip_quantile": 0.5,
+            "tell": True,
+        },
+    },
 }
 RUNS = {name: _COMMON | own for name, own in _OWN.items()}
 """Configurations by name."""
