@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from fedclip.config.loading import config_from_dict
 from fedclip.deploy.messages.envelope import Envelope, read_header
 from fedclip.errors import UsageError
 from fedclip.federated.privacy.accounting import Spent, epsilon
+from fedclip.federated.privacy.ledger import Books, Ledger
+from fedclip.federated.privacy.secret import create_key, fingerprint
 from tests.support.machines import (
     MAY_LEAVE,
     NAMES,
@@ -166,6 +169,37 @@ def test_books_that_cannot_be_read_count_as_spent(images, tmp_path, damage):
     header = read_header(site.answer(request))
     assert header["kind"] == "refusal"
     assert any("ledger.json" in line or "noise.key" in line for line in said)
+
+
+def asked_once(images, tmp_path):
+    """A request of a run of one round that the site north has answered."""
+    mail = FakeMail(sites(images, tmp_path))
+    config = config_of(images, privacy=QUICK, federation={"strategy": "ffa", "rounds": 1})
+    coordinate_here(config, tmp_path / "run", mail)
+    return requests_of(mail, "north")[0]
+
+
+@pytest.mark.parametrize("what", ["another site's", "no room"])
+def test_a_site_says_what_is_wrong_with_the_place_of_its_books(images, tmp_path, what):
+    request = asked_once(images, tmp_path)
+    own, other = (tmp_path / name / "privacy" for name in ("north", "south"))
+    shutil.rmtree(own)
+    if what == "no room":
+        own.write_text("a file where the folder should be")
+    else:
+        shutil.copytree(other, own)
+        (run,) = own.iterdir()
+        create_key(run / "noise.key")
+        books = Books.model_validate(
+            {k: v for k, v in books_of(tmp_path, "south").items() if k != "sha256"}
+        )
+        key = fingerprint((run / "noise.key").read_bytes())
+        Ledger.create(run / "ledger.json", books.model_copy(update={"key_sha256": key}))
+    site, said = trainer(images, tmp_path, "north"), []
+    site._say = said.append
+    assert read_header(site.answer(request))["kind"] == "refusal"
+    words = {"no room": "cannot be made", "another site's": "books of another site"}[what]
+    assert any(words in line for line in said)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from fedclip.federated.privacy.dp_sgd import DpSgd, clip_rows, steps_of
 from fedclip.federated.privacy.ledger import (
     Books,
     BudgetSpent,
+    Entry,
     Ledger,
     Mechanism,
     request_sha256,
@@ -263,6 +264,14 @@ def test_damaged_books_count_as_spent(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UsageError):
             Ledger.read(path, run="this", key_sha256=fingerprint(KEY))
+
+
+def test_steps_of_a_mechanism_that_is_not_in_the_books_are_refused(tmp_path):
+    """They would count for nothing, also where the file's digest is right."""
+    strange = Entry(server_round=1, purpose="client", request_sha256="0", steps={"z": 4})
+    Ledger.create(tmp_path / "books", books().model_copy(update={"entries": [strange]}))
+    with pytest.raises(UsageError, match="steps of 'z', whose noise they do not say"):
+        Ledger.read(tmp_path / "books", run="this")
 
 
 def test_books_of_another_run_or_key_are_refused(tmp_path):

@@ -97,19 +97,30 @@ def begin_site_privacy(
     if folder.exists():
         key = read_key(folder / KEY)
         ledger = Ledger.read(folder / LEDGER, run=name, key_sha256=fingerprint(key))
+        if client not in ledger.books.mechanisms:
+            raise UsageError(
+                f"{folder / LEDGER}: privacy books of another site; put this site's own back, or "
+                "take part in a new run"
+            )
         if ledger.books.mechanisms[client].sampling_rate != rate:
             raise UsageError(
                 f"{folder / LEDGER}: the site had another number of training examples when this "
                 "run began; put the images back, or take part in a new run"
             )
     else:
+        noise = noise_of(config.privacy, rate, config.federation.rounds * steps[client])
         part = folder.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True, mode=0o700)
-        key = create_key(part / KEY)
-        noise = noise_of(config.privacy, rate, config.federation.rounds * steps[client])
-        Ledger.create(part / LEDGER, _books(config, name, key, client, rate, noise))
-        part.rename(folder)  # both or none: books that are gone later count as spent
+        try:
+            part.mkdir(parents=True, mode=0o700)
+            key = create_key(part / KEY)
+            Ledger.create(part / LEDGER, _books(config, name, key, client, rate, noise))
+            part.rename(folder)  # both or none: books that are gone later count as spent
+        except OSError as error:
+            raise UsageError(
+                f"{folder} cannot be made: {error.strerror}; the site needs a place for its noise "
+                "key and its privacy books: mend its `state`"
+            ) from None
         ledger = Ledger.read(folder / LEDGER)
     draws = Draws(key, "site", site, "run", name)
     multiplier = ledger.books.mechanisms[client].noise_multiplier

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedclip.errors import FedclipError, UsageError, first_fault
 from fedclip.federated.privacy.accounting import Epsilon, Spent, largest
@@ -58,6 +58,14 @@ class Books(_Strict):
     largest_epsilon: Annotated[float, Field(gt=0)] | None
     mechanisms: dict[str, Mechanism]
     entries: list[Entry]
+
+    @model_validator(mode="after")
+    def _of_known_mechanisms(self) -> Books:
+        """Steps of a mechanism that is not in the books would count for nothing."""
+        strange = {name for entry in self.entries for name in entry.steps} - set(self.mechanisms)
+        if strange:
+            raise ValueError(f"steps of {min(strange)!r}, whose noise they do not say")
+        return self
 
 
 class Ledger:
