@@ -187,6 +187,19 @@ def test_a_coordinator_guesses_who_was_in_each_clients_data(private):
     assert (found["epsilon_promised"] is not None) == private
 
 
+def test_clients_that_nobody_asked_are_no_evidence():
+    config = with_(federation={"rounds": 1, "clients_per_round": 1}, privacy=PLAIN)
+    found = membership_audit(config_from_dict(config)).figures
+    assert found["canaries"] < 40  # of 90 images at three clients
+    assert found["auc"] == found["auc_worst"]
+
+
+def test_scores_that_are_all_the_same_tell_nothing():
+    assert separation(np.zeros(6), INSIDE)[0] == 0.0
+    found = judged(Scores(np.zeros(40), np.arange(40) < 20, np.zeros(40, np.int64)), (1.0, 1e-4))
+    assert (found.figures["auc"], found.figures["epsilon_gaussian"]) == (0.5, 0.0)
+
+
 def client_config(noise):
     privacy = {"unit": "client", "noise_multiplier": noise, "delta": 1e-2}
     return with_(

@@ -52,5 +52,6 @@ def audit(
     kind: Literal["direction", "membership", "example"]
     kind = "direction" if direction else "membership" if membership else "example"
     config = Path(only(files, "audit"))
-    found = attack(config, changes, kind, canaries or 400, trainings, picture, make_progress())
+    count = 400 if canaries is None else canaries
+    found = attack(config, changes, kind, count, trainings, picture, make_progress())
     show(found, as_json)

@@ -47,9 +47,7 @@ def membership_audit(
             privacy = train_watched(
                 context, Path(place) / str(training), heard, watched=watch.around
             )
-            strata = np.repeat(np.arange(len(candidates)), [len(r) for r in candidates.values()])
-            scores = np.concatenate([watch.scores[client] for client in candidates])
-            parts.append(Scores(scores, np.concatenate(list(inside.values())), strata))
+            parts.append(watch.found(inside))
     promise = privacy.promise().get("privacy")
     return judged(Scores.together(parts), promise and (promise["epsilon"], promise["delta"]))
 
@@ -80,10 +78,7 @@ class Coordinator:
 
     context: RunContext
     candidates: Mapping[str, Rows]
-    scores: dict[str, NDArray[np.float64]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.scores = {client: np.zeros(len(rows)) for client, rows in self.candidates.items()}
+    scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def around(self, engine: Engine) -> Engine:
         """The engine, whose updates pass by the coordinator."""
@@ -97,7 +92,17 @@ class Coordinator:
         rows, start = self.candidates[client], request.start(client)
         answer = {**start, **{n: t for n, t in update.tensors.items() if n in sent}}
         fallen = self._losses(request, start, rows) - self._losses(request, answer, rows)
-        self.scores[client] += fallen
+        self.scores[client] = self.scores.get(client, 0.0) + fallen
+
+    def found(self, inside: Mapping[str, NDArray[np.bool_]]) -> Scores:
+        """The scores of those clients that were asked, each a stratum of its own."""
+        asked = list(self.scores)
+        strata = np.repeat(np.arange(len(asked)), [len(inside[client]) for client in asked])
+        return Scores(
+            np.concatenate([self.scores[client] for client in asked]),
+            np.concatenate([inside[client] for client in asked]),
+            strata,
+        )
 
     def _losses(self, request: TrainRequest, state: State, rows: Rows) -> NDArray[np.float64]:
         whole = {n: request.frames[n] @ t if n in request.frames else t for n, t in state.items()}
@@ -113,10 +118,10 @@ class _Watched:
     def train(self, request: TrainRequest) -> Iterator[Cohort]:
         if request.ranks:
             raise UsageError("federation.client_ranks: the audit takes clients of one rank")
-        for cohort in self.engine.train(request):
-            for update in cohort.updates():
-                self.coordinator.see(request, update)
-            yield cohort
+        cohorts = list(self.engine.train(request))  # looking moves the model that trains
+        for update in (update for cohort in cohorts for update in cohort.updates()):
+            self.coordinator.see(request, update)
+        yield from cohorts
 
 
 def _refuse(config: Config) -> None:

@@ -52,7 +52,8 @@ def separation(scores: NDArray[np.float64], inside: NDArray[np.bool_]) -> tuple[
     """d' = (mean of those in - mean of those out) / their deviation, and its standard error."""
     own, others = scores[inside], scores[~inside]
     squares = ((own - own.mean()) ** 2).sum() + ((others - others.mean()) ** 2).sum()
-    distance = float((own.mean() - others.mean()) / np.sqrt(squares / (len(scores) - 2)))
+    deviation = np.sqrt(max(squares / (len(scores) - 2), 1e-300))  # scores may all be the same
+    distance = float((own.mean() - others.mean()) / deviation)
     variance = 1 / len(own) + 1 / len(others) + distance**2 / (2 * len(scores))
     return distance, float(np.sqrt(variance))
 
