@@ -125,8 +125,13 @@ def whole_seeds(found: Cells, divisions: list[str]) -> list[int]:
     return [s for s in seeds if all(" | ".join((*cell, str(s))) in found for cell in cells)]
 
 
-def table(found: Cells, seeds: list[int], figure: Callable[[dict[str, float]], float]) -> Table:
-    """Means of a figure by division, rule and attack, of cells that all these seeds have."""
+def table(
+    found: Cells,
+    seeds: list[int],
+    figure: Callable[[dict[str, float]], float],
+    over: Callable[[list[float]], float] = fmean,
+) -> Table:
+    """Means of a figure by division, rule and attack, `over` those of the seeds that have it."""
     by_cell: dict[tuple[str, str, str], list[float]] = {}
     for name, line in found.items():
         attack, rule, division, seed = name.split(" | ")
@@ -134,8 +139,7 @@ def table(found: Cells, seeds: list[int], figure: Callable[[dict[str, float]], f
             by_cell.setdefault((division, rule, attack), []).append(figure(line))
     tables: Table = {}
     for (division, rule, attack), values in by_cell.items():
-        if len(values) == len(seeds):
-            tables.setdefault(division, {}).setdefault(rule, {})[attack] = fmean(values)
+        tables.setdefault(division, {}).setdefault(rule, {})[attack] = over(values)
     return tables
 
 
@@ -260,6 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
         figures |= hostile_answers() | others(options.result)
         details = {"seeds": seeds, "accuracy": tables, "over_zero_shot": gains}
         details |= {"no_attack_loss_points": points}
+        details |= {"runs": table(found, seeds, lambda line: 1, sum)}
         details |= {"cells_commit": options.commit} if options.commit else {}
         write_result("participants", figures, details, options.result)
     print(figures)
