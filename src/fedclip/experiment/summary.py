@@ -81,14 +81,18 @@ def summarise(
         **retrieval,
         **_further_metrics(context, metrics),
         **({"groups": _groups(state)} if state.groups else {}),
-        **(
-            _tasks(context, state, metrics)
-            if context.several
-            else evaluate_unseen(
-                context, state, (metrics[0]["zero_shot_accuracy"], last["accuracy"])
-            )
-        ),
+        **_elsewhere(context, state, metrics),
     }
+
+
+def _elsewhere(
+    context: RunContext, state: RunState, metrics: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Figures by task, or on classes and data that were not trained on."""
+    if context.several:
+        return _tasks(context, state, metrics)
+    seen = (metrics[0]["zero_shot_accuracy"], metrics[-1]["accuracy"])
+    return evaluate_unseen(context, state, seen)
 
 
 def _best(checkpoint: Checkpoint, metrics: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -86,8 +86,8 @@ def run_rounds(
     Where other processes train some of the clients, `combine` sums tensors over all of them; it is
     called once for each time that clients are trained. `on_client` hears of the clients that were
     trained here, `on_steps` of the round's optimizer steps, done and in all, where these are known.
-    `sample` draws a round's clients in the place of the seed; it may draw none.
-    `masked` is for an engine that gives sums behind masks, and no updates.
+    `sample` draws a round's clients in the place of the seed; it may draw none. `masked` is for an
+    engine that gives sums behind masks, and no updates.
 
     `clients` maps client ids to numbers of training examples. A round depends on the state, the
     seed and its own number only, so a run that starts again at a later round takes the same steps.
@@ -113,24 +113,26 @@ def run_rounds(
             shift=state.shift,
             examples=clients,
             plan=plan,
-            stepped=None
-            if plan is None or on_steps is None
-            else _counted(plan, clients, ids, on_steps),
+            stepped=_counted(plan, clients, ids, on_steps),
         )
         before = state
         # The next round must start from what a resumed run would start from.
         state = _next_state(strategy, state, request, trainings.train)
-        result = replace(
-            trainings.result(server_round, state),
-            learning_rate=None if plan is None else plan.rate(0.0),
-            update_norm=update_norm(before, state),
+        result = trainings.result(server_round, state)
+        if ids:
+            _require_reports(strategy, result)
+        rate = None if plan is None else plan.rate(0.0)
+        yield replace(result, learning_rate=rate, update_norm=update_norm(before, state))
+
+
+def _require_reports(strategy: Strategy, result: RoundResult) -> None:
+    """Raise UsageError for a round of a strategy that has had nobody trained."""
+    if not result.reports:
+        raise UsageError(
+            f"federation.strategy: {strategy.title} trained no client in round "
+            f"{result.server_round}; its round() must call train, and mean() or stacked() of what "
+            "train gives"
         )
-        if ids and not result.reports:
-            raise UsageError(
-                f"federation.strategy: {strategy.title} trained no client in round {server_round}; "
-                "its round() must call train, and mean() or stacked() of what train gives"
-            )
-        yield result
 
 
 def update_norm(before: RunState, after: RunState) -> float | None:
@@ -154,12 +156,14 @@ def update_norm(before: RunState, after: RunState) -> float | None:
 
 
 def _counted(
-    plan: RoundPlan,
+    plan: RoundPlan | None,
     clients: Mapping[str, int],
     ids: Iterable[str],
-    on_steps: Callable[[int, int], None],
-) -> Callable[[int], None]:
-    """Adds up what engines tell of their steps."""
+    on_steps: Callable[[int, int], None] | None,
+) -> Callable[[int], None] | None:
+    """Adds up what engines tell of their steps; None where nobody hears, or knows how many."""
+    if plan is None or on_steps is None:
+        return None
     total, done = sum(plan.most_steps(clients[c]) for c in ids), 0
 
     def stepped(clients: int) -> None:
