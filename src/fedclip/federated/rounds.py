@@ -115,9 +115,8 @@ def run_rounds(
             plan=plan,
             stepped=_counted(plan, clients, ids, on_steps),
         )
-        before = state
         # The next round must start from what a resumed run would start from.
-        state = _next_state(strategy, state, request, trainings.train)
+        before, state = state, _next_state(strategy, state, request, trainings.train)
         result = trainings.result(server_round, state)
         if ids:
             _require_reports(strategy, result)
