@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field
 
 from fedclip.catalog import StrategyEntry, own_rows
-from fedclip.config.checks_data import may_be_natural
-from fedclip.config.section import CrossProblem, Named, Section, lookup, number
+from fedclip.config.checks_data import CLIENT_KEYS, may_be_natural, rank_sources
+from fedclip.config.section import CrossProblem, Named, Section
 from fedclip.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedclip.config.tree import Config
 
 NONE = "none"
 
 
-def _row(name: Any) -> Any:
+def _row(name: str) -> Any:
     """An attack of the catalogue; None of `none`, and of what is no name."""
-    return own_rows("attacks").get(name) if isinstance(name, str) else None
+    return own_rows("attacks").get(name)
 
 
 def _usual() -> str:
@@ -63,7 +66,7 @@ def too_many(attackers: int, clients: int, key: str) -> str | None:
     )
 
 
-def require_no_attack(config: Any, where: str) -> None:
+def require_no_attack(config: Config, where: str) -> None:
     """Raise UsageError for hostile clients in what is no simulation."""
     if config.attack.name != NONE:
         raise UsageError(
@@ -72,59 +75,51 @@ def require_no_attack(config: Any, where: str) -> None:
         )
 
 
-def attack_problems(
-    values: Mapping[str, Any], name: str, flags: StrategyEntry
-) -> Iterator[CrossProblem]:
+def attack_problems(config: Config, flags: StrategyEntry) -> Iterator[CrossProblem]:
     """What hostile clients do not go with, and why."""
-    given, row = lookup(values, "attack.name"), _row(lookup(values, "attack.name"))
-    strength = number(values, "attack.strength")
-    if strength is not None and given is not None and (row is None or row.strength is None):
-        text = f"attack.strength is given, and attack.name: {given} has none; leave it out"
-        yield CrossProblem("attack.strength", text)
+    attack, row = config.attack, _row(config.attack.name)
+    if attack.strength is not None and (row is None or row.strength is None):
+        text = f"attack.strength is given, and attack.name: {attack.name} has none; leave it out"
+        yield CrossProblem("attack.strength", text, ("attack.name",))
     if row is None:
         return
-    if strength is not None and strength > row.most:
+    if attack.strength is not None and attack.strength > row.most:
         yield CrossProblem(
             "attack.strength",
-            f"attack.strength of {given} is the {row.means}: {row.most:g} at most, got "
-            f"{strength:g}",
+            f"attack.strength of {attack.name} is the {row.means}: {row.most:g} at most, got "
+            f"{attack.strength:g}",
         )
-    attackers = number(values, "attack.clients")
-    if attackers is None:
+    if attack.clients is None:
         yield CrossProblem("attack.clients", "attack.clients must say how many clients attack")
-    elif not may_be_natural(values):
-        clients = number(values, "federation.num_clients")
-        if clients is not None:
-            text = too_many(int(attackers), int(clients), "federation.num_clients") or ""
-            yield from [CrossProblem("attack.clients", text)] if text else []
-    for key, why in _refused(values, row, name, flags):
-        yield CrossProblem(key, f"{key} does not go with attack.name: {given}, {why}")
+    elif not may_be_natural(config):
+        key, clients = "federation.num_clients", config.federation.num_clients
+        if text := too_many(attack.clients, clients, key):
+            yield CrossProblem("attack.clients", text, CLIENT_KEYS)
+    for key, why in _refused(config, row, flags):
+        yield CrossProblem(key, f"{key} does not go with attack.name: {attack.name}, {why}")
 
 
-def _refused(
-    values: Mapping[str, Any], row: Any, name: str, flags: StrategyEntry
-) -> Iterator[tuple[str, str]]:
+def _refused(config: Config, row: Any, flags: StrategyEntry) -> Iterator[tuple[str, str]]:
     """Keys beside which an attack would not be what it says."""
+    federation = config.federation
     if flags.pools or flags.traffic.endswith(":nothing"):
-        yield "federation.strategy", f"as {name} combines no updates of several clients"
-    if lookup(values, "tasks"):
+        why = f"as {federation.strategy} combines no updates of several clients"
+        yield "federation.strategy", why
+    if config.tasks:
         yield "tasks", "whose clients share one data set; leave one of the two out"
-    if lookup(values, "privacy.unit") is not None:
+    if config.privacy.unit is not None:
         yield "privacy.unit", "whose clients know the honest updates, which no promise allows"
-    if lookup(values, "secure.aggregation") is not None:
+    if config.secure.aggregation is not None:
         why = "whose clients check sizes and weights themselves, and hostile ones would not"
         yield "secure.aggregation", why
-    if lookup(values, "federation.sharing.mode") not in (None, "shared"):
+    if federation.sharing.mode != "shared":
         yield "federation.sharing.mode", "which is of one adapter for all; use shared"
-    for key in ("federation.client_ranks", "federation.client_memory_mb"):
-        if lookup(values, key) is not None:
-            yield key, "whose clients send tensors of one shape; leave one of the two out"
-    if lookup(values, "federation.dynamic_ranks.enabled") is True:
+    for key in rank_sources(config):
+        yield key, "whose clients send tensors of one shape; leave one of the two out"
+    if federation.dynamic_ranks.enabled:
         yield "federation.dynamic_ranks.enabled", "whose clients send all ranks; leave one out"
-    poisons = row.falsifies in ("labels", "images")
-    if poisons and lookup(values, "task") == "contrastive":
+    if row.falsifies in ("labels", "images") and config.task == "contrastive":
         yield "task", "which falsifies classes; captions have none"
-    personal = flags.personal or number(values, "federation.ditto_mu") is not None
-    if row.falsifies == "images" and personal:
+    if row.falsifies == "images" and (flags.personal or federation.ditto_mu is not None):
         key = "federation.strategy" if flags.personal else "federation.ditto_mu"
         yield key, "whose success is that of one shared model"

@@ -6,33 +6,35 @@ begins, by the same function, when its flags are known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from fedclip.catalog import STRATEGIES, StrategyEntry, strategy_row
 from fedclip.config.attack import attack_problems
+from fedclip.config.checks_data import rank_sources
 from fedclip.config.checks_tasks import one_model_each
-from fedclip.config.model import no_lora
 from fedclip.config.robust import robust_problems
-from fedclip.config.section import CrossProblem, lookup, number
+from fedclip.config.section import CrossProblem
 from fedclip.config.secure import secure_problems
 
 
-def named_strategy_problems(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+if TYPE_CHECKING:
+    from fedclip.config.tree import Config
+
+
+def named_strategy_problems(config: Config) -> Iterator[CrossProblem]:
     """What does not fit a strategy that has a row, and what fits none but those."""
-    name = lookup(values, "federation.strategy")
-    if not isinstance(name, str):  # which is reported elsewhere
-        return
-    yield from _dynamic_ranks(values, name)
-    if name in STRATEGIES:
-        yield from strategy_problems(values, name, STRATEGIES[name])
+    found = [*_dynamic_ranks(config)]
+    if flags := STRATEGIES.get(config.federation.strategy):
+        found += strategy_problems(config, flags)
+    for problem in found:
+        yield problem.on("federation.strategy")
 
 
-def strategy_problems(
-    values: Mapping[str, Any], name: str, flags: StrategyEntry
-) -> Iterator[CrossProblem]:
-    """What does not fit a strategy with these flags, and why."""
-    if flags.needs_lora and (reason := no_lora(values)):
+def strategy_problems(config: Config, flags: StrategyEntry) -> Iterator[CrossProblem]:
+    """What does not fit the strategy, which has these flags, and why."""
+    name = config.federation.strategy
+    if flags.needs_lora and (reason := config.model.no_lora):
         yield CrossProblem(
             "federation.strategy",
             f"federation.strategy: {name} combines LoRA factors, but {reason}; use fedavg, or "
@@ -40,7 +42,7 @@ def strategy_problems(
         )
     checks = (_dora, _ranks, _scaffold, _ditto, _server_optimizer, _sharing, _privacy)
     for check in (*checks, robust_problems, secure_problems, attack_problems):
-        yield from check(values, name, flags)
+        yield from check(config, flags)
 
 
 def _say(flag: str, name: str, value: str = "True") -> str:
@@ -56,8 +58,9 @@ def _with_flag(flag: str) -> list[str]:
     return sorted(name for name, row in STRATEGIES.items() if getattr(row, flag))
 
 
-def _dora(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iterator[CrossProblem]:
-    if lookup(values, "model.lora.use_dora") is True and not flags.allows_dora:
+def _dora(config: Config, flags: StrategyEntry) -> Iterator[CrossProblem]:
+    name = config.federation.strategy
+    if config.model.lora.use_dora and not flags.allows_dora:
         yield CrossProblem(
             "model.lora.use_dora",
             f"model.lora.use_dora: {name} works on the product B A, which is not the whole of "
@@ -65,14 +68,8 @@ def _dora(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iterato
         )
 
 
-def rank_sources(values: Mapping[str, Any]) -> list[str]:
-    """The keys given that make clients' ranks differ."""
-    sources = [f"federation.{key}" for key in ("client_ranks", "client_memory_mb")]
-    return [key for key in sources if lookup(values, key) is not None]
-
-
-def _ranks(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iterator[CrossProblem]:
-    given = rank_sources(values)
+def _ranks(config: Config, flags: StrategyEntry) -> Iterator[CrossProblem]:
+    given, name = rank_sources(config), config.federation.strategy
     if given and not flags.mixes_ranks:
         yield CrossProblem(
             given[0],
@@ -81,41 +78,38 @@ def _ranks(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iterat
         )
 
 
-def _dynamic_ranks(values: Mapping[str, Any], name: str) -> Iterator[CrossProblem]:
-    dynamic = lookup(values, "federation.dynamic_ranks.enabled") is True
-    if dynamic and not strategy_row(name).dynamic_ranks:
+def _dynamic_ranks(config: Config) -> Iterator[CrossProblem]:
+    federation, name = config.federation, config.federation.strategy
+    if not federation.dynamic_ranks.enabled:
+        return
+    if not strategy_row(name).dynamic_ranks:
         yield CrossProblem(
             "federation.dynamic_ranks.enabled",
             "federation.dynamic_ranks cuts the mean of the round's updates, which goes with "
             f"federation.strategy {' or '.join(_with_flag('dynamic_ranks'))}, not with {name}",
         )
-    around = [
-        key
-        for key, given in (
-            ("federation.scaffold", lookup(values, "federation.scaffold") is True),
-            ("federation.ditto_mu", number(values, "federation.ditto_mu") is not None),
-        )
-        if given
-    ]
-    if dynamic and around:
+    if federation.scaffold or federation.ditto_mu is not None:
+        key = "federation.scaffold" if federation.scaffold else "federation.ditto_mu"
         yield CrossProblem(
-            around[0],
-            f"{around[0]} needs factors that keep their meaning from round to round, but "
+            key,
+            f"{key} needs factors that keep their meaning from round to round, but "
             "federation.dynamic_ranks turns them; use one of the two",
         )
 
 
-def _scaffold(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iterator[CrossProblem]:
-    if lookup(values, "federation.scaffold") is True and not flags.averages:
+def _scaffold(config: Config, flags: StrategyEntry) -> Iterator[CrossProblem]:
+    if config.federation.scaffold and not flags.averages:
         yield CrossProblem(
             "federation.scaffold",
             "federation.scaffold corrects gradients of tensors that are averaged one by one, "
-            f"which {name} does not do; use it with {_those('averages', name)}",
+            f"which {config.federation.strategy} does not do; use it with "
+            f"{_those('averages', config.federation.strategy)}",
         )
 
 
-def _ditto(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iterator[CrossProblem]:
-    if number(values, "federation.ditto_mu") is not None and not flags.stable_coordinates:
+def _ditto(config: Config, flags: StrategyEntry) -> Iterator[CrossProblem]:
+    name = config.federation.strategy
+    if config.federation.ditto_mu is not None and not flags.stable_coordinates:
         yield CrossProblem(
             "federation.ditto_mu",
             "federation.ditto_mu pulls personal factors to shared ones, which must keep their "
@@ -124,12 +118,10 @@ def _ditto(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iterat
         )
 
 
-def _server_optimizer(
-    values: Mapping[str, Any], name: str, flags: StrategyEntry
-) -> Iterator[CrossProblem]:
-    server = lookup(values, "federation.server_optimizer.name")
-    dynamic = lookup(values, "federation.dynamic_ranks.enabled") is True
-    if not isinstance(server, str) or server == "none" or (flags.steps_in_place and not dynamic):
+def _server_optimizer(config: Config, flags: StrategyEntry) -> Iterator[CrossProblem]:
+    server, name = config.federation.server_optimizer.name, config.federation.strategy
+    dynamic = config.federation.dynamic_ranks.enabled
+    if server == "none" or (flags.steps_in_place and not dynamic):
         return
     yield CrossProblem(
         "federation.server_optimizer.name",
@@ -139,9 +131,9 @@ def _server_optimizer(
     )
 
 
-def _sharing(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iterator[CrossProblem]:
-    mode = lookup(values, "federation.sharing.mode")
-    if mode not in ("per_task", "shared+task", "clusters"):
+def _sharing(config: Config, flags: StrategyEntry) -> Iterator[CrossProblem]:
+    mode, name = config.federation.sharing.mode, config.federation.strategy
+    if mode == "shared":
         return
     if flags.personal:
         yield one_model_each(mode, name)
@@ -154,9 +146,9 @@ def _sharing(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iter
         )
 
 
-def _privacy(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iterator[CrossProblem]:
-    unit = lookup(values, "privacy.unit")
-    if unit in ("example", "client") and flags.personal:
+def _privacy(config: Config, flags: StrategyEntry) -> Iterator[CrossProblem]:
+    unit, name = config.privacy.unit, config.federation.strategy
+    if unit is not None and flags.personal:
         yield CrossProblem(
             "privacy.unit",
             f"privacy.unit: {name} ends with a model for each client, which is not accounted for; "

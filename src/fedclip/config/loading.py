@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fedclip.config.checks import cross_problems, lookup
+from fedclip.config.checks import cross_problems
 from fedclip.config.model import ModelConfig
-from fedclip.config.overrides import RATES, deep_merge, listed, parse_overrides, with_references
+from fedclip.config.overrides import deep_merge, listed, parse_overrides, with_references
 from fedclip.config.ready import of_name
-from fedclip.config.strict_yaml import dump_yaml, read_yaml
+from fedclip.config.section import SINGLE_KEYS
+from fedclip.config.strict_yaml import MAX_DEPTH, dump_yaml, read_yaml
 from fedclip.config.tree import Config
 from fedclip.config.wording import (
     expected,
@@ -25,6 +26,7 @@ from fedclip.config.wording import (
     key_path,
     nearest,
     section_at,
+    with_default,
 )
 from fedclip.errors import FedclipWarning, UsageError
 
@@ -108,54 +110,53 @@ def _numbers(values: Any) -> Any:
 
 def validated(model: type[M], values: Any, source: Source) -> M:
     """Build a model, or raise one error that lists everything that is wrong."""
+    read, details, invalid = _read(model, values)
     problems: dict[str, str] = {}  # key path -> message
-    config = None
-    sound = values  # as far as single keys show
-    try:
-        config = model.model_validate(values)
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-        for detail in details[:MAX_PROBLEMS]:
-            key = key_path(detail["loc"], model)
-            # A bad item also makes pydantic find the list too short; the item says enough.
-            if not any(known.startswith(f"{key}[") for known in problems):
-                problems.setdefault(key, _sentence(_shortened(key), detail, model))
-            sound = _without(sound, detail["loc"], detail["type"] == "value_error")
-        if len(details) > MAX_PROBLEMS:
-            problems["..."] = f"and {len(details) - MAX_PROBLEMS} more"
-    if model is Config and isinstance(sound, Mapping):
-        defaults = Config().model_dump()
-        if any(lookup(values, key) is not None for key in RATES):
-            defaults = deep_merge(
-                defaults, {key.split(".")[0]: {"learning_rate": None} for key in RATES}
-            )
-        if isinstance(lookup(sound, "model.lora.target_modules"), Mapping):
-            del defaults["model"]["lora"]["target_modules"]  # what is given replaces all of it
-        crossed = cross_problems(deep_merge(defaults, sound))
-        if crossed:
-            problems.pop("", None)
-        for problem in crossed:
+    for detail in details[:MAX_PROBLEMS]:
+        key = key_path(detail["loc"], model)
+        # A bad item also makes pydantic find the list too short; the item says enough.
+        if not any(known.startswith(f"{key}[") for known in problems):
+            problems.setdefault(key, _sentence(_shortened(key), detail, model))
+    if len(details) > MAX_PROBLEMS:
+        problems["..."] = f"and {len(details) - MAX_PROBLEMS} more"
+    for problem in cross_problems(read) if isinstance(read, Config) else ():
+        if not problem.follows(invalid):
             problems.setdefault(problem.key, problem.text)
-    if config is None or problems:
+    if read is None or problems:
         raise UsageError(listed([f"{text} ({source.of(key)})" for key, text in problems.items()]))
-    _advise(config, source)
-    return config
+    _advise(read, source)
+    return read
 
 
-def _without(values: Any, loc: tuple[int | str, ...], whole: bool) -> Any:
-    """The same values with None at an error's place, so that checks across keys pass it over.
+def _read(model: type[M], values: Any) -> tuple[M | None, list[ErrorDetails], set[str]]:
+    """A model, with defaults in the place of invalid keys; their errors, and these keys.
 
-    `whole`: what does not fit are the values of a mapping together, each of which is sound.
+    None where there is too much to put in its place.
     """
-    if not isinstance(values, Mapping):
-        return None
-    name, inner = loc[0] if loc else None, loc[1:]
-    if name not in values:
-        return values
-    below = values[name]
-    if isinstance(below, Mapping) and inner and inner[0] in below:
-        return {**values, name: _without(below, inner, whole)}
-    return values if whole and isinstance(below, Mapping) else {**values, name: None}
+    details: list[ErrorDetails] = []
+    invalid: set[str] = set()
+    for _ in range(MAX_DEPTH):  # what a section's keys are together shows when each is valid
+        try:
+            return model.model_validate(values, context=SINGLE_KEYS), details, invalid
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+        details = details or found
+        if len(found) > MAX_PROBLEMS:
+            break
+        for place in (with_default(detail["loc"], model) for detail in found):
+            invalid.add(".".join(place))
+            values = _without(values, place)
+    return None, details, invalid
+
+
+def _without(values: Any, place: Sequence[str]) -> Any:
+    """The same values without a key."""
+    if not place or not isinstance(values, Mapping):
+        return {}
+    name, inner = place[0], place[1:]
+    if inner and name in values:
+        return {**values, name: _without(values[name], inner)}
+    return {key: value for key, value in values.items() if str(key) != name}
 
 
 def _sentence(key: str, detail: ErrorDetails, model: type[BaseModel]) -> str:

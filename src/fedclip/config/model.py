@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedclip.config.section import MAX_PATTERNS, AsTuple, Pattern, Section, Text, Times, lookup
+from fedclip.config.section import MAX_PATTERNS, AsTuple, Pattern, Section, Text, Times
 
 VisionModule = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "visual_projection"]
 TextModule = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "text_projection"]
@@ -19,23 +19,6 @@ Trained = Literal["lora", "head", "full"]
 Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 Alpha = Annotated[float, Field(ge=1e-6, le=1_000_000)]
 Dropout = Annotated[float, Field(ge=0, le=0.3)]
-
-
-def what_trains(enabled: object, target_modules: object) -> Trained:
-    """What is trained, by `lora.enabled` and the layers that `lora.target_modules` names."""
-    if enabled is False:
-        return "full"
-    towers = target_modules.values() if isinstance(target_modules, Mapping) else [True]
-    return "lora" if any(towers) else "head"
-
-
-def no_lora(values: Mapping[str, Any]) -> str | None:
-    """Why a configuration, as nested mappings, has no LoRA adapter; None where it has one."""
-    enabled, targets = (lookup(values, f"model.lora.{k}") for k in ("enabled", "target_modules"))
-    return {
-        "full": "model.lora.enabled is false",
-        "head": "model.lora.target_modules names no layer",
-    }.get(what_trains(enabled, targets))
 
 
 class TargetModules(Section):
@@ -138,7 +121,18 @@ class ModelConfig(Section):
     @property
     def trains(self) -> Trained:
         """What is trained beside a head."""
-        return what_trains(self.lora.enabled, dict(self.lora.target_modules))
+        if not self.lora.enabled:
+            return "full"
+        targets = self.lora.target_modules
+        return "lora" if targets.vision_encoder or targets.text_encoder else "head"
+
+    @property
+    def no_lora(self) -> str | None:
+        """Why there is no LoRA adapter; None where there is one."""
+        return {
+            "full": "model.lora.enabled is false",
+            "head": "model.lora.target_modules names no layer",
+        }.get(self.trains)
 
     @model_validator(mode="after")
     def _something_to_train(self) -> ModelConfig:

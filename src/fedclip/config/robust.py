@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field
 
 from fedclip.catalog import STRATEGIES, StrategyEntry, rows_without
+from fedclip.config.checks_data import CLIENT_KEYS, clients_of_a_round
 from fedclip.config.lookup import load
-from fedclip.config.model import no_lora
-from fedclip.config.section import CrossProblem, Named, PartShare, Section, lookup, number
+from fedclip.config.section import CrossProblem, Named, PartShare, Section
+
+
+if TYPE_CHECKING:
+    from fedclip.config.tree import Config
 
 DEFAULT_RULE = "multi_krum"
 
@@ -75,38 +79,36 @@ def too_few(rule: str, attackers: int, clients: int, key: str) -> str | None:
     )
 
 
-def robust_problems(
-    values: Mapping[str, Any], name: str, flags: StrategyEntry
-) -> Iterator[CrossProblem]:
+def robust_keys(robust: RobustConfig) -> list[str]:
+    """The keys given that need to see single updates, or weigh them."""
+    keys = ("rule", "attackers", "largest_share")
+    return [f"robust.{key}" for key in keys if getattr(robust, key) is not None]
+
+
+def robust_problems(config: Config, flags: StrategyEntry) -> Iterator[CrossProblem]:
     """What a robust rule or a capped share does not go with, and why."""
-    rule, attackers = lookup(values, "robust.rule"), number(values, "robust.attackers")
-    share = number(values, "robust.largest_share")
-    if rule is None and attackers is None:
-        if lookup(values, "robust.mixing") is True:
-            yield CrossProblem("robust.mixing", "robust.mixing goes before a rule: set robust.rule")
-        if share is not None:
-            yield from _cap(values, name, flags)
+    robust = config.robust
+    if robust.chosen is None:
+        for problem in _without_rule(config, flags):
+            yield problem.on("robust.rule", "robust.attackers")
         return
-    if attackers is None:
-        text = f"robust.attackers must say how many hostile clients robust.rule: {rule} is to bear"
-        yield CrossProblem("robust.attackers", text)
-    if share is not None:
+    if robust.attackers is None:
+        text = f"robust.attackers must say how many hostile clients robust.rule: {robust.rule} is "
+        yield CrossProblem("robust.attackers", text + "to bear")
+    if robust.largest_share is not None:
         yield CrossProblem(
             "robust.largest_share",
             "robust.largest_share caps weights by examples, by which robust.rule does not weigh; "
             "use one of the two",
         )
-    rule = DEFAULT_RULE if rule is None else rule
-    if isinstance(rule, str):
-        yield from _fits_strategy(values, rule, name, flags)
-        yield from _enough(values, rule, attackers)
-    yield from _around(values, "robust.rule")
+    yield from _fits_strategy(config, robust.chosen, flags)
+    yield from _enough(config, robust.chosen)
+    yield from _around(config, "robust.rule")
 
 
-def _fits_strategy(
-    values: Mapping[str, Any], rule: str, name: str, flags: StrategyEntry
-) -> Iterator[CrossProblem]:
-    sound = flags.robust_mean or (flags.averages and no_lora(values) is not None)
+def _fits_strategy(config: Config, rule: str, flags: StrategyEntry) -> Iterator[CrossProblem]:
+    name = config.federation.strategy
+    sound = flags.robust_mean or (flags.averages and config.model.no_lora is not None)
     weighs = not getattr(_known(rule), "coordinates", False)
     if sound or (weighs and flags.robust_weights):
         return
@@ -123,41 +125,41 @@ def _fits_strategy(
         "robust.rule",
         f"robust.rule: {rule} does not go with federation.strategy: {name}: {why}; use {use}, or "
         f"a linear head alone with fedavg{_say('robust_mean', name)}",
+        ("model.lora.enabled", "model.lora.target_modules"),
     )
 
 
-def _enough(
-    values: Mapping[str, Any], rule: str, attackers: float | None
-) -> Iterator[CrossProblem]:
+def _enough(config: Config, rule: str) -> Iterator[CrossProblem]:
     """Of what is known before the data are; a share of the clients, and sites, come later."""
-    drawn = lookup(values, "federation.clients_per_round")
-    key = "federation.num_clients" if drawn is None else "federation.clients_per_round"
-    clients = number(values, key)
-    named = lookup(values, "deploy.sites")
-    if drawn is None and isinstance(named, list | tuple):
-        key, clients = "deploy.sites", len(named)
-    sites = drawn is None and lookup(values, "data.partition.name") in ("natural", "auto")
-    if not isinstance(attackers, int) or not isinstance(clients, int) or (sites and not named):
+    key, clients = clients_of_a_round(config)
+    sites = config.data.partition.name in ("natural", "auto")
+    if config.robust.attackers is None or not isinstance(clients, int):
         return
-    if (text := too_few(rule, attackers, clients, key)) is not None:
-        yield CrossProblem("robust.attackers", text)
+    if key == "federation.num_clients" and sites:
+        return
+    if (text := too_few(rule, config.robust.attackers, clients, key)) is not None:
+        yield CrossProblem("robust.attackers", text, ("robust.rule", *CLIENT_KEYS))
 
 
-def _around(values: Mapping[str, Any], key: str) -> Iterator[CrossProblem]:
+def _around(config: Config, key: str) -> Iterator[CrossProblem]:
     """What reads single updates beside the rule, or weights them differently."""
+    federation = config.federation
     around = {
-        "federation.scaffold": lookup(values, "federation.scaffold") is True,
-        "federation.dynamic_ranks.enabled": lookup(values, "federation.dynamic_ranks.enabled")
-        is True,
-        "federation.sharing.mode": lookup(values, "federation.sharing.mode")
-        not in (None, "shared"),
+        "federation.scaffold": federation.scaffold,
+        "federation.dynamic_ranks.enabled": federation.dynamic_ranks.enabled,
+        "federation.sharing.mode": federation.sharing.mode != "shared",
     }
     for other in (other for other, given in around.items() if given):
         text = f"{other} reads each client's update, past {key}; leave one of the two out"
         yield CrossProblem(other, text)
 
 
-def _cap(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iterator[CrossProblem]:
+def _without_rule(config: Config, flags: StrategyEntry) -> Iterator[CrossProblem]:
+    if config.robust.mixing:
+        yield CrossProblem("robust.mixing", "robust.mixing goes before a rule: set robust.rule")
+    if config.robust.largest_share is None:
+        return
+    name = config.federation.strategy
     if not _by_examples(flags):
         those = sorted(n for n, row in STRATEGIES.items() if _by_examples(row))
         yield CrossProblem(
@@ -165,7 +167,7 @@ def _cap(values: Mapping[str, Any], name: str, flags: StrategyEntry) -> Iterator
             f"robust.largest_share caps weights by examples, by which {name} does not weigh alone; "
             f"use it with {', '.join(those)}{_say('averages', name)}",
         )
-    yield from _around(values, "robust.largest_share")
+    yield from _around(config, "robust.largest_share")
 
 
 def _say(flag: str, name: str) -> str:

@@ -1,10 +1,10 @@
-"""What the sections share: their base class, patterns, and lookups in unchecked mappings."""
+"""What the sections share: their base class, patterns, and problems across keys."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -154,12 +154,29 @@ class Section(BaseModel):
         return {k: v for k, v in data.items() if k not in removed or not removed[k].keeps(v)}
 
 
+SINGLE_KEYS = "single keys"
+"""The context of a validation that leaves the checks across keys out."""
+
+
 @dataclass(frozen=True)
 class CrossProblem:
-    """Keys that do not fit together: the one to blame first, and what to say."""
+    """Keys that do not fit together: the one to blame first, and what to say.
+
+    `keys`: the others whose defaults could be to blame, which stand in for invalid values.
+    """
 
     key: str
     text: str
+    keys: tuple[str, ...] = ()
+
+    def on(self, *keys: str) -> CrossProblem:
+        """The same, where it depends on further keys."""
+        return replace(self, keys=(*self.keys, *keys))
+
+    def follows(self, invalid: Iterable[str]) -> bool:
+        """Whether it may be due to the defaults of invalid keys or sections."""
+        keys = (self.key, *self.keys)
+        return any(key == one or key.startswith(f"{one}.") for one in invalid for key in keys)
 
 
 def lookup(values: Any, key: str) -> Any:
@@ -169,9 +186,3 @@ def lookup(values: Any, key: str) -> Any:
             return None
         values = values[part]
     return values
-
-
-def number(values: Mapping[str, Any], key: str) -> float | None:
-    """The number at a key; None for anything else."""
-    value = lookup(values, key)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

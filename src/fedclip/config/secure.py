@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from fedclip.catalog import STRATEGIES, StrategyEntry
-from fedclip.config.checks_data import may_be_natural
-from fedclip.config.section import Count, CrossProblem, Section, lookup, number
+from fedclip.config.checks_data import (
+    CLIENT_KEYS,
+    clients_of_a_round,
+    may_be_natural,
+    rank_sources,
+)
+from fedclip.config.robust import robust_keys
+from fedclip.config.section import Count, CrossProblem, Section
+
+
+if TYPE_CHECKING:
+    from fedclip.config.tree import Config
 
 LEAST_MASKED = 3
 """Clients below which a sum hides nothing: of two, each learns the other's by its own."""
@@ -41,20 +51,18 @@ class SecureConfig(Section):
         return self.aggregation == "masked"
 
 
-def secure_problems(
-    values: Mapping[str, Any], name: str, flags: StrategyEntry
-) -> Iterator[CrossProblem]:
+def secure_problems(config: Config, flags: StrategyEntry) -> Iterator[CrossProblem]:
     """What does not go with masked sums, and why."""
-    if lookup(values, "secure.aggregation") != "masked":
+    name, usual = config.federation.strategy, SecureConfig()
+    if not config.secure.masked:
         for key in ("most_examples", "largest_change"):
-            given = lookup(values, f"secure.{key}")
-            if given not in (None, SecureConfig.model_fields[key].default):
+            if getattr(config.secure, key) != getattr(usual, key):
                 text = f"secure.{key} is for masked sums: set secure.aggregation: masked"
-                yield CrossProblem(f"secure.{key}", text)
+                yield CrossProblem(f"secure.{key}", text, ("secure.aggregation",))
         return
-    for key, why in _refused(values):
+    for key, why in _refused(config):
         yield CrossProblem(key, f"{key} does not go with secure.aggregation: masked, {why}")
-    yield from _enough(values)
+    yield from _enough(config)
     if not flags.masks:
         those = ", ".join(sorted(n for n, row in STRATEGIES.items() if row.masks))
         own = "" if name in STRATEGIES else ", or say `masks = True` in the class if it is so"
@@ -65,33 +73,31 @@ def secure_problems(
         )
 
 
-def _refused(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _refused(config: Config) -> Iterator[tuple[str, str]]:
     """Keys that need to see single updates, or numbers of another form."""
+    federation, form = config.federation, config.deploy.up
     unseen = "where no single update is seen; leave it out"
-    for key in ("robust.rule", "robust.attackers", "robust.largest_share"):
-        if lookup(values, key) is not None:
-            why = unseen
-            if key == "robust.largest_share":
-                why += ", or use secure.most_examples, which caps what a client weighs"
-            yield key, why
-    if lookup(values, "deploy.largest_update") is not None:
+    for key in robust_keys(config.robust):
+        cap = ", or use secure.most_examples, which caps what a client weighs"
+        yield key, unseen + (cap if key == "robust.largest_share" else "")
+    if config.deploy.largest_update is not None:
         yield "deploy.largest_update", unseen
-    form = lookup(values, "deploy.up")
-    if form in ("fp16", "int8"):
+    if form != "fp32":
         yield "deploy.up", f"whose sums are of whole numbers of 32 bits, not of {form}; use fp32"
-    for key in ("federation.client_ranks", "federation.client_memory_mb"):
-        if lookup(values, key) is not None:
-            yield key, "whose vectors are all of one length; leave it out"
-    for key in ("federation.scaffold", "federation.dynamic_ranks.enabled"):
-        if lookup(values, key) is True:
-            yield key, unseen
-    if number(values, "federation.ditto_mu") is not None:
-        yield "federation.ditto_mu", unseen
-    if lookup(values, "federation.sharing.mode") not in (None, "shared"):
+    for key in rank_sources(config):
+        yield key, "whose vectors are all of one length; leave it out"
+    others = {
+        "federation.scaffold": federation.scaffold,
+        "federation.dynamic_ranks.enabled": federation.dynamic_ranks.enabled,
+        "federation.ditto_mu": federation.ditto_mu is not None,
+    }
+    for key in (key for key, given in others.items() if given):
+        yield key, unseen
+    if federation.sharing.mode != "shared":
         yield "federation.sharing.mode", "which sums over all clients of a round; use shared"
-    if lookup(values, "tasks"):
+    if config.tasks:
         yield "tasks", "whose clients all send tensors of the same names; leave it out"
-    if lookup(values, "privacy.unit") == "client":
+    if config.privacy.unit == "client":
         yield (
             "privacy.unit",
             "as its coordinator clips each client's update, which it would not see; use "
@@ -99,18 +105,13 @@ def _refused(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
 
 
-def _enough(values: Mapping[str, Any]) -> Iterator[CrossProblem]:
+def _enough(config: Config) -> Iterator[CrossProblem]:
     """Of what is known before the data are."""
-    drawn = lookup(values, "federation.clients_per_round")
-    named = lookup(values, "deploy.sites")
-    key = "federation.num_clients" if drawn is None else "federation.clients_per_round"
-    clients = number(values, key)
-    if drawn is None and isinstance(named, list | tuple):
-        key, clients = "deploy.sites", len(named)
-    elif drawn is None and may_be_natural(values):
+    key, clients = clients_of_a_round(config)
+    if key == "federation.num_clients" and may_be_natural(config):
         return
     if isinstance(clients, int) and clients < LEAST_MASKED:
-        yield CrossProblem(key, few(key, clients))
+        yield CrossProblem(key, few(key, clients), CLIENT_KEYS)
 
 
 def few(key: str, clients: int) -> str:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from fedclip.config.attack import AttackConfig
 from fedclip.config.checks import cross_problems
@@ -20,7 +20,7 @@ from fedclip.config.federation import FederationConfig
 from fedclip.config.model import ModelConfig
 from fedclip.config.privacy import PrivacyConfig
 from fedclip.config.robust import RobustConfig
-from fedclip.config.section import AsTuple, Named, Section, Seed, each_once, lookup
+from fedclip.config.section import SINGLE_KEYS, AsTuple, Named, Section, Seed, each_once, lookup
 from fedclip.config.secure import SecureConfig
 from fedclip.config.training import (
     DEFAULT_LEARNING_RATE,
@@ -103,8 +103,8 @@ class Config(Section):
         return {**data, "tasks": tasks}
 
     @model_validator(mode="after")
-    def _parts_agree(self) -> Config:
-        problems = cross_problems(self.model_dump())
+    def _parts_agree(self, info: ValidationInfo) -> Config:
+        problems = [] if info.context == SINGLE_KEYS else cross_problems(self)
         if problems:
             raise ValueError("; ".join(problem.text for problem in problems))
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 import annotated_types
@@ -154,6 +154,23 @@ def key_path(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
         elif by_pattern:
             return f"{path}[{part}]"
     return path
+
+
+def with_default(loc: Sequence[int | str], model: type[BaseModel]) -> tuple[str, ...]:
+    """The parts of an error's place up to the key whose default can stand in for its value.
+
+    A section for which another default is set than what its keys have is replaced whole.
+    """
+    if not loc:
+        return ()
+    name, *inner = str(loc[0]), *loc[1:]
+    field = model.model_fields.get(name)
+    section, named = section_of(field), named_section_of(field)
+    if field and section and inner and field.default == section():
+        return (name, *with_default(inner, section))
+    if named and inner[1:] and inner[1] != "[key]":
+        return (name, str(inner[0]), *with_default(inner[1:], named))
+    return (name,)
 
 
 def _model(kind: Any) -> type[BaseModel] | None:

@@ -92,7 +92,7 @@ def is_personal(config: Config) -> bool:
 
 def check_composition(config: Config, flags: StrategyEntry) -> None:
     """Refuses what does not go with a strategy; of a class from elsewhere only its flags say it."""
-    problems = strategy_problems(config.model_dump(), config.federation.strategy, flags)
+    problems = strategy_problems(config, flags)
     texts = [problem.text for problem in problems]
     if texts:
         raise UsageError("; ".join(texts))
