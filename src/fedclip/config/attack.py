@@ -92,9 +92,9 @@ def attack_problems(config: Config, flags: StrategyEntry) -> Iterator[CrossProbl
     if attack.clients is None:
         yield CrossProblem("attack.clients", "attack.clients must say how many clients attack")
     elif not may_be_natural(config):
-        key, clients = "federation.num_clients", config.federation.num_clients
-        if text := too_many(attack.clients, clients, key):
-            yield CrossProblem("attack.clients", text, CLIENT_KEYS)
+        clients = config.federation.num_clients
+        if crowded := too_many(attack.clients, clients, "federation.num_clients"):
+            yield CrossProblem("attack.clients", crowded, CLIENT_KEYS)
     for key, why in _refused(config, row, flags):
         yield CrossProblem(key, f"{key} does not go with attack.name: {attack.name}, {why}")
 
@@ -103,15 +103,19 @@ def _refused(config: Config, row: Any, flags: StrategyEntry) -> Iterator[tuple[s
     """Keys beside which an attack would not be what it says."""
     federation = config.federation
     if flags.pools or flags.traffic.endswith(":nothing"):
-        why = f"as {federation.strategy} combines no updates of several clients"
-        yield "federation.strategy", why
+        yield (
+            "federation.strategy",
+            f"as {federation.strategy} combines no updates of several clients",
+        )
     if config.tasks:
         yield "tasks", "whose clients share one data set; leave one of the two out"
     if config.privacy.unit is not None:
         yield "privacy.unit", "whose clients know the honest updates, which no promise allows"
     if config.secure.aggregation is not None:
-        why = "whose clients check sizes and weights themselves, and hostile ones would not"
-        yield "secure.aggregation", why
+        yield (
+            "secure.aggregation",
+            "whose clients check sizes and weights themselves, and hostile ones would not",
+        )
     if federation.sharing.mode != "shared":
         yield "federation.sharing.mode", "which is of one adapter for all; use shared"
     for key in rank_sources(config):

@@ -11,7 +11,6 @@ from fedclip.config.privacy import PrivacyConfig
 from fedclip.config.robust import robust_keys
 from fedclip.config.section import CrossProblem
 
-
 if TYPE_CHECKING:
     from fedclip.config.tree import Config
 

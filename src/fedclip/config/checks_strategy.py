@@ -17,7 +17,6 @@ from fedclip.config.robust import robust_problems
 from fedclip.config.section import CrossProblem
 from fedclip.config.secure import secure_problems
 
-
 if TYPE_CHECKING:
     from fedclip.config.tree import Config
 

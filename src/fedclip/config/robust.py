@@ -12,7 +12,6 @@ from fedclip.config.checks_data import CLIENT_KEYS, clients_of_a_round
 from fedclip.config.lookup import load
 from fedclip.config.section import CrossProblem, Named, PartShare, Section
 
-
 if TYPE_CHECKING:
     from fedclip.config.tree import Config
 

@@ -17,7 +17,6 @@ from fedclip.config.checks_data import (
 from fedclip.config.robust import robust_keys
 from fedclip.config.section import Count, CrossProblem, Section
 
-
 if TYPE_CHECKING:
     from fedclip.config.tree import Config
 
