@@ -258,7 +258,7 @@ def test_an_audit_of_a_finished_run_takes_its_configuration_and_draws_a_picture(
         (example_audit, {"privacy": {"unit": "client"}}, "privacy.unit: client: examples"),
         (direction_audit, {"privacy": PLAIN}, "has no privacy.unit"),
     ],
-    ids=str,
+    ids=["one adapter", "clients", "no promise"],
 )
 def test_what_cannot_be_audited_is_refused(kind, change, words):
     with pytest.raises(UsageError, match=words):

@@ -14,7 +14,7 @@ from fedclip.config.loading import config_from_dict
 from fedclip.deploy.coordinator.coordinate import coordinate
 from fedclip.deploy.job import job_config, make_job
 from fedclip.errors import UsageError
-from fedclip.experiment.audit import audit
+from fedclip.experiment.audit.canaries import example_audit
 from fedclip.experiment.build import build
 from fedclip.experiment.folder import RunFolder
 from fedclip.experiment.forecast import forecast
@@ -194,4 +194,4 @@ def test_nobody_is_hostile_over_machines_or_in_an_audit(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a site trains with none"):
         job_config(job, "cpu", config.data)
     with pytest.raises(UsageError, match=r"attack.name: an audit"):
-        audit(config, 20)
+        example_audit(config, 20)
