@@ -50,8 +50,14 @@ def excluded(claim: Mapping[str, Any], result: Any) -> str | None:
     """Why an arm takes part in no claim, or None."""
     if "arm" not in claim:
         return None
-    minus = _arms(claim, result)[claim["arm"]]["minus"][claim["reference"]]
+    minus = _minus(claim, _arms(claim, result))
     return f"it takes part in no claim: {minus['excluded']}" if minus.get("excluded") else None
+
+
+def _minus(claim: Mapping[str, Any], arms: Mapping[str, Any]) -> Any:
+    """An arm's difference to another, which of a product (`over:`) is named without its factors."""
+    found, reference = arms[claim["arm"]]["minus"], claim["reference"]
+    return found[reference if reference in found else reference.partition(".")[0]]
 
 
 def interval(claim: Mapping[str, Any], result: Any, level: float) -> Ends:
@@ -68,7 +74,7 @@ def interval(claim: Mapping[str, Any], result: Any, level: float) -> Ends:
     arms, metric = _arms(claim, result), claim.get("metric", "accuracy")
     arm, reference = arms[claim["arm"]], arms[claim["reference"]]
     if metric == "accuracy":  # corrected by Holm over its table
-        minus = arm["minus"][claim["reference"]]
+        minus = _minus(claim, arms)
         return minus["corrected_low"], minus["corrected_high"]
     by_seed = {run["seed"]: run[metric] for run in reference["runs"]}
     both = [run for run in arm["runs"] if run["seed"] in by_seed]

@@ -76,7 +76,7 @@ def test_a_run_tells_what_is_lost(fedclip: Command, photographs: Path, tmp_path:
     assert 0 <= summary["macro_f1"] <= 1
     worst = summary["worst_class"]
     assert worst.keys() == {"name", "recall"}
-    lines = "\n".join(out.splitlines()[-5:])
+    lines = "\n".join(out.splitlines()[-6:])
     assert f"majority-class rate {summary['majority_class_rate']:.3f}" in lines
     assert f"macro-F1 {summary['macro_f1']:.3f}" in lines
     assert f"worst class: {worst['name']}, recall {worst['recall']:.3f}" in lines

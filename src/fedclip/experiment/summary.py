@@ -124,7 +124,8 @@ def as_of_best(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]])
 
 def _worst_site(line: Mapping[str, Any]) -> dict[str, Any]:
     """The client of the lowest accuracy on its own test set, where several have one."""
-    by_client = line.get("accuracy_by_client") or {}
+    told = line.get("accuracy_by_client") or {}
+    by_client = {name: own for name, own in told.items() if own is not None}
     if len(by_client) < 2:
         return {}
     name = min(by_client, key=lambda client: (by_client[client], client))
