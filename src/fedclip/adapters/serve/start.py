@@ -67,8 +67,10 @@ def serve(
             log_level="warning",
             lifespan="off",
         )
-        uvicorn.Server(config).run(sockets=[listener])
-    raise KeyboardInterrupt  # only a signal ends the server, and uvicorn may keep that to itself
+        server = uvicorn.Server(config)
+        server.run(sockets=[listener])
+    if getattr(server, "should_exit", False):
+        raise KeyboardInterrupt  # by a signal, which uvicorn may keep to itself
 
 
 def _listening(host: str, port: int) -> socket.socket:
