@@ -41,6 +41,8 @@ ATTACKS = {
     "gaussian x10": ("gaussian", 10),
     "alie 1.5": ("alie", 1.5),
     "min-max": ("min_max", None),
+    "min-max sign": ("min_max_sign", None),
+    "min-max std": ("min_max_std", None),
     "ipm 0.5": ("ipm", 0.5),
 }
 RULES: dict[str, list[str]] = {

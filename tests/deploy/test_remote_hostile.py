@@ -209,7 +209,11 @@ def test_every_hostile_answer_is_refused_by_name_and_the_rounds_go_on(
     )
     cases["num_examples 23"] = (NUMBERS["num_examples 23"], "examples")
     assert len(cases) >= 80
-    records, said = attacked(images, tmp_path, [attack for attack, _ in cases.values()])
+    # One layer alone, of one tower: 90 rounds have to be trained.
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": {"vision_encoder": ["q_proj", "v_proj"]}}
+    model = {"lora": {**lora, "last_layers": 1}}
+    attacks = [attack for attack, _ in cases.values()]
+    records, said = attacked(images, tmp_path, attacks, model=model)
     assert "left_out" not in records[1]
     assert sorted(records[1]["clients"]) == ["north", "south", "west"]
     for (name, (_, kind)), record in zip(cases.items(), records[2:], strict=True):

@@ -40,19 +40,36 @@ def test_noise_has_a_multiple_of_the_median_norm_and_follows_from_the_draw():
     assert (sent("gaussian", seed=1) != sent("gaussian")).any()
 
 
-def test_min_max_by_hand():
+MIN_MAX = ("min_max", "min_max_sign", "min_max_std")
+
+
+@pytest.mark.parametrize("name", MIN_MAX)
+def test_min_max_by_hand(name):
     """Of 0, 1 and 2 the mean is 1, and the farthest from -x is 2: 2 - (1 - g) = 2 has g = 1."""
-    found = sent("min_max", own=np.ones((1, 1)), honest=np.array([[0.0], [1.0], [2.0]]))
+    found = sent(name, own=np.ones((1, 1)), honest=np.array([[0.0], [1.0], [2.0]]))
     assert found.item() == pytest.approx(0.0, abs=1e-9)
 
 
+def test_the_directions_of_min_max_by_hand():
+    """The mean is (2, -1), the deviations are 2 and 1."""
+    honest = np.array([[0.0, -2.0], [2.0, -1.0], [4.0, 0.0]])
+    mean = honest.mean(axis=0)
+    for name, direction in zip(MIN_MAX, ([-2.0, 1.0], [-1.0, 1.0], [-2.0, -1.0]), strict=True):
+        away = (sent(name, own=np.ones((1, 2)), honest=honest) - mean)[0]
+        np.testing.assert_allclose(
+            away / np.linalg.norm(away), direction / np.linalg.norm(direction), atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("name", MIN_MAX)
 @given(st.integers(2, 8), st.integers(1, 6), st.integers(0, 1000))
-def test_min_max_is_as_far_as_two_honest_changes_are_and_no_farther(n, width, seed):
+def test_min_max_is_as_far_as_two_honest_changes_are_and_no_farther(name, n, width, seed):
     honest = np.random.default_rng(seed).normal(size=(n, width)) + 0.3
-    (found,) = sent("min_max", own=np.ones((1, width)), honest=honest)
+    (found,) = sent(name, own=np.ones((1, width)), honest=honest)
     apart = np.linalg.norm(honest[:, None] - honest, axis=2).max()
     assert np.linalg.norm(honest - found, axis=1).max() == pytest.approx(apart, rel=1e-6)
-    assert found @ honest.mean(axis=0) <= honest.mean(axis=0) @ honest.mean(axis=0)
+    if name != "min_max_std":  # which has nothing to do with where the mean lies
+        assert found @ honest.mean(axis=0) <= honest.mean(axis=0) @ honest.mean(axis=0)
 
 
 @pytest.mark.parametrize("name", [name for name, row in ATTACKS.items() if row.send])

@@ -43,7 +43,7 @@ def run_example(name: str, folder: Path) -> str:
 
 def test_fedavg_by_hand_learns(tmp_path: Path) -> None:
     accuracies = re.findall(r"accuracy (\d\.\d+)", run_example("fedavg_by_hand.py", tmp_path))
-    assert len(accuracies) == 7
+    assert len(accuracies) == 5
     assert float(accuracies[-1]) > float(accuracies[0]) + 0.03
 
 

@@ -85,14 +85,6 @@ def test_a_run_starts_without_what_it_needs_at_its_end() -> None:
     assert loaded("import fedclip.experiment.run", late) == ""
 
 
-def test_the_reference_pages_are_current() -> None:
-    script = ROOT / "scripts" / "reference.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
-
-
 def test_torchvision_is_no_dependency() -> None:
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     assert not re.search(r"(?m)^torchvision\b", pins)

@@ -70,21 +70,44 @@ def ipm(own: Numbers, honest: Numbers, draw: np.random.Generator, strength: floa
 
 
 def min_max(own: Numbers, honest: Numbers, draw: np.random.Generator, strength: float) -> Numbers:
-    """As far against the honest mean as no two honest changes are from each other.
+    """As far from the honest changes as they are from each other, against the honest mean.
 
-    Shejwalkar and Houmansadr 2021 (NDSS), in the mean's own direction; found by bisection.
+    Shejwalkar and Houmansadr 2021 (NDSS): the mean plus a multiple of a direction, here their unit
+    vector, minus the mean itself.
+    """
+    return _all(own, _farthest(honest, -honest.mean(axis=0)))
+
+
+def min_max_sign(
+    own: Numbers, honest: Numbers, draw: np.random.Generator, strength: float
+) -> Numbers:
+    """Min-max against the sign of each number of the mean (same paper)."""
+    return _all(own, _farthest(honest, -np.sign(honest.mean(axis=0))))
+
+
+def min_max_std(
+    own: Numbers, honest: Numbers, draw: np.random.Generator, strength: float
+) -> Numbers:
+    """Min-max against the standard deviation of each number (same paper)."""
+    return _all(own, _farthest(honest, -honest.std(axis=0, ddof=min(1, len(honest) - 1))))
+
+
+def _farthest(honest: Numbers, direction: Numbers) -> Numbers:
+    """The honest mean plus the most of a direction `[numbers]`, found by bisection.
+
+    No honest change is farther from it than the two farthest honest changes are from each other.
     """
     gram = honest @ honest.T
     squares = np.diag(gram)
     most = np.sqrt(np.maximum(squares[:, None] + squares - 2 * gram, 0).max())
     mean = honest.mean(axis=0)
-    away = -mean / max(float(np.linalg.norm(mean)), 1e-30)
+    away = direction / max(float(np.linalg.norm(direction)), 1e-30)
     low, high = 0.0, float(2 * most + 2 * np.linalg.norm(mean))
     for _ in range(60):
         gamma = (low + high) / 2
         fits = np.linalg.norm(honest - (mean + gamma * away), axis=1).max() <= most
         low, high = (gamma, high) if fits else (low, gamma)
-    return _all(own, mean + low * away)
+    return np.asarray(mean + low * away)
 
 
 def _all(own: Numbers, vector: Numbers) -> Numbers:
@@ -100,6 +123,8 @@ ATTACKS = {
     "alie": Attack("update", 1.5, "standard deviations from the honest mean", alie),
     "ipm": Attack("update", 0.5, "times the honest mean, with the other sign", ipm),
     "min_max": Attack("update", send=min_max),
+    "min_max_sign": Attack("update", send=min_max_sign),
+    "min_max_std": Attack("update", send=min_max_std),
     "backdoor": Attack("images", 0.5, "share of an attacker's images that have the patch", most=1),
     "gauge": Attack("factors", 1000.0, "the t of (B t, A / t)"),
     "inflation": Attack("examples", 100.0, "times its number of examples", most=1e4),
