@@ -23,7 +23,8 @@ def applied(name, points, f):
 BY_HAND = {
     "krum": 1.0,  # scores 1 + 4, 1 + 1, 1 + 1, 1 + 4, ...: the first of two equals
     "multi_krum": 1.5,  # the mean of 0, 1, 2, 3
-    "norm_clipping": 1.4,  # norms at most 2: the mean of 0, 1, 2, 2, 2
+    "norm_clipping": 5.5
+    / 5,  # norms at most 1.5, the median of 0 to 3: the mean of 0, 1, 1.5 thrice
     "median": 2.0,
     "trimmed_mean": 2.0,  # of 1, 2, 3
 }
@@ -39,11 +40,11 @@ def test_more_numbers_by_hand():
     mixed = rules.mixing(POINTS @ POINTS.T, 1) @ POINTS  # means of the four nearest
     assert mixed[:, 0].tolist() == [1.5, 1.5, 1.5, 1.5, 26.5]
     assert applied("rfa", POINTS, 1) == pytest.approx([2.0], abs=0.02)  # the median of a line
-    # One step of centred clipping from 0: distances 0, 1, 2, 3, 100, of which 2 is the median.
+    # One step of centred clipping from 0: the median of the least four distances, 0 to 3, is 1.5.
     gram = POINTS @ POINTS.T
-    assert rules.centred_clipping(gram, 1, steps=1) @ POINTS == pytest.approx([1.4])
-    # The next from 1.4: away by -1.4, -0.4, 0.6, 1.6, 98.6; median 1.4; the last two are cut.
-    second = 1.4 + (-1.4 - 0.4 + 0.6 + 1.4 + 1.4) / 5
+    assert rules.centred_clipping(gram, 1, steps=1) @ POINTS == pytest.approx([1.1])
+    # The next from 1.1: away by -1.1, -0.1, 0.9, 1.9, 98.9; of the least four the median is 1.
+    second = 1.1 + (-1 - 0.1 + 0.9 + 1 + 1) / 5
     assert rules.centred_clipping(gram, 1, steps=2) @ POINTS == pytest.approx([second])
     assert rules.RULES["median"].apply(POINTS[:4], 1) == pytest.approx([1.5])
     assert rules.RULES["krum"].least(1) == 5
@@ -91,10 +92,14 @@ def slow_rfa(x):
     return z
 
 
-def slow_centred(x):
+def slow_radius(x, center, f):
+    return np.median(sorted(np.linalg.norm(row - center) for row in x)[: len(x) - f])
+
+
+def slow_centred(x, f):
     v = np.zeros(x.shape[1])
     for _ in range(5):
-        v = slow_clipped(x, v, np.median([np.linalg.norm(row - v) for row in x]))
+        v = slow_clipped(x, v, slow_radius(x, v, f))
     return v
 
 
@@ -103,9 +108,9 @@ SLOW = {
     "multi_krum": lambda x, f: np.mean([x[i] for i in slow_krum_order(x, f)[: len(x) - f]], axis=0),
     "rfa": lambda x, f: slow_rfa(x),
     "norm_clipping": lambda x, f: slow_clipped(
-        x, np.zeros(x.shape[1]), np.median([np.linalg.norm(row) for row in x])
+        x, np.zeros(x.shape[1]), slow_radius(x, np.zeros(x.shape[1]), f)
     ),
-    "centred_clipping": lambda x, f: slow_centred(x),
+    "centred_clipping": lambda x, f: slow_centred(x, f),
     "median": lambda x, f: [
         np.mean(sorted(column)[(len(x) - 1) // 2 : len(x) // 2 + 1]) for column in x.T
     ],

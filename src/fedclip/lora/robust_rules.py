@@ -71,20 +71,25 @@ def rfa(gram: Numbers, attackers: int, *, nu: float = 1e-6, steps: int = 50) -> 
 
 
 def norm_clipping(gram: Numbers, attackers: int) -> Numbers:
-    """The mean of changes no longer than the median norm (Sun et al. 2019, arXiv:1911.07963)."""
+    """The mean of changes no longer than a usual norm (Sun et al. 2019, arXiv:1911.07963).
+
+    The paper leaves the norm open; here it is the median of the n - f least ones, as the f largest
+    may all be hostile.
+    """
     norms = np.sqrt(np.diag(gram))
-    return _shortened(norms, float(np.median(norms))) / len(gram)
+    return _shortened(norms, _usual(norms, attackers)) / len(gram)
 
 
 def centred_clipping(gram: Numbers, attackers: int, *, steps: int = 5) -> Numbers:
-    """Steps v + mean of (x_i - v), each no longer than the median of them, from no change.
+    """Steps v + mean of (x_i - v), each no longer than a usual one, from no change.
 
-    Karimireddy et al. 2021 (arXiv:2012.10333), with the median distance for their radius.
+    Karimireddy et al. 2021 (arXiv:2012.10333), with the median of the n - f least distances for
+    their radius.
     """
     v = np.zeros(len(gram))  # as weights of the changes
     for _ in range(steps):
         away = _distances_to(gram, v)
-        kept = _shortened(away, float(np.median(away))) / len(gram)
+        kept = _shortened(away, _usual(away, attackers)) / len(gram)
         v = v * (1 - kept.sum()) + kept
     return v
 
@@ -143,6 +148,11 @@ def _distances_to(gram: Numbers, weights: Numbers) -> Numbers:
     """Distances `[n]` of the changes to their weighted sum."""
     squares = np.diag(gram) - 2 * gram @ weights + weights @ gram @ weights
     return np.asarray(np.sqrt(np.maximum(squares, 0)))
+
+
+def _usual(lengths: Numbers, attackers: int) -> float:
+    """The median of the n - f least lengths."""
+    return float(np.median(np.sort(lengths)[: len(lengths) - attackers]))
 
 
 def _shortened(lengths: Numbers, most: float) -> Numbers:
