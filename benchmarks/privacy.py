@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -48,6 +49,13 @@ from fedclip.reports.listener import Listener
 
 RECIPE, PLAIN = ROOT / "configs" / "privacy.yaml", ROOT / "configs" / "quickstart.yaml"
 SEEDS, EPSILONS = range(5), (8, 2)
+CURVE, CURVE_SEEDS = ("none", "8", "4", "2"), range(2)
+DATA = {
+    "digits": [],
+    "fashion_mnist": ["data.name=fashion_mnist", "data.max_train_examples=2000"],
+    "icons": ["data.name=icons", "data.partition.name=natural"],
+}
+"""Data sets of the recipe, which was chosen on the first one."""
 NO_NOISE = ["privacy.unit=null", "privacy.target_epsilon=null", "privacy.delta=null"]
 CLIENTS = [
     *("federation.strategy=ffa", "model.lora.last_layers=1", "data.partition.name=iid"),
@@ -208,16 +216,17 @@ def cells() -> Iterator[tuple[str, Cell]]:
             yield f"accuracy/{target}/{seed}", _accuracy(target, seed)
     yield "step/b32", partial(step_ratio, B32, 16, 3)
     yield "memory/b32", memory
-    yield "accuracy/none/0", partial(accuracy, RECIPE, [*NO_NOISE, "seed=0"])
     yield "membership/quickstart", partial(audited, attack, PLAIN, SITES)
-    for target in (1, 4, 16):
-        yield f"accuracy/{target}/0", _accuracy(target, 0)
+    for seed, level, data in product(CURVE_SEEDS, CURVE, DATA):
+        name = f"{'accuracy' if data == 'digits' else data}/{level}/{seed}"
+        yield name, _accuracy(level, seed, data)
     for seed in (1, 2):
         yield f"clients/{seed}", partial(accuracy, PLAIN, [*CLIENTS, f"seed={seed}"])
 
 
-def _accuracy(target: int, seed: int) -> Cell:
-    return partial(accuracy, RECIPE, [f"seed={seed}", f"privacy.target_epsilon={target}"])
+def _accuracy(target: int | str, seed: int, data: str = "digits") -> Cell:
+    wanted = NO_NOISE if target == "none" else [f"privacy.target_epsilon={target}"]
+    return partial(accuracy, RECIPE, [f"seed={seed}", *DATA[data], *wanted])
 
 
 def figures_of(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from benchmarks.lora_tables import LORA_PAGES, lora_tables, percent, seeds_of
 from benchmarks.machine_tables import MACHINE_PAGES, machine_tables
 from benchmarks.markdown import markdown_table
 from benchmarks.speed_tables import SPEED_PAGES, speed_tables
+from benchmarks.trust_tables import PRIVACY_PAGES, ROBUST_PAGE, privacy_tables, robust_tables
 from fedclip.reports.comparison import spread
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,9 +76,11 @@ def main(arguments: list[str]) -> int:
         (holds_tables, HOLDS_PAGES),
         (adapter_tables, ADAPTER_PAGES),
         (machine_tables, MACHINE_PAGES),
+        (privacy_tables, PRIVACY_PAGES),
     ):
         pages |= {name: tables(RESULTS, language) for name, language in of_page.items()}
     pages[CAPTION_PAGE] = caption_tables(RESULTS)
+    pages[ROBUST_PAGE] = robust_tables(RESULTS)
     stale = []
     for name, marked in pages.items():
         path = ROOT / name
