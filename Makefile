@@ -9,7 +9,7 @@ SITE := $(VENV)/.documented
 # One thread per test process: two of them share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo federation test quick check docs format clean
+.PHONY: help install demo federation test quick accountant check docs format clean
 
 help:
 	@echo "make demo     make .venv with what a user needs, and train the quickstart federation"
@@ -17,6 +17,7 @@ help:
 	@echo "make federation  a coordinator and three sites as processes, with TLS and keys"
 	@echo "make test     run the tests"
 	@echo "make quick    the tests that take less than a minute together"
+	@echo "make accountant  epsilon beside dp-accounting's, in an environment of its own"
 	@echo "make check    style, types, import rules, generated pages"
 	@echo "make docs     build the documentation site into site/, strictly"
 	@echo "make format   put the style right"
@@ -54,6 +55,16 @@ test: install
 quick: install
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow and not federation"
 
+# dp-accounting does not go with our pins, so it has an environment of its own; where it cannot be
+# installed the test says that it was skipped.
+accountant: install
+	@$(PYTHON) -m venv $(VENV)-accountant && \
+		$(VENV)-accountant/bin/python -m pip install -q dp-accounting==0.6.0 || \
+		{ echo "dp-accounting could not be installed; its test is skipped"; rm -rf $(VENV)-accountant; }
+	@if [ -x $(VENV)-accountant/bin/python ]; then \
+		export FEDCLIP_DP_ACCOUNTING=$(CURDIR)/$(VENV)-accountant/bin/python; fi; \
+		$(TEST_ENV) $(BIN)/python -m pytest -rs -k dp_accounting tests/federated/test_privacy_accounting.py
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,4 +82,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) site .cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-accountant site .cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
