@@ -23,8 +23,8 @@ def applied(name, points, f):
 BY_HAND = {
     "krum": 1.0,  # scores 1 + 4, 1 + 1, 1 + 1, 1 + 4, ...: the first of two equals
     "multi_krum": 1.5,  # the mean of 0, 1, 2, 3
-    "norm_clipping": 5.5
-    / 5,  # norms at most 1.5, the median of 0 to 3: the mean of 0, 1, 1.5 thrice
+    # Weights 1, 1, 1, 2 / 3 and 2 / 100 cut 0, 1, 2, 3 and 100 to the median.
+    "norm_clipping": (0 + 1 + 2 + 2 + 2) / (3 + 2 / 3 + 2 / 100),
     "median": 2.0,
     "trimmed_mean": 2.0,  # of 1, 2, 3
 }
@@ -40,11 +40,11 @@ def test_more_numbers_by_hand():
     mixed = rules.mixing(POINTS @ POINTS.T, 1) @ POINTS  # means of the four nearest
     assert mixed[:, 0].tolist() == [1.5, 1.5, 1.5, 1.5, 26.5]
     assert applied("rfa", POINTS, 1) == pytest.approx([2.0], abs=0.02)  # the median of a line
-    # One step of centred clipping from 0: the median of the least four distances, 0 to 3, is 1.5.
+    # One step of centred clipping from 0: distances 0, 1, 2, 3, 100, of which 2 is the median.
     gram = POINTS @ POINTS.T
-    assert rules.centred_clipping(gram, 1, steps=1) @ POINTS == pytest.approx([1.1])
-    # The next from 1.1: away by -1.1, -0.1, 0.9, 1.9, 98.9; of the least four the median is 1.
-    second = 1.1 + (-1 - 0.1 + 0.9 + 1 + 1) / 5
+    assert rules.centred_clipping(gram, 1, steps=1) @ POINTS == pytest.approx([1.4])
+    # The next from 1.4: away by -1.4, -0.4, 0.6, 1.6, 98.6; median 1.4; the last two are cut.
+    second = 1.4 + (-1.4 - 0.4 + 0.6 + 1.4 + 1.4) / 5
     assert rules.centred_clipping(gram, 1, steps=2) @ POINTS == pytest.approx([second])
     assert rules.RULES["median"].apply(POINTS[:4], 1) == pytest.approx([1.5])
     assert rules.RULES["krum"].least(1) == 5
@@ -92,14 +92,16 @@ def slow_rfa(x):
     return z
 
 
-def slow_radius(x, center, f):
-    return np.median(sorted(np.linalg.norm(row - center) for row in x)[: len(x) - f])
+def slow_weighted(x):
+    norms = [np.linalg.norm(row) for row in x]
+    weights = [min(1, np.median(norms) / norm) for norm in norms]
+    return sum(w * row for w, row in zip(weights, x, strict=True)) / sum(weights)
 
 
-def slow_centred(x, f):
+def slow_centred(x):
     v = np.zeros(x.shape[1])
     for _ in range(5):
-        v = slow_clipped(x, v, slow_radius(x, v, f))
+        v = slow_clipped(x, v, np.median([np.linalg.norm(row - v) for row in x]))
     return v
 
 
@@ -107,10 +109,8 @@ SLOW = {
     "krum": lambda x, f: x[slow_krum_order(x, f)[0]],
     "multi_krum": lambda x, f: np.mean([x[i] for i in slow_krum_order(x, f)[: len(x) - f]], axis=0),
     "rfa": lambda x, f: slow_rfa(x),
-    "norm_clipping": lambda x, f: slow_clipped(
-        x, np.zeros(x.shape[1]), slow_radius(x, np.zeros(x.shape[1]), f)
-    ),
-    "centred_clipping": lambda x, f: slow_centred(x, f),
+    "norm_clipping": lambda x, f: slow_weighted(x),
+    "centred_clipping": lambda x, f: slow_centred(x),
     "median": lambda x, f: [
         np.mean(sorted(column)[(len(x) - 1) // 2 : len(x) // 2 + 1]) for column in x.T
     ],
@@ -168,3 +168,13 @@ def test_what_a_minority_sends_has_a_bound(name):
     for size in (1e1, 1e4, 1e8):
         x = np.concatenate([np.full((2, 5), -size), honest])
         assert np.linalg.norm(applied(name, x, 2) - honest.mean(axis=0)) < 4, name
+
+
+@pytest.mark.parametrize("n", [3, 4, 9])
+def test_a_clipped_mean_is_at_most_twice_the_median_norm(n):
+    draw = np.random.default_rng(n)
+    for scale in (1, 1e3, 1e9):
+        x = draw.normal(size=(n, 4)) + 2
+        x[: (n - 1) // 2] *= scale
+        found = np.linalg.norm(applied("norm_clipping", x, 0))
+        assert found <= 2 * np.median(np.linalg.norm(x, axis=1))
