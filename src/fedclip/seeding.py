@@ -5,6 +5,13 @@ from __future__ import annotations
 import hashlib
 
 
+class ExampleKey(int):
+    """A key that dropout of one example by itself is drawn by, in the way that suits many at once.
+
+    A number like others, but for its type: engines that run examples one by one mark it so.
+    """
+
+
 def seed_for(run_seed: int, *names: str | int) -> int:
     """Seed of one named draw, an integer in [0, 2**63).
 

@@ -1,5 +1,7 @@
 """DP-SGD in the engines: they agree, and without noise or clipping it is plain training."""
 
+from itertools import zip_longest
+
 import numpy as np
 import pytest
 import torch
@@ -59,7 +61,11 @@ SETTINGS = LocalSettings(local_epochs=1, batch_size=4, learning_rate=1e-3)
 
 @pytest.mark.parametrize(
     "options",
-    [{"dropout": 0.2}, {"targets": BOTH, "last": 1}, {"head": "linear"}],
+    [
+        {"dropout": 0.2},
+        {"dropout": 0.2, "targets": BOTH, "last": 1},
+        {"dropout": 0.2, "head": "linear"},
+    ],
     ids=str,
 )
 def test_batched_is_one_example_after_another_in_float64(options):
@@ -69,6 +75,27 @@ def test_batched_is_one_example_after_another_in_float64(options):
     for mine, theirs in zip(one.reports, other.reports, strict=True):
         assert (mine.client_id, mine.steps) == (theirs.client_id, theirs.steps)
         assert mine.loss == pytest.approx(theirs.loss, rel=1e-9)
+
+
+def test_engines_agree_where_batches_of_some_or_all_are_empty():
+    settings = LocalSettings(local_epochs=1, batch_size=1, learning_rate=1e-3)
+    kw = {"private": dp_sgd(batch_size=1), "dtype": torch.float64, "dropout": 0.2}
+    asked = []
+
+    def request(state):
+        asked.append(with_digest(TrainRequest(1, tuple(SIZES), state)))
+        return asked[-1]
+
+    one, other = (
+        trained(kind, settings, request=request, **kw) for kind in ("batched", "sequential")
+    )
+    assert difference(one, other) <= 1e-9
+    plans = [kw["private"].of(c, asked[0]).plan(np.arange(n), 1) for c, n in SIZES.items()]
+    sizes = [[len(batch) for (batch,) in plan] for plan in plans]
+    steps = list(zip_longest(*sizes, fillvalue=0))
+    assert any(sum(step) == 0 for step in steps)
+    assert any(0 in step and sum(step) for step in steps)
+    assert max(map(max, steps)) > 1
 
 
 @pytest.mark.parametrize("change", [{"precision": "bf16"}, {"augment": "affine"}], ids=str)

@@ -162,10 +162,10 @@ def test_noise_has_its_stated_deviation(key):
 
 
 def test_noise_repeats_for_the_same_request_alone():
-    private, like = dp_sgd(), torch.zeros(50)
+    private = dp_sgd()
 
-    def noise(request, client="a", step=0, name="w"):
-        return private.of(client, with_digest(request)).noise(step, name, like)
+    def noise(request, client="a", step=0):
+        return private.of(client, with_digest(request)).noise(step, 50)
 
     first = noise(REQUEST)
     assert torch.equal(first, noise(replace(REQUEST, client_ids=("a",))))  # whoever else is asked
@@ -178,9 +178,18 @@ def test_noise_repeats_for_the_same_request_alone():
         noise(replace(REQUEST, progress=0.5)),
         noise(REQUEST, client="b"),
         noise(REQUEST, step=1),
-        noise(REQUEST, name="v"),
     ]
     assert all((first != other).all() for other in others)
+
+
+def test_each_number_of_a_step_has_noise_of_its_own_whatever_the_order_of_tensors():
+    own = dp_sgd().of("a", with_digest(REQUEST))
+    found = own.private({"w": torch.zeros(5, 4), "b": torch.zeros(6)}, 0)
+    numbers = torch.cat([found["w"].flatten(), found["b"]])
+    assert len(numbers.unique()) == 26
+    other = own.private({"b": torch.ones(6), "w": torch.zeros(5, 4)}, 0)
+    assert torch.equal(other["w"], found["w"])
+    assert torch.allclose(other["b"] - found["b"], torch.full((6,), 0.1))
 
 
 def test_a_digest_tells_requests_apart():

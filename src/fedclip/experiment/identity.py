@@ -27,9 +27,10 @@ from fedclip.models.summary import base_sha256
 from fedclip.records import RunState
 from fedclip.reports.listener import Listener
 
-TRAINING = 2
+TRAINING = 3
 """Raised by one when the same state and configuration train otherwise than before: 2 since steps
-of server optimizers, weight decay of vectors, `federation.ridge` and q-FedAvg's rate changed."""
+of server optimizers, weight decay of vectors, `federation.ridge` and q-FedAvg's rate changed, 3
+since a private step draws its noise at once and its dropout otherwise."""
 PACKAGES = ("fedclip", "torch", "transformers", "peft", "numpy")
 
 # Where things are, and how long to wait: what is there is compared by its digest.

@@ -28,7 +28,7 @@ from fedclip.federated.parameter_rules import bound_temperature
 from fedclip.federated.privacy.dp_sgd import ClientDpSgd, example_gradients
 from fedclip.federated.update_checks import ADVICE, not_finite, number_fault
 from fedclip.records import State, TrainRequest
-from fedclip.seeding import seed_for
+from fedclip.seeding import ExampleKey, seed_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -169,7 +169,8 @@ def _loss_of(
     """The summed loss of a micro-batch; its step and part seed dropout and augmentation."""
 
     def loss_of(batch: NDArray[np.int64], step: int, part: int | str) -> torch.Tensor:
-        model.set_dropout_key(seed_for(seed, "dropout", step, part))
+        key = seed_for(seed, "dropout", step, part)
+        model.set_dropout_key(ExampleKey(key) if isinstance(part, str) else key)
         shown = training_images(pixels[batch], settings.augment, seed, step, part)
         inputs = torch.from_numpy(shown).to(device)
         targets = torch.from_numpy(labels[batch]).to(device)

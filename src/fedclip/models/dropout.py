@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedclip.seeding import seed_for
+from fedclip.seeding import ExampleKey, seed_for
 
 _LEVELS = 2**16
 # SplitMix64's constants (Steele et al. 2014), as signed numbers of 64 bits.
@@ -54,9 +54,9 @@ def kept(shape: torch.Size, p: float, key: int, layer: str, device: torch.device
     """Mask of one layer and micro-step: True where kept. A share of `p` to 1 / 65536 is dropped.
 
     A CPU draws from a generator that is fastest one number after another, a GPU from one that
-    computes each by itself (`counted`): their masks differ.
+    computes each by itself (`counted`), as does a CPU for an `ExampleKey`: their masks differ.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or isinstance(key, ExampleKey):
         return counted(shape, p, torch.tensor([key], device=device), layer)
     seed = seed_for(key, "lora_dropout", layer)
     threshold = _threshold(p)

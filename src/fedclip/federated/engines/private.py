@@ -72,7 +72,8 @@ def add_private_gradients(
         owner = torch.from_numpy(rows.owner).to(grads.device)
         leaves, state = work.group.rows(owner)
         named = zip(rows.seeds, rows.names, strict=True)
-        keys = [seed_for(seed, "dropout", step, name) for seed, name in named]
+        seeds = [seed_for(seed, "dropout", step, name) for seed, name in named]
+        keys = torch.tensor(seeds, device=grads.device)  # as a tensor: all rows' masks at once
         scores = at_least_fp32(model.logits(state, show(rows, step), [1] * len(owner), keys))
         targets = torch.from_numpy(labels[rows.indices]).to(scores.device)
         losses = cross_entropy(scores, targets, reduction="none")
@@ -94,18 +95,16 @@ def _add_clipped(sums: State, gradients: State, owner: torch.Tensor, clip_norm: 
 
     As `clip_rows` does it, in one product a tensor.
     """
-    squares = sum(
-        torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64).square()
-        for gradient in gradients.values()
-    )
-    norms = torch.as_tensor(squares).sqrt()
+    flat = {name: gradient.flatten(1) for name, gradient in gradients.items()}
+    norms = torch.stack(
+        [torch.linalg.vector_norm(g, dim=1, dtype=torch.float64) for g in flat.values()]
+    ).norm(dim=0)
     finite = norms.isfinite()
-    for name, gradient in gradients.items():
-        flat = gradient.flatten(1)
-        if not bool(finite.all()):
-            flat = torch.where(finite[:, None], flat, 0.0)
-        weights = flat.new_zeros(len(sums[name]), len(flat))
-        weights[owner, torch.arange(len(flat), device=flat.device)] = torch.where(
-            finite, clip_factors(norms, clip_norm), 0.0
-        ).to(flat)
-        sums[name].add_((weights @ flat).view(-1, *gradient.shape[1:]))
+    if not bool(finite.all()):
+        flat = {name: torch.where(finite[:, None], g, 0.0) for name, g in flat.items()}
+    factors = torch.where(finite, clip_factors(norms, clip_norm), 0.0)
+    clients = len(next(iter(sums.values())))
+    weights = factors.new_zeros(clients, len(owner))
+    weights[owner, torch.arange(len(owner), device=owner.device)] = factors
+    for name, g in flat.items():
+        sums[name].add_((weights.to(g) @ g).view_as(sums[name]))

@@ -66,16 +66,17 @@ class ClientDpSgd:
         )
         return [[indices[own < rate]] for own in draws]
 
-    def noise(self, step: int, name: str, like: torch.Tensor) -> torch.Tensor:
-        """The noise on a tensor's sum of clipped gradients, in its shape."""
-        drawn = self.whole.draws.normals(like.numel(), *self.names, "noise", step, name)
-        noise = torch.from_numpy(drawn * (self.multiplier * self.whole.clip_norm))
-        return noise.view(like.shape).to(like)
+    def noise(self, step: int, count: int) -> torch.Tensor:
+        """The noise on a step's sum of clipped gradients, `[count]` in float64: one draw."""
+        drawn = self.whole.draws.normals(count, *self.names, "noise", step)
+        return torch.from_numpy(drawn * (self.multiplier * self.whole.clip_norm))
 
     def private(self, sums: State, step: int) -> dict[str, torch.Tensor]:
         """The step's gradient by name, of the sums of clipped gradients."""
-        size = self.whole.batch_size
-        return {name: (t + self.noise(step, name, t)) / size for name, t in sums.items()}
+        names, size = sorted(sums), self.whole.batch_size  # sorted: one order for all engines
+        sizes = [sums[name].numel() for name in names]
+        parts = dict(zip(names, self.noise(step, sum(sizes)).split(sizes), strict=True))
+        return {n: (t + parts[n].view(t.shape).to(t)) / size for n, t in sums.items()}
 
 
 class Gradients(NamedTuple):
