@@ -27,10 +27,11 @@ from fedclip.models.summary import base_sha256
 from fedclip.records import RunState
 from fedclip.reports.listener import Listener
 
-TRAINING = 3
+TRAINING = 2
 """Raised by one when the same state and configuration train otherwise than before: 2 since steps
-of server optimizers, weight decay of vectors, `federation.ridge` and q-FedAvg's rate changed, 3
-since a private step draws its noise at once and its dropout otherwise."""
+of server optimizers, weight decay of vectors, `federation.ridge` and q-FedAvg's rate changed."""
+PRIVATE_TRAINING = 1
+"""The same, added to it for runs that hide examples: 1 since a step draws its noise at once."""
 PACKAGES = ("fedclip", "torch", "transformers", "peft", "numpy")
 
 # Where things are, and how long to wait: what is there is compared by its digest.
@@ -77,7 +78,9 @@ def check_config(config: Config, folder: RunFolder, listener: Listener) -> None:
     if checkpoint is not None:
         _check_config(checkpoint.identity["config"], _config_of(config, remote=False), folder)
         _check_digests(
-            checkpoint.identity, {"code": code_sha256(config), "training": TRAINING}, folder
+            checkpoint.identity,
+            {"code": code_sha256(config), "training": _training(config)},
+            folder,
         )
     trackers = {name.rpartition(":")[0] for name in config.tracking if in_file(name)}
     named = sorted({*code_sha256(config), *trackers})
@@ -110,6 +113,11 @@ def check_built(folder: RunFolder, context: RunContext) -> None:
         _check_digests(checkpoint.identity, {key: now[key] for key in _PARTS}, folder)
 
 
+def _training(config: Config) -> int:
+    """How a run of this configuration trains, by number."""
+    return TRAINING + (PRIVATE_TRAINING if config.privacy.unit == "example" else 0)
+
+
 def identity_of(context: RunContext) -> dict[str, Any]:
     """What a run's checkpoints belong to, as JSON; `environment` may change, all else may not."""
     config = context.config
@@ -122,7 +130,7 @@ def identity_of(context: RunContext) -> dict[str, Any]:
         "data_sha256": _sha256([context.partition_record(), prompts]),
         "layout_sha256": _sha256(layout),
         "code": code_sha256(config),
-        "training": TRAINING,
+        "training": _training(config),
     }
     environment = {
         **{name: version(name) for name in PACKAGES},
