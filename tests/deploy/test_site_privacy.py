@@ -137,6 +137,10 @@ def test_what_is_asked_again_is_answered_alike_and_counted_once(images, tmp_path
     after = books_of(tmp_path)["entries"]
     assert len(after) == 2
     assert [entry["server_round"] for entry in after] == [1, 1]
+    # The first one once more: its own epsilon, not that of what came after it.
+    third = Envelope.unpack(trainer(images, tmp_path, "north").answer(kept["request"]))
+    assert third.header["epsilon"] == first.header["epsilon"]
+    assert books_of(tmp_path)["entries"] == after
 
 
 def test_a_site_spends_no_more_than_its_total_over_all_runs(images, finished):

@@ -19,7 +19,7 @@ from fedclip.errors import UsageError
 from fedclip.experiment.context import RunContext
 from fedclip.experiment.privacy import KEY, LEDGER, noise_of
 from fedclip.experiment.privacy_checks import require_fit
-from fedclip.federated.privacy.charging import ChargedEngine
+from fedclip.federated.privacy.charging import ChargedEngine, with_digest
 from fedclip.federated.privacy.dp_sgd import DpSgd, steps_of
 from fedclip.federated.privacy.ledger import FORMAT, Books, BudgetSpent, Ledger, Mechanism
 from fedclip.federated.privacy.secret import Draws, create_key, fingerprint, read_key
@@ -66,9 +66,12 @@ class SitePrivacy:
         others = (run / LEDGER for run in sorted(runs) if run != here.parent)
         return sum(Ledger.read(path).epsilon().least for path in others)
 
-    def told(self, report: ClientReport) -> ClientReport:
-        """The report as it may leave: without losses, with the epsilon that was spent."""
-        spent = self.ledger.epsilon().least
+    def told(self, report: ClientReport, request: TrainRequest) -> ClientReport:
+        """The report as it may leave: without losses, with the epsilon spent up to the request.
+
+        So a request that comes again is answered by the same bytes, whatever came after it.
+        """
+        spent = self.ledger.epsilon_with(with_digest(request)).least
         return replace(report, loss=math.nan, start_loss=math.nan, epsilon=spent)
 
     def end(self) -> None:

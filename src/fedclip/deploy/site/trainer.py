@@ -150,11 +150,12 @@ class SiteTrainer:
         """The site's update, which is one that may be sent."""
         if not request.shift:
             work.context.shift({})  # an earlier run of the same job may have left one
-        (cohort,) = work.engine.train(replace(request, starts={self.config.name: kept}))
+        asked = replace(request, starts={self.config.name: kept})
+        (cohort,) = work.engine.train(asked)
         update = require_sound(cohort, request)
         if work.privacy is None:
             return update
-        return replace(update, report=work.privacy.told(update.report))
+        return replace(update, report=work.privacy.told(update.report, asked))
 
     def _sent(self, ticket: Ticket, update: ClientUpdate, data: bytes) -> bytes:
         """Writes down that an answer is about to be sent."""

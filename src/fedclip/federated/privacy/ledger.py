@@ -47,6 +47,11 @@ class Entry(_Strict):
     request_sha256: str
     steps: dict[str, Annotated[int, Field(ge=1)]]
 
+    def is_of(self, request: TrainRequest) -> bool:
+        """Whether it is of this request, which has a digest."""
+        key = (self.server_round, self.purpose, self.request_sha256)
+        return key == (request.server_round, request.purpose, request.digest)
+
 
 class Books(_Strict):
     """The file's contents except its digest."""
@@ -133,6 +138,12 @@ class Ledger:
         """The largest epsilon spent so far, by mechanism."""
         return _epsilon(self.books)
 
+    def epsilon_with(self, request: TrainRequest) -> Epsilon:
+        """The largest epsilon that was spent when a request was noted, be it asked again later."""
+        last = max(n for n, entry in enumerate(self.books.entries) if entry.is_of(request))
+        entries = self.books.entries[: last + 1]
+        return _epsilon(self.books.model_copy(update={"entries": entries}))
+
     def steps(self, name: str) -> int:
         """Steps of a mechanism so far."""
         return _spent(self.books, name).steps
@@ -140,18 +151,17 @@ class Ledger:
     def _with(self, request: TrainRequest, steps: Mapping[str, int]) -> Books:
         """The ledger with a request's new entries; unchanged if there are none."""
         assert request.digest is not None
-        key = (request.server_round, request.purpose, request.digest)
-        known = {
-            name
-            for entry in self.books.entries
-            if (entry.server_round, entry.purpose, entry.request_sha256) == key
-            for name in entry.steps
-        }
+        own = (entry for entry in self.books.entries if entry.is_of(request))
+        known = {name for entry in own for name in entry.steps}
         new = {name: count for name, count in steps.items() if name not in known and count}
         if not new:
             return self.books
-        round_, purpose, digest = key
-        entry = Entry(server_round=round_, purpose=purpose, request_sha256=digest, steps=new)
+        entry = Entry(
+            server_round=request.server_round,
+            purpose=request.purpose,
+            request_sha256=request.digest,
+            steps=new,
+        )
         return self.books.model_copy(update={"entries": [*self.books.entries, entry]})
 
     def _write(self, books: Books) -> None:
