@@ -23,6 +23,10 @@ ATTACKS = {
     "ipm 0.5": "IPM 0.5",
 }
 DIVISIONS = {"dirichlet 0.3": "Dirichlet 0.3", "iid": "IID"}
+ORDER = (
+    *("mean", "multi_krum", "mixing + trimmed_mean", "krum"),
+    *("median", "trimmed_mean", "rfa", "norm_clipping"),
+)
 RULES = {"mean": "mean by examples", "mixing + trimmed_mean": "mixing, `trimmed_mean`"}
 SETS = {"accuracy": "digits", "fashion_mnist": "fashion_mnist", "icons": "icons"}
 """Data sets by the first part of a cell's name."""
@@ -49,7 +53,7 @@ def robust_tables(results: Path) -> dict[str, str]:
         accuracy, runs = (details[key][division] for key in ("accuracy", "runs"))
         rows = [
             [RULES.get(rule, f"`{rule}`"), *(_cell(row, runs[rule], details, a) for a in ATTACKS)]
-            for rule, row in accuracy.items()
+            for rule, row in sorted(accuracy.items(), key=lambda item: ORDER.index(item[0]))
         ]
         tables.append(markdown_table([heading, *ATTACKS.values()], rows))
     commit = details.get("cells_commit", result["commit"])[:8]
