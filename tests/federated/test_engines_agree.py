@@ -341,10 +341,13 @@ def test_activations_are_what_one_more_client_adds():
         found = {}
         own = {n: t.repeat(clients, *[1] * t.dim()).requires_grad_() for n, t in state.items()}
         pixels = torch.zeros(clients * images, 3, 32, 32, dtype=torch.uint8)
-        note = lambda t: found.update(
-            {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}
-        )  # noqa: E731, E501
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: note(t) or t, lambda t: t):
+
+        def note(tensor):
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             result = stacked.logits(own, pixels, [images] * clients, range(clients))
         assert result.shape[0] == clients * images
         return sum(found.values())
