@@ -245,15 +245,14 @@ def _not_measured(context: RunContext, asked: Sequence[str]) -> int:
         side_by_side = min(MOST_THREADS, torch.get_num_threads())
         per_pass = max(1, round(IMAGES / config.data.batch_size))
         in_pass = min(in_pass, side_by_side * per_pass)
-    more = in_pass - len(asked)
-    if more <= 0:
+    others = sorted(context.clients.values(), reverse=True)[len(asked) : in_pass]
+    if not others:
         return 0
-    settings = local_settings(config, context.precision)
-    rows = min(settings.batch_size, max(context.clients.values()))
-    return more * activation_bytes(
+    most = local_settings(config, context.precision).batch_size
+    return len(others) * activation_bytes(
         context.stacked,
         context.model.get_parameters(),
         image_size=context.model.image_size,
-        batch_size=rows,
+        batch_size=max(1, round(float(np.mean([min(most, own) for own in others])))),
         device=context.device,
     )
