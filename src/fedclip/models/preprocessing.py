@@ -79,7 +79,8 @@ class Pixels:
         The processor itself checks its settings anew with every image, which for small ones takes
         ten times as long.
         """
-        to, resample = self._processor.size, self._processor.resample
+        to: Any = self._processor.size
+        resample = self._processor.resample
         width, height = image.size
         if (edge := to.shortest_edge) is None:
             wide, high = to.width, to.height
