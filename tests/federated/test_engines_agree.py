@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedclip.errors import FedclipWarning, TrainingFailed
 from fedclip.federated.engines.batched import BatchedEngine
-from fedclip.federated.engines.memory import choose_group_size
+from fedclip.federated.engines.memory import activation_bytes, choose_group_size
 from fedclip.federated.local_steps import LocalSettings
 from fedclip.models.stacked.clients import StackedClients
 from fedclip.records import TrainRequest
@@ -331,6 +331,30 @@ def test_one_client_too_large_is_an_error_with_a_remedy(monkeypatch):
         pytest.raises(TrainingFailed, match=r"data\.batch_size"),
     ):
         rounds("batched", LocalSettings())
+
+
+def test_activations_are_what_one_more_client_adds():
+    model = build(dropout=0.1, targets=BOTH)
+    stacked, state = StackedClients(model), model.get_parameters()
+
+    def kept(clients, images):
+        found = {}
+        own = {n: t.repeat(clients, *[1] * t.dim()).requires_grad_() for n, t in state.items()}
+        pixels = torch.zeros(clients * images, 3, 32, 32, dtype=torch.uint8)
+
+        def note(tensor):
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            result = stacked.logits(own, pixels, [images] * clients, range(clients))
+        assert result.shape[0] == clients * images
+        return sum(found.values())
+
+    for images in (1, 7):
+        found = activation_bytes(stacked, state, image_size=32, batch_size=images, device=CPU)
+        assert found == pytest.approx(kept(3, images) - kept(2, images), rel=1e-4)
 
 
 def test_the_group_follows_the_memory():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import CLIPImageProcessorPil
 
 from fedclip import base_folder, create_clip_model
 from fedclip.errors import UsageError
@@ -42,6 +43,8 @@ SQUARE = {"height": 32, "width": 32}
             "crop_size is .*64",
         ),
         ({"size": {"shortest_edge": 16}}, "partly black"),
+        ({"resample": None}, "resample is None"),
+        ({"resample": 9}, "resample is 9"),
         ({"size": {"longest_edge": 32}}, "partly black"),
         ({"crop_size": {"height": 32, "width": 16}}, "crop_size is"),
         ({"do_center_crop": False, "size": {"height": 32, "width": 16}}, "do_center_crop is false"),
@@ -67,14 +70,20 @@ def test_preprocessing_that_does_not_fit_is_named(
         {"do_center_crop": False, "size": SQUARE},
         {"do_center_crop": True, "size": {"height": 36, "width": 36}},
         {"do_normalize": False},
+        {"resample": 0},
     ],
 )
 def test_other_preprocessing_that_fits_is_used(folder: Path, change: dict[str, Any]) -> None:
     edit(folder / "preprocessor_config.json", change)
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
-    pixels = model_of(folder).to_pixels([image])
-    assert pixels.shape == (1, 3, 32, 32)
-    assert (pixels != 0).mean() > 0.9
+    draw, model = np.random.default_rng(0), model_of(folder)
+    library = CLIPImageProcessorPil.from_pretrained(folder)
+    for height, width in ((40, 60), (61, 33), (32, 32), (7, 9), (1, 5), (300, 201)):
+        image = Image.fromarray(draw.integers(0, 255, (height, width, 3), np.uint8))
+        pixels = model.to_pixels([image])
+        theirs = library(image, do_rescale=False, do_normalize=False)["pixel_values"]
+        np.testing.assert_array_equal(pixels, np.stack(theirs))
+        assert pixels.shape == (1, 3, 32, 32)
+        assert (pixels != 0).mean() > 0.9
 
 
 @pytest.mark.parametrize("place", ["", "text_config", "vision_config"])

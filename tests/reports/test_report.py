@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from fedclip.config.loading import config_from_dict
 from fedclip.reports.comparison import Cells
+from fedclip.reports.report.charts import lines_chart
 from fedclip.reports.report.compare import bench_page, compare_page
 from fedclip.reports.report.record import (
     LastPredictions,
@@ -110,6 +112,14 @@ def test_pages_are_sound_and_names_are_no_markup() -> None:
         links = [v for v in page.attributes("xlink:href") if not str(v).startswith("#")]
         assert links == []
         assert "default-src 'none'" in str(page.attributes("content"))
+
+
+def test_a_chart_of_one_round_counts_in_whole_rounds() -> None:
+    chart = lines_chart("Loss by round", "loss (nats)", {"training": [(1, 0.5)]})
+    words = {word.strip() for word in re.findall(r"<text[^>]*>([^<]*)</text>", chart)}
+    assert {"1", "round", "training"} <= words
+    assert not words & {"0.98", "1.00", "1.02"}
+    assert "#0102" not in chart  # the stand-ins of the page's colours
 
 
 def test_charts_say_what_they_are() -> None:

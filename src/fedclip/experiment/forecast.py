@@ -26,10 +26,9 @@ from fedclip.federated.privacy.secret import Draws
 from fedclip.federated.rounds import Engine, run_rounds, sample_clients
 from fedclip.records import Cohort, RunState, TrainRequest
 
-BUDGET = 4.0
+BUDGET = 3.0
 """Seconds that one measurement may take, as far as one step of one client allows."""
 _MOST_STEPS = 8
-_WARM_UP = 4  # examples
 _LATER = 130_000_000
 """Bytes that whole rounds and the run's end add on a CPU: buffers, freed memory in pieces. Runs of
 `tiny` added 140 to 200 MB, whatever was measured before."""
@@ -123,11 +122,8 @@ def _training(
     context: RunContext, state: RunState, ids: Sequence[str]
 ) -> tuple[Line, Sequence[str]]:
     """Seconds of a round by its examples, and the clients with whom that was measured."""
-    few = None if context.config.privacy.unit else _WARM_UP  # Poisson sampling needs a whole batch
-    warm = _one_round(context, state, ids[:1], 1, few)  # libraries, too
     pilot = _one_round(context, state, ids[:1], 1)
-    # Again where that is quick, as the first of its size makes kernels, or where others disturbed.
-    if pilot[1] < BUDGET / 4 or pilot[1] / pilot[0] > warm[1] / warm[0]:
+    if pilot[1] < BUDGET:  # the first of its size makes kernels, and others may have disturbed
         again = _one_round(context, state, ids[:1], 1)
         pilot = min(pilot, again, key=lambda measured: measured[1])
     count = len(ids) if pilot[1] * len(ids) < BUDGET else max(1, int(BUDGET / pilot[1]))
@@ -141,13 +137,10 @@ def _training(
 
 
 def _one_round(
-    context: RunContext, state: RunState, ids: Sequence[str], steps: int, fewer: int | None = None
+    context: RunContext, state: RunState, ids: Sequence[str], steps: int
 ) -> tuple[float, float]:
-    """Examples and seconds of a round of some clients with so many steps at most.
-
-    Of each client there are at most `fewer` examples, where that is given.
-    """
-    short = _shortened(context, ids, steps, fewer)
+    """Examples and seconds of a round of some clients with so many steps at most."""
+    short = _shortened(context, ids, steps)
     engine = create_engine(short, _dp_sgd(short))
     examples = {c: n for c, n in short.clients.items() if n}
     started = time.perf_counter()
@@ -184,16 +177,14 @@ def _dp_sgd(context: RunContext) -> DpSgd | None:
     return DpSgd(context.config.privacy.clip_norm, noise, Draws(bytes(32), "run", ""), batch)
 
 
-def _shortened(
-    context: RunContext, ids: Sequence[str], steps: int, fewer: int | None
-) -> RunContext:
+def _shortened(context: RunContext, ids: Sequence[str], steps: int) -> RunContext:
     """The context with one local epoch of so many steps, for the clients that are asked."""
     epoch = context.config.client.model_copy(update={"local_epochs": 1})
     config = context.config.model_copy(update={"client": epoch})
     pooled = set(ids).isdisjoint(context.task_of)  # centralised: one client with all
 
     def cut(task: Task, own: Config) -> Task:
-        most = fewer or steps * own.data.batch_size * own.data.accumulation_steps
+        most = steps * own.data.batch_size * own.data.accumulation_steps
         clients: Iterator[ClientData] = (
             replace(c, train=c.train[: most if pooled or c.client_id in ids else 0])
             for c in task.data.clients
@@ -222,7 +213,7 @@ def _evaluation(context: RunContext, state: RunState) -> Line:
     first = min(most, 16)
     timed(1)
     small = timed(first)
-    large = min(most, 2 * batch, int(first * BUDGET / small[1]))
+    large = min(most, 4 * batch, int(first * BUDGET / small[1]))
     return Line.through(small, timed(large) if large > first else None)
 
 
@@ -254,15 +245,14 @@ def _not_measured(context: RunContext, asked: Sequence[str]) -> int:
         side_by_side = min(MOST_THREADS, torch.get_num_threads())
         per_pass = max(1, round(IMAGES / config.data.batch_size))
         in_pass = min(in_pass, side_by_side * per_pass)
-    more = in_pass - len(asked)
-    if more <= 0:
+    others = sorted(context.clients.values(), reverse=True)[len(asked) : in_pass]
+    if not others:
         return 0
-    settings = local_settings(config, context.precision)
-    rows = min(settings.batch_size, max(context.clients.values()))
-    return more * activation_bytes(
+    most = local_settings(config, context.precision).batch_size
+    return len(others) * activation_bytes(
         context.stacked,
         context.model.get_parameters(),
         image_size=context.model.image_size,
-        batch_size=rows,
+        batch_size=max(1, round(float(np.mean([min(most, own) for own in others])))),
         device=context.device,
     )

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from PIL import Image
 from transformers import CLIPConfig, CLIPTokenizer, PreTrainedTokenizerFast
 
 from fedclip.errors import UsageError
@@ -126,6 +127,8 @@ def check_preprocessing(processor: Any, size: int, name: str) -> None:
             problem = f"size is {resize}, which leaves a crop of {size} pixels partly black"
     elif resize != {"height": size, "width": size}:
         problem = f"do_center_crop is false and size is {resize}"
+    if processor.resample not in tuple(Image.Resampling):
+        problem = problem or f"resample is {processor.resample}, expected 0 to 5"
     scale = processor.rescale_factor if processor.do_rescale else 1.0
     numbers = [scale]
     if processor.do_normalize:

@@ -67,15 +67,30 @@ class Pixels:
 
         See `fedclip.files.as_rgb` for what is taken; anything else raises `UsageError`.
         """
-        shape = (3, self.image_size, self.image_size)
-        pixels = np.empty((len(images), *shape), dtype=np.uint8)
+        size = self.image_size
+        pixels = np.empty((len(images), 3, size, size), dtype=np.uint8)
         for row, image in enumerate(images):
-            made = self._processor(
-                _rgb(image, row), do_rescale=False, do_normalize=False, return_tensors="np"
-            )["pixel_values"][0]
-            assert made.shape == shape, made.shape  # numpy would stretch one column over the row
-            pixels[row] = made
+            pixels[row] = np.asarray(self._fitted(_rgb(image, row))).transpose(2, 0, 1)
         return pixels
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        """The square that a model sees of an RGB image, as its processor makes it.
+
+        The processor itself checks its settings anew with every image, which for small ones takes
+        ten times as long.
+        """
+        to: Any = self._processor.size
+        resample = self._processor.resample
+        width, height = image.size
+        if (edge := to.shortest_edge) is None:
+            wide, high = to.width, to.height
+        elif width <= height:
+            wide, high = edge, int(edge * height / width)
+        else:
+            wide, high = int(edge * width / height), edge
+        resized = image.resize((wide, high), resample)
+        left, top = (wide - self.image_size) // 2, (high - self.image_size) // 2
+        return resized.crop((left, top, left + self.image_size, top + self.image_size))
 
 
 def _rgb(image: Image.Image | np.ndarray, row: int) -> Image.Image:

@@ -56,15 +56,14 @@ def activation_bytes(
     device: torch.device,
 ) -> int:
     """Bytes that one more client in a pass keeps for its backward pass."""
-    sizes = {
-        (stack, batch): _kept_bytes(model, state, stack, batch, image_size, device)
-        for stack in (1, 2)
-        for batch in (1, 2)
-    }
-    # What the second client adds: a fixed part (prompts) and a part for each image. What all
-    # share, such as the frozen weights, cancels out.
-    one_image, two_images = (sizes[2, batch] - sizes[1, batch] for batch in (1, 2))
-    return one_image + (two_images - one_image) * (batch_size - 1)
+    # Both passes are held until all is counted, lest a freed storage's place be taken by another.
+    held = [_kept(model, state, rows, image_size, device) for rows in (1, 2)]
+    one_image, two_images = (storages for storages, _ in held)
+    # What both keep, such as the frozen weights, all clients share. The rest has a fixed part
+    # (prompts) and a part for each image.
+    shared = sum(size for place, size in one_image.items() if place in two_images)
+    one, two = (sum(storages.values()) - shared for storages in (one_image, two_images))
+    return one + (two - one) * (batch_size - 1)
 
 
 def memory_budget(memory_gb: float | None, device: torch.device) -> float:
@@ -76,15 +75,14 @@ def memory_budget(memory_gb: float | None, device: torch.device) -> float:
     return budget if device.type == "cuda" else budget / torchrun_number("LOCAL_WORLD_SIZE", 1)
 
 
-def _kept_bytes(
+def _kept(
     model: Stacked,
     state: Mapping[str, torch.Tensor],
-    stack: int,
-    batch: int,
+    images: int,
     image_size: int,
     device: torch.device,
-) -> int:
-    """Bytes that a forward pass of `stack` clients with `batch` images each keeps for backward."""
+) -> tuple[dict[int, int], torch.Tensor]:
+    """What a client's forward pass keeps for backward, bytes by address, as long as the result."""
     storages: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -93,17 +91,11 @@ def _kept_bytes(
         return tensor
 
     stacked = {
-        name: tensor.to(device).expand(stack, *tensor.shape).clone().requires_grad_()
-        for name, tensor in state.items()
+        name: tensor.to(device)[None].clone().requires_grad_() for name, tensor in state.items()
     }
-    rows = stack * batch
-    pixels = torch.zeros(rows, 3, image_size, image_size, dtype=torch.uint8, device=device)
+    pixels = torch.zeros(images, 3, image_size, image_size, dtype=torch.uint8, device=device)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        # The result is held until all is counted, lest freed storages be counted twice.
-        result = model.logits(stacked, pixels, [batch] * stack, list(range(stack)))
-        total = sum(storages.values())
-        del result
-    return total
+        return storages, model.logits(stacked, pixels, [images], [0])
 
 
 def _total_bytes(device: torch.device) -> int:

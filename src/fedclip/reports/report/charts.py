@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from fedclip.reports.report.record import RoundLine, TimeLine
 
 _INK = "#010203"  # stands for the colour of the page's text, light or dark
+_GROUND = "#010204"  # and this for that of the ground
 _COLOURS = ("#2f7dc0", "#d9691e", "#2f9960", "#a35bb5", "#b8860b", "#5f7d8c")
 _DASHES = ("-", "--", "-.", ":")
 _STYLE: dict[Any, Any] = {
@@ -24,7 +25,9 @@ _STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "legend.frameon": False,
+    "axes.axisbelow": True,  # no grid across bars, nor across the words of a legend
+    "legend.facecolor": _GROUND,
+    "legend.edgecolor": "none",
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "grid.alpha": 0.25,
@@ -122,7 +125,8 @@ def figure_svg(figure: Figure, title: str) -> Markup:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
     svg = re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)
     told = f'<svg role="img" aria-label="{escape(title)}"'
-    return Markup(svg.replace(_INK, "currentColor").replace("<svg", told, 1))
+    svg = svg.replace(_INK, "currentColor").replace(_GROUND, "var(--ground)")
+    return Markup(svg.replace("<svg", told, 1))
 
 
 def _svg(draw: Callable[[Axes], None], title: str, x: str, y: str) -> Markup:
@@ -132,7 +136,7 @@ def _svg(draw: Callable[[Axes], None], title: str, x: str, y: str) -> Markup:
         draw(axes)
         axes.set_title(title.partition(",")[0], loc="left", fontsize=11)
         axes.set(xlabel=x, ylabel=y)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(axis="y")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=9.5)
