@@ -88,7 +88,7 @@ def _kept(
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself, a result would hold its own graph, and never be freed
 
     stacked = {
         name: tensor.to(device)[None].clone().requires_grad_() for name, tensor in state.items()
