@@ -88,9 +88,10 @@ def results(run: RunRecord) -> list[tuple[str, str]]:
     if scored:
         last = scored[-1].accuracy
         assert last is not None
-        pairs = [(what, number(last)), ("zero-shot", number(before))]
+        pairs = [(what, number(last))]
         if interval := interval_of(last, scored[-1].test_examples, tasks=bool(run.config["tasks"])):
             pairs.append(("95 % interval", f"{interval} ({scored[-1].test_examples:,} images)"))
+        pairs.append(("zero-shot", number(before)))
         if before is not None:
             pairs.append(("gain", f"{last - before:+.3f}"))
         if spread := scored[-1].client_accuracy:
