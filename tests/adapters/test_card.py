@@ -15,6 +15,9 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from fedclip.adapters.card import run_card
+from fedclip.models.adapter_card import loading
+from fedclip.models.trainable.lora import Lora
+from fedclip.reports.share import wilson
 from tests.conftest import Command
 
 
@@ -26,6 +29,20 @@ def changed(run: Path, to: Path, model: str, data: tuple[str, str | None]) -> Pa
     config["data"]["name"], config["data"]["path"] = data
     (to / "config.yaml").write_text(yaml.safe_dump(config))
     return to
+
+
+def test_a_card_says_how_to_classify_images(finished_run: Path) -> None:
+    told = "`fedclip predict <this folder> IMAGE...`"
+    for card in (run_card(finished_run), (finished_run / "adapter/README.md").read_text()):
+        assert card.count(told) == 1
+    assert told not in "\n".join(loading(Lora, "tiny", head=None))  # captions name no classes
+    assert told in "\n".join(loading(Lora, "tiny", head="linear"))
+
+
+def test_a_card_says_how_sure_its_accuracy_is(finished_run: Path) -> None:
+    summary = json.loads((finished_run / "summary.json").read_text())
+    low, high = wilson(summary["accuracy"], summary["test_examples"])
+    assert f"by the number of test images | {low:.3f} to {high:.3f} |" in run_card(finished_run)
 
 
 def test_the_hub_reads_the_card(finished_run: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fedclip.cli.console import show
 from fedclip.errors import FedclipWarning
 from tests.conftest import Command
 from tests.support.cli import Experiment
@@ -91,7 +92,18 @@ def test_a_run_cannot_be_changed_by_info(
 
 
 def test_evaluate(fedclip: Command, experiment: Experiment) -> None:
-    assert "accuracy  0.5" in fedclip("evaluate", "r")[1]
+    assert "accuracy  0.500" in fedclip("evaluate", "r")[1]
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(131_072, "0.131 MB"), (151_277_313, "151.3 MB"), (23_168_901_120, "23,169 MB")],
+)
+def test_megabytes_have_no_more_digits_than_matter(
+    capsys: pytest.CaptureFixture[str], count: int, told: str
+) -> None:
+    show({"free_memory_bytes": count}, as_json=False)
+    assert capsys.readouterr().out.split("  ")[1].strip() == told
 
 
 def test_help_and_version(fedclip: Command) -> None:

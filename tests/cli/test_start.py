@@ -46,7 +46,8 @@ def test_init_writes_what_validates_and_overwrites_nothing(
     file = tmp_path / "mine.yaml"
     code, out, err = fedclip("init", "--data", tmp_path / "scans", "-o", file)
     assert (code, out.strip()) == (0, str(file))
-    assert "fedclip doctor" in err
+    assert "no images below" in err
+    assert f"next: fedclip validate {file} --data" in err
     assert yaml.safe_load(file.read_text())["data"]["partition"] == {"name": "natural"}
     assert fedclip("validate", file)[0] == 0
     before = file.read_bytes()
@@ -56,6 +57,30 @@ def test_init_writes_what_validates_and_overwrites_nothing(
     assert fedclip("init", "--classes", "a,b", "-o", tmp_path / "x.yaml")[0] == 2
     code, _, err = fedclip("init", "-o", tmp_path / "no" / "x.yaml")
     assert (code, "--output" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("paths", "told", "partition"),
+    [
+        (["cat/1.png", "cat/2.png", "dog/1.png"],
+         "3 images of 2 classes (cat, dog), to be divided over 5 invented clients", "dirichlet"),
+        (["north/cat/1.png", "south/cat/1.png", "south/dog/1.png"],
+         "3 images of 2 classes (cat, dog) at 2 sites (north, south), each a client", "natural"),
+    ],
+    ids=["classes", "sites"],
+)  # fmt: skip
+def test_init_says_what_it_found(
+    fedclip: Command, tmp_path: Path, paths: list[str], told: str, partition: str
+) -> None:
+    for path in paths:
+        (tmp_path / "own" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / path).write_bytes(b"x")
+    file = tmp_path / "mine.yaml"
+    code, _, err = fedclip("init", "--data", tmp_path / "own", "-o", file)
+    assert code == 0
+    assert told in err
+    assert ("federation.strategy=centralised" in err) == (partition == "dirichlet")
+    assert yaml.safe_load(file.read_text())["data"]["partition"]["name"] == partition
 
 
 def test_init_takes_the_rounds_that_the_time_allows(

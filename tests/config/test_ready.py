@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,17 @@ def test_what_init_writes_has_its_comments_in_a_column() -> None:
     lines = [line for line in starter(Wishes()).splitlines() if "  #" in line]
     assert len(lines) > 8
     assert {line.index("# ") for line in lines} <= {31, 33}
+
+
+@pytest.mark.parametrize("wishes", [Wishes(), Wishes("a", False, ["x", "y"]), Wishes("a" * 90)],
+                         ids=["digits", "classes", "sites"])  # fmt: skip
+def test_every_value_that_init_writes_has_a_comment(wishes: Wishes) -> None:
+    lines = starter(wishes).splitlines()
+    for above, line in pairwise(lines):
+        key, _, value = line.strip().partition(":")
+        if not value.split("#")[0].strip() or line.startswith(("#", "  #", "  - ")):
+            continue  # a heading, a comment or an item
+        assert "# " in line or f"# {key}: " in above, line
 
 
 def test_synonyms_lead_to_keys_that_there_are() -> None:

@@ -31,7 +31,7 @@ client: {learning_rate: 0.01}
 data: {name: imagefolder, path: PATH, layout: classes, test_fraction: 0.4}
 federation: {rounds: 1, num_clients: 2}
 """
-SHRUNK = "240 x 240 pixels (the median) and are shrunk 7.5-fold, to the 32 x 32"
+SHRUNK = "shrink 7.5-fold, from 240 x 240 pixels (the median) to the model's 32 x 32"
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_a_run_tells_what_is_lost(fedclip: Command, photographs: Path, tmp_path:
     assert 0 <= summary["macro_f1"] <= 1
     worst = summary["worst_class"]
     assert worst.keys() == {"name", "recall"}
-    lines = "\n".join(out.splitlines()[-6:])
+    lines = "\n".join(out.splitlines()[-7:])
     assert f"majority-class rate {summary['majority_class_rate']:.3f}" in lines
     assert f"macro-F1 {summary['macro_f1']:.3f}" in lines
     assert f"worst class: {worst['name']}, recall {worst['recall']:.3f}" in lines

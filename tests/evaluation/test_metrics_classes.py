@@ -14,7 +14,8 @@ from fedclip.errors import UsageError
 from fedclip.evaluation import metrics
 from fedclip.evaluation.metrics import METRICS, chosen, class_figures
 from fedclip.evaluation.per_client import figures, together, told_by_clients
-from fedclip.reports.closing import closing_lines
+from fedclip.reports.closing import closing_lines, evaluation_facts
+from fedclip.reports.share import wilson
 from tests.conftest import Command
 from tests.support.evaluation import made
 from tests.support.runs import with_
@@ -99,9 +100,11 @@ def test_a_run_ends_with_them(of: str, request: pytest.FixtureRequest) -> None:
 def test_they_stand_in_the_last_lines_and_the_card(fedclip: Command, finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
     _, out, _ = fedclip("run", "--resume", finished_run)
-    *lines, accuracy, folder = out.splitlines()
+    *lines, accuracy, few, folder = out.splitlines()
     assert folder == f"run folder: {finished_run}"
-    assert accuracy.startswith(f"accuracy {summary['accuracy']:.3f} (zero-shot ")
+    images = summary["test_examples"]
+    assert accuracy.startswith(f"accuracy {summary['accuracy']:.3f} on {images} test images (95 % ")
+    assert few.startswith(f"{images} test images are little to go by")
     worst, before = summary["worst_class"], summary["zero_shot_worst_class"]
     told = json.loads((finished_run / "metrics.jsonl").read_text().splitlines()[-1])
     site = summary["worst_site"]
@@ -115,6 +118,11 @@ def test_they_stand_in_the_last_lines_and_the_card(fedclip: Command, finished_ru
         f"worst class: {worst['name']}, recall {worst['recall']:.3f} "
         f"(zero-shot: {before['name']}, recall {before['recall']:.3f})",
     ]
+    _, out, _ = fedclip("evaluate", finished_run)
+    low, high = wilson(summary["accuracy"], images)
+    assert "accuracy: 95 % interval" in out
+    assert f"{low:.3f} to {high:.3f}" in out
+    assert f"{low:.3f} to {high:.3f}" in accuracy
     card = run_card(finished_run)
     assert f"| majority-class rate | {summary['majority_class_rate']:.3f} |" in card
     assert f"after: {worst['name']}, recall {worst['recall']:.3f} |" in card
@@ -128,3 +136,42 @@ def test_a_name_takes_one_line_and_an_older_run_has_none() -> None:
     worst = {"name": "a\nrun folder: /", "recall": 0.0}
     found = {"majority_class_rate": 0.5, "macro_f1": 0.5, "worst_class": worst}
     assert all("\n" not in line for line in closing_lines(summary | found))
+
+
+def test_where_all_are_alike_none_is_the_worst() -> None:
+    summary = {
+        "accuracy": 1.0, "zero_shot_accuracy": 0.5, "rounds": 10, "test_examples": 43,
+        "majority_class_rate": 0.5, "macro_f1": 1.0, "zero_shot_macro_f1": 0.4,
+        "worst_class": {"name": "boots", "recall": 1.0},
+        "zero_shot_worst_class": {"name": "boots", "recall": 0.25},
+        "client_accuracy": {"mean": 1.0, "min": 1.0, "max": 1.0},
+        "worst_site": {"name": "client-00", "accuracy": 1.0},
+    }  # fmt: skip
+    assert closing_lines(summary)[2:] == [
+        "worst class: none, all have recall 1.000 (zero-shot: boots, recall 0.250)",
+        "worst site: none, all have accuracy 1.000",
+        "accuracy 1.000 on 43 test images (95 % interval 0.918 to 1.000; zero-shot 0.500) "
+        "after 10 rounds",
+        "43 test images are little to go by: each one moves the accuracy by 0.023",
+    ]
+    less = summary | {"accuracy": 0.9, "client_accuracy": {"mean": 1.1, "min": 1.0, "max": 1.2}}
+    assert "worst site: client-00, accuracy 1.000" in closing_lines(less)
+    several = summary | {"tasks": {"a": {}, "b": {}}}  # a mean over tasks has no such interval
+    assert "accuracy 1.000 on 43 test images (zero-shot 0.500) after 10 rounds" in closing_lines(
+        several
+    )
+
+
+def test_an_evaluation_in_words() -> None:
+    by_task = {"a": {"name": "x", "recall": 0.5}, "b": {"name": "y", "recall": 1.0}}
+    told = evaluation_facts(
+        {"accuracy": 1.0, "worst_class": by_task["a"], "test_examples": 200,
+         "worst_class_by_task": by_task, "accuracy_by_task": {"a": 0.75, "b": 1.0}}
+    )  # fmt: skip
+    assert told == {
+        "accuracy": "1.000",
+        "worst_class": "x, recall 0.500",
+        "test_examples": 200,
+        "worst_class_by_task": {"a": "x, recall 0.500", "b": "none, all have recall 1.000"},
+        "accuracy_by_task": {"a": "0.750", "b": "1.000"},
+    }

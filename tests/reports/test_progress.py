@@ -7,7 +7,7 @@ from PIL import Image
 from rich.console import Console
 
 from fedclip.records import ClientReport
-from fedclip.reports.curves import curves_png
+from fedclip.reports.curves import curves, curves_png
 from fedclip.reports.progress import LiveProgress, PlainProgress, make_progress
 from fedclip.reports.tables import partition_table
 
@@ -83,6 +83,20 @@ def test_the_partition_table_shows_counts_and_folds_many_classes():
     ]
     many = render(partition_table([str(i) for i in range(40)], {"a": [5, 1] + [0] * 38}))
     assert many.split("\n")[-3].split() == ["a", "2", "5", "1", "6"]
+
+
+@pytest.mark.usefixtures("pixels")
+def test_a_line_at_1_lies_below_the_frame_and_the_legend_below_the_lines():
+    both = {"mean": 1.0, "min": 0.5, "max": 1.0}
+    metrics = [{"server_round": i, "accuracy": 1.0, "client_accuracy": both} for i in range(3)]
+    figure = curves(metrics, zero_shot=0.5)
+    figure.canvas.draw()
+    axes = figure.axes[1]
+    assert axes.get_ylim()[1] > 1.0
+    frame, legend = axes.get_window_extent(), axes.get_legend().get_window_extent()
+    assert legend.y1 < frame.y0
+    assert figure.bbox.x0 < legend.x0 < legend.x1 < figure.bbox.x1
+    assert legend.y0 > figure.bbox.y0
 
 
 @pytest.mark.usefixtures("pixels")

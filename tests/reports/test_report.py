@@ -23,7 +23,7 @@ from fedclip.reports.report.record import (
     Summary,
     TimeLine,
 )
-from fedclip.reports.report.sections import run_page
+from fedclip.reports.report.sections import about, results, run_page
 
 pytestmark = pytest.mark.usefixtures("pixels")
 
@@ -80,7 +80,7 @@ def record(name: str = "run-1", **changes: Any) -> RunRecord:
     tested = LastPredictions(
         class_names=[NASTY, "cat"],
         confusion=[(0, 0, 7), (0, 1, 2), (1, 1, 1)],
-        samples=[Sample(image=PIXEL, label=0, predicted=1, confidence=0.9)],
+        samples=[Sample(image=PIXEL, label=0, predicted=1, confidence=0.9, place=NASTY)],
     )
     whole: dict[str, Any] = {
         "name": name,
@@ -197,3 +197,48 @@ def test_what_a_file_says_is_checked() -> None:
 
 def test_an_unfinished_run_says_how_far_it_came() -> None:
     assert "1 of 2 rounds so far" in run_page(record())
+
+
+def ended(**changes: object) -> Summary:
+    found: dict[str, Any] = {
+        "rounds": 1, "zero_shot_accuracy": 0.5, "accuracy": 1.0, "trainable_parameters": 8,
+        "bytes_up_per_client_round": 1.0, "bytes_down_per_client_round": 1.0, "engine": "batched",
+        "precision": "fp32", "versions": {}, "worst_class": {"name": "boots", "recall": 1.0},
+        "best": {"server_round": 5, "validation_accuracy": 0.875, "accuracy": 0.96875},
+    }  # fmt: skip
+    return Summary.model_validate(found | changes)
+
+
+def test_the_tiles_say_of_what_the_figures_are() -> None:
+    rounds = [RoundLine(server_round=1, accuracy=1.0, test_examples=43)]
+    run = record(rounds=rounds, summary=ended())
+    told = dict(results(run))
+    assert told["accuracy"] == "1.000"
+    assert told["95 % interval"] == "0.918 to 1.000 (43 images)"
+    assert told["best round by validation"] == "round 5"
+    assert told["validation accuracy of that round"] == "0.875"
+    assert told["test accuracy of that round"] == "0.969"
+    assert told["recall of the worst class"] == "1.000 (of every class)"
+    assert "43 test images are little to go by" in run_page(run)
+    worse = record(rounds=rounds, summary=ended(accuracy=1.5))
+    assert dict(results(worse))["recall of the worst class"] == "1.000 (boots)"
+    many = [RoundLine(server_round=1, accuracy=1.0, test_examples=100)]
+    assert "little to go by" not in run_page(record(rounds=many))
+
+
+def test_without_a_mistake_the_page_says_so_and_names_the_files() -> None:
+    right = LastPredictions(
+        class_names=["a", "b"],
+        confusion=[(0, 0, 7), (1, 1, 1)],
+        samples=[Sample(image=PIXEL, label=0, predicted=0, confidence=0.9, place="a/<7>.jpg")],
+    )
+    page = run_page(record(tested={"": right}))
+    assert "No mistakes on the test images." in page
+    assert "a/&lt;7&gt;.jpg" in page
+    assert "No mistakes" not in run_page(record())
+
+
+def test_the_page_names_the_model_and_the_folder() -> None:
+    own = {"data": {"name": "imagefolder", "path": "/home/me/photos"}}
+    run = record(config=config_from_dict(own).model_dump(mode="json"))
+    assert about(run).startswith("model tiny on photos (imagefolder), strategy fedavg")

@@ -150,7 +150,10 @@ def test_the_commands_take_it(kept: package.Run, fedclip: Command, tmp_path: Pat
     assert code == 0, err
     assert weights(tmp_path / "copy-best-peft") == weights(kept.folder / "adapter_best")
     _, out, _ = fedclip("run", "--resume", kept.folder)
-    assert f"best round by validation: 1, accuracy {best:.3f} (validation 1.000); --best" in out
+    assert (
+        f"best round by validation: 1, validation accuracy 1.000, test accuracy {best:.3f}; --best"
+        in out
+    )
 
 
 @pytest.mark.parametrize("kept", ["shared", "personal"], indirect=True)

@@ -63,7 +63,7 @@ def test_the_tutorial_on_photographs_gives_the_answers_that_it_says(
     fedclip: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (Path(__file__).parents[2] / "docs/tutorial-your-images.md").read_text("utf-8")
-    makes_them = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)[0]
+    makes_them, sets_aside, _ = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
     monkeypatch.chdir(tmp_path)
     exec(compile(makes_them, "page", "exec"), {})
     for words in (
@@ -76,3 +76,14 @@ def test_the_tutorial_on_photographs_gives_the_answers_that_it_says(
     assert (summary["clients"], summary["rounds"]) == (5, 10)
     assert 0.6 <= summary["zero_shot_accuracy"] <= 0.8
     assert summary["accuracy"] >= 0.8
+    assert Path("runs/photos/adapter_best").is_dir()
+    exec(compile(sets_aside, "page", "exec"), {})
+    code, out, err = fedclip("predict", "runs/photos", "unseen", "--json")
+    assert code == 0, err
+    answers = [(Path(row["image"]).name, row["label"]) for row in json.loads(out)]
+    assert len(answers) == summary["test_examples"]
+    right = sum(name.startswith(label) for name, label in answers)
+    assert right == round(summary["accuracy"] * len(answers))
+    places = [one["place"] for one in json.loads(
+        Path("runs/photos/predictions.json").read_text())[""]["samples"]]  # fmt: skip
+    assert {place.replace("/", "-") for place in places} <= {name for name, _ in answers}

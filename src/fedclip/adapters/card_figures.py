@@ -8,6 +8,7 @@ from typing import Any
 
 from fedclip.models.adapter_card import markdown
 from fedclip.reports.closing import number, recall_of
+from fedclip.reports.share import interval_of
 from fedclip.reports.tables import retrieval_rows
 
 
@@ -20,6 +21,8 @@ def accuracies(summary: Mapping[str, Any]) -> list[str]:
         f"| before training (zero-shot) | {number(summary['zero_shot_accuracy'])} |",
         f"| trained | {number(summary['accuracy'])} |",
     ]
+    if interval := interval_of(summary["accuracy"], summary.get("test_examples")):
+        lines.append(f"| its 95 % interval, by the number of test images | {interval} |")
     for key, words in (("mean", "mean over clients"), ("min", "lowest client"), ("max", "highest")):
         if summary["client_accuracy"]:
             lines.append(f"| {words} | {number(summary['client_accuracy'][key])} |")
@@ -63,8 +66,10 @@ def _by_class(summary: Mapping[str, Any]) -> list[str]:
     macro = (
         f"{number(summary.get('zero_shot_macro_f1'))} before, {number(summary['macro_f1'])} after"
     )
-    worst = [summary.get(key) for key in ("zero_shot_worst_class", "worst_class")]
-    before, after = (markdown(recall_of(own)) for own in worst)
+    before, after = (
+        markdown(recall_of(summary.get(f"{when}worst_class"), summary.get(f"{when}accuracy")))
+        for when in ("zero_shot_", "")
+    )
     return [
         f"| majority-class rate | {number(summary['majority_class_rate'])} |",
         f"| macro-F1 | {macro} |",

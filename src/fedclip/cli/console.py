@@ -62,10 +62,16 @@ def show_evaluation(figures: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         show(figures, as_json)
         return
-    detail, apart = figures.get("detail"), ("detail", "classes", "adapters")
+    from fedclip.reports.closing import evaluation_facts, three_digits
+    from fedclip.reports.share import few
+
+    detail, apart = three_digits(figures.get("detail")), ("detail", "classes", "adapters")
     both = {name: detail[name] for name in ("base", "trained")} if detail else {}
-    show({key: value for key, value in figures.items() if key not in apart} | both, as_json=False)
-    tables = detail or {"classes": figures.get("classes", ())}
+    told = evaluation_facts({k: v for k, v in figures.items() if k not in apart})
+    show(told | both, as_json=False)
+    if little := few(figures.get("test_examples")):
+        echo(little)
+    tables = detail or {"classes": three_digits(figures.get("classes", []))}
     for name in ("classes", "sites"):
         if tables.get(name):
             click.echo()
@@ -106,7 +112,13 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             # Bytes are for programs; people read megabytes.
             measured = "bytes" in str(name) and value is not None
             label = " ".join(word for word in words.split(" ") if word != "bytes")
-            yield label if measured else words, f"{value / 1e6:,.3f} MB" if measured else value
+            yield label if measured else words, _megabytes(value) if measured else value
+
+
+def _megabytes(count: float) -> str:
+    """Bytes in megabytes, with three digits behind the point of small ones and none of large."""
+    size = count / 1e6
+    return f"{size:,.{3 if size < 100 else 1 if size < 1000 else 0}f} MB"
 
 
 def _nested(value: Any) -> bool:

@@ -53,7 +53,7 @@ def init(
         data, classes, model, minutes = _questions()
     from fedclip.cli.console import echo, say
 
-    text, wishes = _written(data, label_list(classes), model, minutes)
+    text, wishes, found = _written(data, label_list(classes), model, minutes)
     from fedclip import files
 
     try:
@@ -61,7 +61,12 @@ def init(
     except OSError as error:
         raise UsageError(f"--output {output}: {error.strerror or error}") from None
     echo(str(output))
-    say(f"{wishes.rounds} rounds; next: fedclip doctor {output}, then fedclip run {output}")
+    for line in found:
+        say(line)
+    say(
+        f"{wishes.rounds} rounds; next: fedclip validate {output} --data, "
+        f"then fedclip doctor {output} and fedclip run {output}"
+    )
 
 
 def _questions() -> tuple[Path | None, str | None, str | None, float | None]:
@@ -81,8 +86,8 @@ def _questions() -> tuple[Path | None, str | None, str | None, float | None]:
 
 def _written(
     data: Path | None, classes: list[str] | None, model: str | None, minutes: float | None
-) -> tuple[str, Wishes]:
-    """The text, with rounds for the time that there is."""
+) -> tuple[str, Wishes, list[str]]:
+    """The text, with rounds for the time that there is, and what was found in the folder."""
     from dataclasses import replace
 
     from fedclip.config.starter import Wishes, starter
@@ -97,9 +102,42 @@ def _written(
         classes=classes or (),
         model=model or "tiny",
     )
+    found = [f"the built-in digits, {_divided(wishes.clients)}"]
+    if data is not None:
+        found, by_site = _looked_at(data, classes, wishes)
+        wishes = replace(wishes, by_site=by_site)
     if minutes is not None:
         wishes = replace(wishes, rounds=_rounds_in(starter(wishes), 60 * minutes))
-    return starter(wishes), wishes
+    return starter(wishes), wishes, found
+
+
+def _looked_at(data: Path, classes: list[str] | None, wishes: Wishes) -> tuple[list[str], bool]:
+    """What the folder holds, in words, and whether by sites; what a run would refuse is warned of.
+
+    The file is written all the same: it is where such faults are mended.
+    """
+    from fedclip.cli.console import warn
+    from fedclip.data.datasets import load_source
+    from fedclip.data.source import some
+
+    try:
+        source = load_source("imagefolder", path=str(data), class_names=classes)
+    except UsageError as error:
+        warn(str(error))
+        return [], wishes.by_site
+    sites = source.site_names
+    held = f"{len(source):,} images of {len(source.class_names)} classes"
+    held = f"{data}: {held} ({some(source.class_names, 6)})"
+    if not sites:
+        return [f"{held}, {_divided(wishes.clients)}"], False
+    return [f"{held} at {len(sites)} sites ({some(sites, 6)}), each a client"], True
+
+
+def _divided(clients: int) -> str:
+    return (
+        f"to be divided over {clients} invented clients; federation.strategy=centralised is plain "
+        "training on all of them together"
+    )
 
 
 def _has_sites(data: Path) -> bool:

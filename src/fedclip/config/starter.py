@@ -35,27 +35,28 @@ optimizer:
 data:
 {data}
 federation:
-  strategy: fedavg             # how updates are combined; `local` is training alone
+  strategy: fedavg             # `local`: each alone; `centralised`: plain training on all images
   {rounds}# each is a training of all sites and a mean of their adapters
-  {num_clients}# where the images do not come by sites
+  {num_clients}# invented ones, over which images without sites are divided
 
 evaluation:
   keep_best: true              # adapter_best/ holds the best round by validation
 """
 _FOLDER = """\
-  name: imagefolder
+  name: imagefolder            # images in folders
+  # path: the folder, as seen from where the command is given
   {path}
   layout: auto                 # <site>/<class>/* or <class>/*; auto finds out
-  batch_size: 32
+  batch_size: 32               # images in one training step
 {names}  partition:
     name: {partition}{padding}# natural: one client a site; dirichlet: divided unevenly by class
 """
 _DIGITS = """\
   name: digits                 # comes with fedclip; your own: name: imagefolder, path: FOLDER
-  batch_size: 32
+  batch_size: 32               # images in one training step
   partition:
-    name: dirichlet            # sites differ; a smaller alpha lets them differ more
-    alpha: 0.3
+    name: dirichlet            # divided unevenly by class over invented clients
+    alpha: 0.3                 # the smaller, the more the clients differ
 """
 
 
@@ -77,7 +78,8 @@ def starter(wishes: Wishes) -> str:
     if wishes.folder is not None:
         names = ""
         if wishes.classes:
-            names = _key("class_names", list(wishes.classes), indent=2) + "\n"
+            names = "  # class_names: words for the folders, in their order\n"
+            names += _key("class_names", list(wishes.classes), indent=2) + "\n"
         partition = "natural" if wishes.by_site else "dirichlet"
         data = _FOLDER.format(
             path=_key("path", wishes.folder),

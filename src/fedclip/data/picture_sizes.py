@@ -40,10 +40,9 @@ def warn_if_shrunk(data: FederatedData, input_size: int, advice: str) -> None:
     if size is None or factor is None or factor <= MUCH:
         return
     warnings.warn(
-        f"data: the images of {data.name} are {size[0]} x {size[1]} pixels (the median) and are "
-        f"shrunk {factor:.2g}-fold, to the {input_size} x {input_size} that the model sees; a "
-        f"class that is told by marks of less than some {2 * factor:.0f} pixels may not be "
-        f"recognised: {advice}",
+        f"data: images of {data.name} shrink {factor:.2g}-fold, from {size[0]} x {size[1]} pixels "
+        f"(the median) to the model's {input_size} x {input_size}; details below some "
+        f"{2 * factor:.0f} pixels may be lost. {advice}",
         FedclipWarning,
         stacklevel=3,
     )

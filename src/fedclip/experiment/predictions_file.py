@@ -79,6 +79,7 @@ def _record(task: Task, with_images: bool) -> dict[str, Any]:
                 "label": int(found.labels[i]),
                 "predicted": int(found.predicted[i]),
                 "confidence": round(float(found.confidence[i]), 4),
+                "place": _place(task, int(rows[i])),
             }
             for i in chosen
         ],
@@ -95,6 +96,14 @@ def _samples(
     nth = np.array([np.sum(labels[right[:i]] == labels[right[i]]) for i in range(len(right))])
     yield from wrong[:SAMPLES].tolist()
     yield from right[np.argsort(nth, kind="stable")][:SAMPLES].tolist() if len(right) else ()
+
+
+def _place(task: Task, row: int) -> str:
+    """The path of an image in its folder, or its row; empty where neither is known."""
+    places = task.data.places
+    if not places:
+        return ""
+    return place if isinstance(place := places[row], str) else f"row {place}"
 
 
 def _data_uri(pixels: NDArray[np.uint8]) -> str:

@@ -56,6 +56,7 @@ def summarise(
         "zero_shot_accuracy": metrics[0]["zero_shot_accuracy"],
         "initial_accuracy": metrics[0]["accuracy"],
         "accuracy": last["accuracy"],
+        "test_examples": last.get("test_examples"),
         "personal": is_personal(config),
         "validation_accuracy": last.get("validation_accuracy"),
         "validation_loss": last.get("validation_loss"),  # not in lines of older versions

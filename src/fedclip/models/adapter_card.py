@@ -40,8 +40,9 @@ def loading(
 
     `place` is a folder or hub id; only PEFT loads from a hub id.
     """
+    predict = ["", "To classify images: `fedclip predict <this folder> IMAGE...`"] if head else []
     if kind.peft_format and head != "linear":
-        return ["```python", *_loading(base_model, place), "```"]
+        return ["```python", *_loading(base_model, place), "```", *predict]
     told = []
     if head == "linear":
         told = [
@@ -49,7 +50,7 @@ def loading(
             "over; fedclip loads it with the rest, from a folder on disk:",
             "",
         ]
-    return [*told, "```python", *_loading_whole(), "```"]
+    return [*told, "```python", *_loading_whole(), "```", *predict]
 
 
 def markdown(name: str) -> str:

@@ -49,12 +49,11 @@ def advice_on_size(model_name: str) -> str:
     """What to do where a model's input is too small for the images."""
     if model_name.removeprefix(RANDOM) in EMBEDDED:
         return (
-            "tiny is for trying things out; for photographs take a larger pretrained model by "
-            "model.model_name: one of the hub, such as openai/clip-vit-base-patch32, or a folder "
-            "on disk"
+            "For photographs set model.model_name to a larger model: "
+            "openai/clip-vit-base-patch32, another of the hub, or a folder on disk"
         )
     return (
-        "if such marks matter, take a model with a larger input, such as "
+        "If such details matter, take a model with a larger input, such as "
         "openai/clip-vit-large-patch14-336, or cut the images to what matters"
     )
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ACCURACY_AXIS = (0, 1.05)
+"""Room above 1, so that a line there does not lie on the frame."""
+
 
 def curves_png(metrics: Sequence[Mapping[str, Any]], zero_shot: float | None) -> bytes:
     """Loss and accuracy by round as a PNG."""
@@ -22,8 +25,8 @@ def curves(metrics: Sequence[Mapping[str, Any]], zero_shot: float | None) -> Fig
 
     # A Figure of its own, without pyplot: no global state and no window system.
     # Fixed margins: a layout that is computed takes half a second.
-    figure = NotebookFigure(figsize=(9, 3.6))
-    figure.subplots_adjust(left=0.065, right=0.985, bottom=0.14, top=0.91, wspace=0.18)
+    figure = NotebookFigure(figsize=(9, 4))
+    figure.subplots_adjust(left=0.065, right=0.985, bottom=0.22, top=0.92, wspace=0.18)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
 
     trained = [m for m in metrics if m.get("loss") is not None]
@@ -38,7 +41,7 @@ def curves(metrics: Sequence[Mapping[str, Any]], zero_shot: float | None) -> Fig
 
     scored = [m for m in metrics if m.get("accuracy") is not None]
     rounds = [m["server_round"] for m in scored]
-    accuracy_axes.plot(rounds, [m["accuracy"] for m in scored], label="central test set")
+    accuracy_axes.plot(rounds, [m["accuracy"] for m in scored], label="test set")
     spreads = [m for m in scored if m.get("client_accuracy")]
     if spreads:
         accuracy_axes.fill_between(
@@ -50,13 +53,15 @@ def curves(metrics: Sequence[Mapping[str, Any]], zero_shot: float | None) -> Fig
         )
     if zero_shot is not None:
         accuracy_axes.axhline(zero_shot, linestyle="--", color="grey", label="zero-shot")
-    accuracy_axes.set(xlabel="round", ylabel="accuracy", title="Accuracy", ylim=(0, 1))
+    accuracy_axes.set(xlabel="round", ylabel="accuracy", title="Accuracy", ylim=ACCURACY_AXIS)
 
     for axes in (loss_axes, accuracy_axes):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+            # Below the axes, where it hides no line.
+            place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+            axes.legend(fontsize="small", ncols=3, columnspacing=1, **place)
     return figure
 
 

@@ -51,13 +51,14 @@ class Charts:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with what it is and what was said of it."""
+    """An image with what it is, what was said of it, and where it lies in the data set."""
 
     source: str
     true: str
     predicted: str
     confidence: str
     right: bool
+    place: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedclip.reports.curves import ACCURACY_AXIS
 from fedclip.reports.report.record import RoundLine, TimeLine
 
 _INK = "#010203"  # stands for the colour of the page's text, light or dark
@@ -36,7 +38,8 @@ _STYLE: dict[Any, Any] = {
 }
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _MOST_BARS = 100
-SIZE, PLACE = (5.6, 3.3), (0.14, 0.15, 0.84, 0.75)
+_SIZE = (5.6, 3.3)  # inches, without a legend
+_COLUMNS = 3  # of a legend
 
 
 def accuracy_chart(rounds: Sequence[RoundLine], zero_shot: float | None) -> Markup:
@@ -59,7 +62,7 @@ def accuracy_chart(rounds: Sequence[RoundLine], zero_shot: float | None) -> Mark
             )
         if zero_shot is not None:
             axes.axhline(zero_shot, linestyle="--", color="#808890", label="zero-shot")
-        axes.set_ylim(0, 1.02)
+        axes.set_ylim(*ACCURACY_AXIS)
 
     last = f", at the end {scored[-1].accuracy:.3f}" if scored else ""
     return _svg(draw, f"Accuracy by round{last}", "round", "accuracy (share that is right)")
@@ -131,16 +134,26 @@ def figure_svg(figure: Figure, title: str) -> Markup:
 
 def _svg(draw: Callable[[Axes], None], title: str, x: str, y: str) -> Markup:
     with in_ink():
-        figure = Figure(figsize=SIZE)
-        axes = figure.add_axes(PLACE)
+        figure = Figure()
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         draw(axes)
         axes.set_title(title.partition(",")[0], loc="left", fontsize=11)
         axes.set(xlabel=x, ylabel=y)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(axis="y")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=9.5)
+        _place(figure, axes)
         return figure_svg(figure, title)
+
+
+def _place(figure: Figure, axes: Axes) -> None:
+    """Gives axes their room, and below them, where it hides no line, one to the legend."""
+    names = len(axes.get_legend_handles_labels()[0])
+    below = 0.24 * math.ceil(names / _COLUMNS)
+    width, height = _SIZE[0], _SIZE[1] + below
+    figure.set_size_inches(width, height)
+    axes.set_position((0.14, (0.5 + below) / height, 0.84, 2.48 / height))
+    if names:
+        figure.legend(fontsize=9.5, loc="lower center", ncols=_COLUMNS, borderaxespad=0.2)
 
 
 def _line(axes: Axes, points: Sequence[tuple[int, float | None]], name: str, number: int) -> None:

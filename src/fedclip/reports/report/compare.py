@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from fedclip.reports.closing import number
 from fedclip.reports.comparison import Cells
+from fedclip.reports.curves import ACCURACY_AXIS
 from fedclip.reports.progress import duration
 from fedclip.reports.report import charts
 from fedclip.reports.report.blocks import Cell, Charts, Facts, Section, Table, Text
@@ -87,7 +88,7 @@ def _curves(named: Mapping[str, RunRecord]) -> Charts:
     right = "accuracy (share that is right)"
     return Charts(
         [
-            charts.lines_chart("Accuracy by round", right, accuracy, most=1.02),
+            charts.lines_chart("Accuracy by round", right, accuracy, most=ACCURACY_AXIS[1]),
             charts.lines_chart("Training loss by round", "loss (nats)", loss),
         ]
     )

@@ -41,6 +41,7 @@ class RoundLine(Record):
     loss: Number | None = None
     test_loss: Number | None = None
     accuracy: Number | None = None
+    test_examples: Count | None = None
     zero_shot_accuracy: Number | None = None
     client_accuracy: Spread | None = None
     accuracy_by_client: ByName = {}
@@ -135,12 +136,13 @@ class Partition(Record):
 
 
 class Sample(Record):
-    """A test image with its true and its predicted class, by number."""
+    """A test image with its true and its predicted class, by number, and its file or row."""
 
     image: str = Field(pattern=r"^data:image/(png|jpeg);base64,[A-Za-z0-9+/]+={0,2}$")
     label: Count
     predicted: Count
     confidence: Number
+    place: str = ""
 
 
 class LastPredictions(Record):

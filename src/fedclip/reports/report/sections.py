@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from fedclip.reports.closing import number
@@ -17,7 +19,7 @@ from fedclip.reports.report.blocks import (
     Text,
 )
 from fedclip.reports.report.page import page
-from fedclip.reports.report.record import RunRecord
+from fedclip.reports.report.record import RunRecord, Summary
 from fedclip.reports.report.tables import (
     MOST_SITES,
     adapter_blocks,
@@ -25,6 +27,7 @@ from fedclip.reports.report.tables import (
     gain_cells,
     tested_blocks,
 )
+from fedclip.reports.share import few, interval_of, none_is_worse
 from fedclip.reports.tables import retrieval_rows
 
 
@@ -36,24 +39,36 @@ def run_page(run: RunRecord) -> str:
 def about(run: RunRecord) -> str:
     """What was run, in one line."""
     config = run.config
-    data = ", ".join(config["tasks"]) or config["data"]["name"]
     done = run.rounds[-1].server_round
     total = config["federation"]["rounds"]
     state = f"{done} rounds" if run.summary else f"{done} of {total} rounds so far"
     reason = run.summary.stopped_by if run.summary else None
     early = f", ended early: {reason}" if reason else ""
     attack = config.get("attack") or {}
-    hostile = f", {attack.get('clients')} hostile clients ({attack.get('name')})"
+    hostile = ""
+    if attack.get("name", "none") != "none":
+        hostile = f", {attack.get('clients')} hostile clients ({attack.get('name')})"
     return (
-        f"{config['model']['model_name']} on {data}, strategy {config['federation']['strategy']}, "
-        f"{state}{early}{hostile if attack.get('name', 'none') != 'none' else ''}"
+        f"model {_short(config['model']['model_name'])} on {_data(config)}, "
+        f"strategy {config['federation']['strategy']}, {state}{early}{hostile}"
     )
+
+
+def _data(config: Mapping[str, Any]) -> str:
+    """The tasks, or the data set with its folder's name or its address in the hub."""
+    name, path = config["data"]["name"], config["data"].get("path")
+    return ", ".join(config["tasks"]) or (f"{_short(path)} ({name})" if path else name)
+
+
+def _short(name: str) -> str:
+    """The last part of a path of this machine; another name as it is."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def run_sections(run: RunRecord) -> list[Section]:
     """All sections; empty where the run has nothing for them."""
     return [
-        Section("Results", [Facts(results(run), "tiles"), *_retrieval(run)]),
+        Section("Results", [Facts(results(run), "tiles"), *_little(run), *_retrieval(run)]),
         Section("Rounds", _rounds(run)),
         Section("Sites", _sites(run)),
         Section("Predictions on the test set", _tested(run)),
@@ -68,12 +83,15 @@ def results(run: RunRecord) -> list[tuple[str, str]]:
     """The figures that a run ends with."""
     scored = [line for line in run.rounds if line.accuracy is not None]
     before, found = zero_shot(run), run.summary
+    what = "image-to-text recall@1" if captioned(run) else "accuracy"
     pairs = []
     if scored:
         last = scored[-1].accuracy
         assert last is not None
-        what = "image-to-text recall@1" if captioned(run) else "accuracy"
-        pairs = [(what, number(last)), ("zero-shot", number(before))]
+        pairs = [(what, number(last))]
+        if interval := interval_of(last, scored[-1].test_examples, tasks=bool(run.config["tasks"])):
+            pairs.append(("95 % interval", f"{interval} ({scored[-1].test_examples:,} images)"))
+        pairs.append(("zero-shot", number(before)))
         if before is not None:
             pairs.append(("gain", f"{last - before:+.3f}"))
         if spread := scored[-1].client_accuracy:
@@ -81,19 +99,34 @@ def results(run: RunRecord) -> list[tuple[str, str]]:
     if found is None:
         return pairs
     if found.best:
-        best = f"{number(found.best.accuracy)} (round {found.best.server_round})"
-        pairs.append(("best round by validation", best))
+        pairs += [
+            ("best round by validation", f"round {found.best.server_round}"),
+            (f"validation {what} of that round", number(found.best.validation_accuracy)),
+            (f"test {what} of that round", number(found.best.accuracy)),
+        ]
     if found.worst_class:
-        name = found.worst_class.name
-        worst = (
-            f"{number(found.worst_class.recall)} ({name if len(name) < 25 else name[:23] + '…'})"
-        )
-        pairs += [("recall of the worst class", worst), ("macro-F1", number(found.macro_f1))]
+        pairs += [("recall of the worst class", _worst(found)),
+                  ("macro-F1", number(found.macro_f1))]  # fmt: skip
         pairs.append(("always the commonest class", number(found.majority_class_rate)))
     pairs.append(("a site sends a round", f"{found.bytes_up_per_client_round / 1e6:.2f} MB"))
     if found.seconds is not None:
         pairs.append(("time", duration(found.seconds)))
     return pairs
+
+
+def _worst(found: Summary) -> str:
+    """The lowest recall of a class, with the class's name if others do better."""
+    assert found.worst_class is not None
+    name, recall = found.worst_class.name, found.worst_class.recall
+    if none_is_worse(recall, found.accuracy):
+        return f"{number(recall)} (of every class)"
+    return f"{number(recall)} ({name if len(name) < 25 else name[:23] + '…'})"
+
+
+def _little(run: RunRecord) -> list[Text]:
+    """That the test images are few, where they are."""
+    told = few(next((n for line in reversed(run.rounds) if (n := line.test_examples)), None))
+    return [Text(f"{told[0].upper()}{told[1:]}.")] if told else []
 
 
 def zero_shot(run: RunRecord) -> float | None:
@@ -221,7 +254,7 @@ def _what(run: RunRecord) -> list[Block]:
     lora, client = config["model"]["lora"], config["client"]
     pairs: list[tuple[str, Any]] = [
         ("model", config["model"]["model_name"]),
-        ("data", ", ".join(config["tasks"]) or config["data"]["name"]),
+        ("data", _data(config)),
         ("strategy", config["federation"]["strategy"]),
         ("LoRA rank, alpha", f"{lora['r']}, {lora['lora_alpha']}"),
         ("local epochs", client["local_epochs"]),

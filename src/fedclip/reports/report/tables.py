@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from fedclip.reports.closing import number
-from fedclip.reports.report.blocks import Block, Cell, Picture, Pictures, Table
+from fedclip.reports.report.blocks import Block, Cell, Picture, Pictures, Table, Text
 from fedclip.reports.report.record import LastPredictions, Layer, Partition
 
 MOST_CLASSES = 20  # with a column of their own
@@ -56,14 +56,15 @@ def tested_blocks(task: str, tested: LastPredictions) -> list[Block]:
     blocks: list[Block] = [
         _matrix(tested, suffix) if len(names) <= MOST_CLASSES else _confusions(tested, suffix)
     ]
+    if tested.confusion and all(row[0] == row[1] for row in tested.confusion):
+        blocks.append(Text(f"No mistakes on the test images{suffix}."))
     for right, words in ((False, "Wrong answers, the surest first"), (True, "Right answers")):
         shown = [
-            Picture(
-                one.image, names[one.label], names[one.predicted], f"{one.confidence:.0%}", right
-            )
+            Picture(one.image, names[one.label], names[one.predicted], f"{one.confidence:.0%}",
+                    right, one.place)
             for one in tested.samples
             if (one.label == one.predicted) == right
-        ]
+        ]  # fmt: skip
         if shown:
             told = f"{words}{suffix}: the true class, what was predicted, how surely"
             blocks.append(Pictures(told, shown))
