@@ -60,10 +60,10 @@ def base_with_quick_gelu(folder):
     return folder / "base"
 
 
-def data(sizes):
+def data(sizes, side=32):
     rng = np.random.default_rng(0)
     total = sum(sizes.values())
-    pixels = rng.integers(0, 255, (total, 3, 32, 32), dtype=np.uint8)
+    pixels = rng.integers(0, 255, (total, 3, side, side), dtype=np.uint8)
     labels = rng.integers(0, 4, total)
     ends = np.cumsum(list(sizes.values()))
     clients = {c: np.arange(e - n, e) for (c, n), e in zip(sizes.items(), ends, strict=True)}
