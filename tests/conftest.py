@@ -21,17 +21,27 @@ if TYPE_CHECKING:
 # Files that take seconds, by room: `make quick` leaves them out.
 SLOW = {
     "": "catalog",
-    "adapters": "export inspect load load_digests merge python serve serve_process",
-    "data": "fixed_test_set loading picture_sizes picture_types splits",
-    "deploy": "coordinator_run flower_supervisor remote remote_hostile",
-    "evaluation": "breakdown unseen",
-    "experiment": "bench bench_tuning build checkpoint early_stopping privacy run",
+    "adapters": "card export inspect load load_digests merge predict python serve serve_process",
+    "cli": "console start",
+    "data": "cache fixed_test_set loading partition picture_sizes picture_types splits",
+    "deploy": """
+        coordinator_run flower_supervisor keys log masked_engine remote remote_hostile
+        remote_masked site_consent site_privacy statement status
+    """,
+    "evaluation": "breakdown metrics unseen",
+    "experiment": """
+        audit bench bench_tuning build checkpoint early_stopping privacy run run_attacked
+        run_masked run_report
+    """,
     "federated": """
         engines_agree engines_private engines_sharded engines_static engines_strategies
         engines_threads privacy_accounting robust
     """,
-    "models": "adapter_io clip linear_head lora_settings model_config peft_lora tiny",
-    "reports": "listener",
+    "models": """
+        adapter_io clip linear_head lora_settings model_config peft_lora state tiny weight_delta
+        wrapper
+    """,
+    "reports": "listener report trackers",
     "system": """
         bad_input best_round captions centralised docs doors examples extending fuzz guide kills
         notebook resume_strategies strategies_peft tasks your_images

@@ -80,6 +80,7 @@ def test_validate_loads_no_torch() -> None:
     assert loaded(work, HEAVY) == ""
 
 
+@pytest.mark.slow
 def test_a_run_starts_without_what_it_needs_at_its_end() -> None:
     late = ("datasets", "flwr_datasets", "matplotlib", "pandas", "sklearn")
     assert loaded("import fedclip.experiment.run", late) == ""
