@@ -197,7 +197,7 @@ def cells() -> Iterator[tuple[str, Cell]]:
     """All that is measured, by name, the most telling first."""
     for target in EPSILONS:
         yield f"accuracy/{target}/0", _accuracy(target, 0)
-    private, plain = (partial(example_audit, canaries=400, trainings=n) for n in (2, 1))
+    private, plain = (partial(example_audit, canaries=400, trainings=n) for n in (4, 1))
     direction, attack = (
         partial(direction_audit, canaries=400),
         partial(membership_audit, trainings=2),

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.markdown import markdown_table
+from fedclip.catalog import own_rows
 
 ROBUST_PAGE = "docs/explanation-robust.md"
 PRIVACY_PAGES = {"docs/how-to-privacy.md": "en", "docs/how-to-privacy.zh-CN.md": "zh"}
@@ -58,7 +59,26 @@ def robust_tables(results: Path) -> dict[str, str]:
         tables.append(markdown_table([heading, *ATTACKS.values()], rows))
     commit = details.get("cells_commit", result["commit"])[:8]
     about = f"Commit `{commit}`; `python -m benchmarks.participants`."
-    return {"attacks": "\n\n".join([*tables, about])}
+    return {"attacks": "\n\n".join([*tables, about]), "attacks-full": _all_layers(results)}
+
+
+def _all_layers(results: Path) -> str:
+    """Accuracy of one seed with adapters in all layers, and how often the backdoor opens."""
+    result = json.loads((results / "attacks.json").read_text("utf-8"))
+    arms = {tuple(name.split(".name-")): arm for name, arm in result["details"]["arms"].items()}
+    attacks = list(dict.fromkeys(attack for _, attack in sorted(arms)))
+    attacks.sort(key=["none", *own_rows("attacks")].index)
+    rows = [
+        [RULES.get(rule, f"`{rule}`")]
+        + [f"{arms[rule, attack]['accuracy']['mean']:.3f}" for attack in attacks]
+        + [f"{arms[rule, 'backdoor']['backdoor_success']:.2f}"]
+        for rule in sorted({rule for rule, _ in arms}, key=ORDER.index)
+    ]
+    heading = ["all layers, Dirichlet 0.3", *(a.replace("_", " ") for a in attacks), "opened"]
+    table = markdown_table(heading, rows)
+    return (
+        f"{table}\n\nCommit `{result['commit'][:8]}`; `{result['details']['command']} --seeds 0`."
+    )
 
 
 def _cell(row: dict[str, float], runs: dict[str, int], details: Any, attack: str) -> str:
