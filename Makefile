@@ -62,7 +62,7 @@ accountant: install
 		$(VENV)-accountant/bin/python -m pip install -q dp-accounting==0.6.0 || \
 		{ echo "dp-accounting could not be installed; its test is skipped"; rm -rf $(VENV)-accountant; }
 	@if [ -x $(VENV)-accountant/bin/python ]; then \
-		export FEDCLIP_DP_ACCOUNTING=$(CURDIR)/$(VENV)-accountant/bin/python; fi; \
+		export FEDCLIP_DP_ACCOUNTING=$(abspath $(VENV)-accountant)/bin/python; fi; \
 		$(TEST_ENV) $(BIN)/python -m pytest -rs -k dp_accounting tests/federated/test_privacy_accounting.py
 
 check: install
