@@ -2,9 +2,11 @@
 
 from itertools import zip_longest
 
+import hypothesis as h
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from fedclip.device import product_dtype
 from fedclip.federated.engines import private
@@ -240,6 +242,24 @@ def test_gradients_of_examples_are_vmaps(options, count, side):
         for own in (means.values(), [moved[n] - mean for n, mean in means.items()])
     )
     assert difference.norm() <= 1e-5 * whole.norm()
+
+
+@h.settings(max_examples=1000, deadline=None)
+@h.given(st.integers(0, 10**6), st.integers(1, 6), st.floats(1e-6, 1e6))
+def test_one_row_more_changes_the_clipped_sums_by_the_norm_at_most(seed, rows, scale):
+    generator = torch.Generator().manual_seed(seed)
+    gradients = {
+        "a": scale * torch.randn(rows, 3, 2, generator=generator),
+        "b": scale * torch.randn(rows, 4, generator=generator),
+    }
+    owner = torch.randint(0, 2, (rows,), generator=generator)
+    sums = []
+    for count in (rows, rows - 1):
+        of_clients = {name: torch.zeros(2, *g.shape[1:]) for name, g in gradients.items()}
+        part = {name: g[:count] for name, g in gradients.items()}
+        private._add_clipped(of_clients, part, owner[:count], 0.3)
+        sums.append(torch.cat([t.flatten() for t in of_clients.values()]).double())
+    assert (sums[0] - sums[1]).norm() <= 0.3 * (1 + 1e-5)
 
 
 def test_one_example_more_changes_the_sum_by_the_norm_at_most():
