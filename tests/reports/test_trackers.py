@@ -155,7 +155,7 @@ def test_a_fault_costs_one_warning_and_leaves_no_gap(tmp_path: Path) -> None:
     assert [number for number, _, _ in book(tmp_path)] == [0, 1, 2, 3, 4]
 
 
-class Silent(Tracker):
+class Silent(Book):
     """A server that takes the connection and says nothing."""
 
     released = threading.Event()
@@ -175,6 +175,18 @@ def test_the_run_waits_for_no_silent_server(
     with pytest.warns(FedclipWarning, match=r"http://silent.example does not answer; the run goes"):
         ended(tracking(tmp_path, Silent, range(3)))  # the thread still waits
     Silent.released.set()
+
+
+class Mute(Tracker):
+    """A tracker that somebody forgot to finish: it opens, and logs nothing."""
+
+    def open(self) -> int:
+        return -1
+
+
+def test_a_tracker_that_cannot_log_is_refused_before_the_first_round(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"tracking: own cannot be made: .*Mute.* log"):
+        tracking(tmp_path, Mute, range(0))
 
 
 class Remote(Book):

@@ -19,7 +19,6 @@ from fedclip.reports.curves import ACCURACY_AXIS
 from fedclip.reports.report.record import RoundLine, TimeLine
 
 _INK = "#010203"  # stands for the colour of the page's text, light or dark
-_GROUND = "#010204"  # and this for that of the ground
 _COLOURS = ("#2f7dc0", "#d9691e", "#2f9960", "#a35bb5", "#b8860b", "#5f7d8c")
 _DASHES = ("-", "--", "-.", ":")
 _STYLE: dict[Any, Any] = {
@@ -27,9 +26,8 @@ _STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.axisbelow": True,  # no grid across bars, nor across the words of a legend
-    "legend.facecolor": _GROUND,
-    "legend.edgecolor": "none",
+    "axes.axisbelow": True,  # no grid across bars
+    "legend.frameon": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "grid.alpha": 0.25,
@@ -128,8 +126,7 @@ def figure_svg(figure: Figure, title: str) -> Markup:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
     svg = re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)
     told = f'<svg role="img" aria-label="{escape(title)}"'
-    svg = svg.replace(_INK, "currentColor").replace(_GROUND, "var(--ground)")
-    return Markup(svg.replace("<svg", told, 1))
+    return Markup(svg.replace(_INK, "currentColor").replace("<svg", told, 1))
 
 
 def _svg(draw: Callable[[Axes], None], title: str, x: str, y: str) -> Markup:

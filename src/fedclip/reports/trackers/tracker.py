@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class TrackedRun:
     config: Mapping[str, Any]
 
 
-class Tracker:
+class Tracker(ABC):
     """Where a run's figures go; its methods are called in a thread that the run does not wait for.
 
     What a method raises becomes a warning, and after the next round the tracker is asked again.
@@ -50,18 +51,18 @@ class Tracker:
         """The address of the server; None of a tracker that writes files."""
         return None
 
-    def load(self) -> None:
+    def load(self) -> None:  # noqa: B027  # may be left out
         """Imports what is slow to import; of a tracker with a server once that has answered."""
 
+    @abstractmethod
     def open(self) -> int:
         """Begins, or goes on with, the tracker's record of the run: its last round there, or -1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log(self, server_round: int, figures: Mapping[str, float], at: float) -> None:
         """Logs a round, whole or not at all; `at` is its time in seconds since 1970."""
-        raise NotImplementedError
 
-    def close(self, finished: bool) -> None:
+    def close(self, finished: bool) -> None:  # noqa: B027  # may be left out
         """Ends the record, of a run that has finished or was stopped."""
 
     def ask_server(self) -> None:
